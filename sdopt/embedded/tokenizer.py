@@ -1,0 +1,92 @@
+"""The CLIP tokenizer files of a small vocabulary: exactly one token per word."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdopt.embedded.scenes import VOCABULARY
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+MAX_TOKENS = 32
+"""Length every caption is padded to; the longest one has 27 tokens with its two end marks."""
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+_WORD_END = "</w>"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Writes vocab.json, merges.txt and tokenizer_config.json of `build_tokenizer` to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = learn_merges(VOCABULARY)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    (folder / "vocab.json").write_text(json.dumps(_vocabulary(merges), indent=0) + "\n")
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MAX_TOKENS,
+        "bos_token": START,
+        "eos_token": END,
+        "pad_token": END,
+        "unk_token": END,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_tokenizer(folder: Path) -> "CLIPTokenizer":
+    """The tokenizer in `folder`, as diffusers would load it."""
+    from transformers import CLIPTokenizer
+
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(str(folder))
+    return tokenizer
+
+
+def vocabulary_size() -> int:
+    """Number of tokens: letters, parts of words, words and the two end marks."""
+    return len(_vocabulary(learn_merges(VOCABULARY)))
+
+
+def end_token() -> int:
+    """The id of the end mark, which also pads."""
+    return _vocabulary(learn_merges(VOCABULARY))[END]
+
+
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges after which each word is one token.
+
+    A later merge ranks lower, so it is only tried when no earlier one applies: it cannot take
+    apart a word that was finished before.
+    """
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        while len(parts := _apply(merges, word)) > 1:
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _apply(merges: list[tuple[str, str]], word: str) -> list[str]:
+    parts = [*word[:-1], word[-1] + _WORD_END]
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    while pairs := [p for p in zip(parts, parts[1:], strict=False) if p in ranks]:
+        parts = _merge(parts, min(pairs, key=ranks.__getitem__))
+    return parts
+
+
+def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    letters = [*_LETTERS, *(letter + _WORD_END for letter in _LETTERS)]
+    tokens = dict.fromkeys([*letters, *(left + right for left, right in merges), START, END])
+    return {token: number for number, token in enumerate(tokens)}
