@@ -1,0 +1,40 @@
+"""The errors that a user's mistake or a broken file raises, in one place.
+
+ValueError
+└── SdoptError            every error of this package
+    ├── UnknownNameError  a level, source or prompt word that does not exist
+    ├── BrokenFileError   a baseline, history, prompt or model file that cannot be used
+    └── SourceError       weights that cannot be had
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SdoptError(ValueError):
+    """A mistake that the message names, with the choices and the next step."""
+
+
+class UnknownNameError(SdoptError):
+    """A name that is none of the choices; the message lists them and the nearest one."""
+
+    def __init__(
+        self, kind: str, name: object, choices: Iterable[str], next_step: str = ""
+    ) -> None:
+        self.choices = tuple(choices)
+        near = difflib.get_close_matches(str(name), self.choices, n=1)
+        message = f"unknown {kind} {name!r}"
+        if near:
+            message += f" (did you mean {near[0]!r}?)"
+        message += f"; choose from: {', '.join(self.choices)}"
+        super().__init__(message + (f"; {next_step}" if next_step else ""))
+
+
+class BrokenFileError(SdoptError):
+    """A file that is missing, truncated or holds something else; it is left as it is."""
+
+
+class SourceError(SdoptError):
+    """A source of weights that cannot be loaded here."""

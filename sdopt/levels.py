@@ -1,0 +1,142 @@
+"""The ladder: one frozen row per optimization level, each one change away from its reference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from sdopt.errors import SdoptError, UnknownNameError
+
+Decoder = Literal["full-vae", "tiny-vae"]
+Scheduler = Literal["euler-ancestral", "dpm-solver++2m"]
+
+DECODERS: tuple[Decoder, ...] = ("full-vae", "tiny-vae")
+SCHEDULERS: tuple[Scheduler, ...] = ("euler-ancestral", "dpm-solver++2m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One optimization level.
+
+    `reference` names the level that this one differs from by one change and against which its
+    quality cost is measured. `cfg_cutoff` is the fraction of the steps after which classifier-free
+    guidance is dropped; None keeps it to the end.
+    """
+
+    name: str
+    why: str
+    reference: str | None = None
+    compiled: bool = False
+    channels_last: bool = False
+    tf32: bool = False
+    decoder: Decoder = "full-vae"
+    scheduler: Scheduler = "euler-ancestral"
+    steps: int = 30
+    cfg_cutoff: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise UnknownNameError("decoder", self.decoder, DECODERS)
+        if self.scheduler not in SCHEDULERS:
+            raise UnknownNameError("scheduler", self.scheduler, SCHEDULERS)
+        if self.steps < 1:
+            raise SdoptError(f"level {self.name!r}: steps is {self.steps}; it must be 1 or more")
+        if self.cfg_cutoff is not None and not 0.0 <= self.cfg_cutoff < 1.0:
+            raise SdoptError(
+                f"level {self.name!r}: cfg_cutoff is {self.cfg_cutoff}; "
+                "it is a fraction of the steps, 0 <= cfg_cutoff < 1"
+            )
+
+    def then(self, name: str, *, why: str, **changes: Any) -> Level:
+        """This level with the named changes; this level is the new one's reference."""
+        return replace(self, name=name, why=why, reference=self.name, **changes)
+
+    def guided_steps(self, steps: int | None = None) -> int:
+        """Steps that evaluate both branches of classifier-free guidance.
+
+        The cutoff acts after the step with index `int(cfg_cutoff * steps)`, so that step is still
+        guided: 0.4 of 20 steps gives 9.
+        """
+        steps = self.steps if steps is None else steps
+        if self.cfg_cutoff is None:
+            return steps
+        return min(steps, int(self.cfg_cutoff * steps) + 1)
+
+    def unet_batches(self, steps: int | None = None) -> tuple[int, ...]:
+        """UNet batch size at each step of one guided image: 2 while guided, then 1."""
+        steps = self.steps if steps is None else steps
+        guided = self.guided_steps(steps)
+        return (2,) * guided + (1,) * (steps - guided)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, as stored beside a measurement."""
+        return asdict(self)
+
+
+BASELINE = Level(name="baseline", why="plain diffusers: eager, full VAE, Euler Ancestral, 30 steps")
+TUNED = BASELINE.then(
+    "tuned",
+    why="channels-last weights, TF32 and cuDNN's algorithm search, still eager",
+    channels_last=True,
+    tf32=True,
+)
+COMPILED = TUNED.then(
+    "compiled", why="Inductor fuses the UNet's and the decoder's small kernels", compiled=True
+)
+COMPILED_TINY_VAE = COMPILED.then(
+    "compiled-tiny-vae",
+    why="a distilled decoder with a fraction of the VAE's arithmetic",
+    decoder="tiny-vae",
+)
+EULER_20 = COMPILED.then("euler-20", why="a third fewer steps", steps=20)
+DPM_20 = EULER_20.then(
+    "dpm-20",
+    why="a second-order solver, which needs fewer steps for the same picture",
+    scheduler="dpm-solver++2m",
+)
+EULER_20_CUTOFF = EULER_20.then(
+    "euler-20-cutoff",
+    why="no unconditional branch once guidance has set the layout",
+    cfg_cutoff=0.4,
+)
+DPM_20_CUTOFF = DPM_20.then(
+    "dpm-20-cutoff",
+    why="no unconditional branch once guidance has set the layout",
+    cfg_cutoff=0.4,
+)
+FINAL = DPM_20_CUTOFF.then(
+    "final", why="everything above with the Tiny VAE: the published end point", decoder="tiny-vae"
+)
+
+LEVELS: dict[str, Level] = {
+    level.name: level
+    for level in (
+        BASELINE,
+        TUNED,
+        COMPILED,
+        COMPILED_TINY_VAE,
+        EULER_20,
+        DPM_20,
+        EULER_20_CUTOFF,
+        DPM_20_CUTOFF,
+        FINAL,
+    )
+}
+
+
+def get_level(name: str) -> Level:
+    """The level of that name. Raises UnknownNameError with the choices."""
+    if name not in LEVELS:
+        raise UnknownNameError("level", name, LEVELS)
+    return LEVELS[name]
+
+
+def cost_is_comparable(level: Level, reference: Level) -> bool:
+    """Whether the SSIM between the two measures what the change costs.
+
+    A stochastic sampler adds fresh noise at every step, so against another sampler or another
+    number of its own steps the difference of the pictures is the sampler's, not a loss.
+    """
+    if level.scheduler != reference.scheduler:
+        return False
+    return level.scheduler != "euler-ancestral" or level.steps == reference.steps

@@ -1,0 +1,1 @@
+"""Measurements of a pipeline; each returns plain frozen data."""

@@ -1,0 +1,97 @@
+"""Proof that a level took effect: what was observed against what its fields promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sdopt.levels import Level
+from sdopt.measure.observe import Observation
+
+DECODER_CLASSES = {"full-vae": "AutoencoderKL", "tiny-vae": "AutoencoderTiny"}
+SCHEDULER_CLASSES = {
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", None),
+    "dpm-solver++2m": ("DPMSolverMultistepScheduler", "dpmsolver++"),
+}
+
+
+def missing_effects(level: Level, seen: Observation, dtype: str) -> tuple[str, ...]:
+    """One sentence for each field of the level that did not take effect; empty is the proof.
+
+    `dtype` is what the UNet has to compute in, for example 'float16'.
+    """
+    return tuple(
+        sentence
+        for proof in (_dtype, _layout, _tf32, _decoder, _scheduler, _evaluations, _compiled)
+        for sentence in proof(level, seen, dtype)
+    )
+
+
+def _dtype(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    for part in ("unet", "decoder"):
+        found = {call.dtype for call in seen.calls_of(part)}
+        if found != {dtype}:
+            yield f"dtype: the {part} computed in {sorted(found) or 'nothing'}, not {dtype}"
+
+
+def _layout(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    for part, found in seen.channels_last.items():
+        if found != level.channels_last:
+            yield (
+                f"memory format: the {part}'s weights are {'' if found else 'not '}channels-last, "
+                f"the level wants channels_last={level.channels_last}"
+            )
+
+
+def _tf32(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    if set(seen.tf32) != {level.tf32}:
+        yield f"TF32: allowed during UNet calls: {set(seen.tf32)}, the level wants {level.tf32}"
+
+
+def _decoder(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    wanted = DECODER_CLASSES[level.decoder]
+    if seen.decoder_class != wanted:
+        yield f"decoder: it is {seen.decoder_class}, the level wants {wanted}"
+    if len(seen.calls_of("decoder")) != 1:
+        yield f"decoder: it was called {len(seen.calls_of('decoder'))} times, not once"
+
+
+def _scheduler(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    wanted = SCHEDULER_CLASSES[level.scheduler]
+    if (seen.scheduler_class, seen.scheduler_algorithm) != wanted:
+        yield (
+            f"scheduler: it is {seen.scheduler_class} ({seen.scheduler_algorithm}), "
+            f"the level wants {wanted[0]} ({wanted[1]})"
+        )
+    if seen.scheduler_steps != level.steps:
+        yield f"steps: the scheduler made {seen.scheduler_steps}, the level wants {level.steps}"
+
+
+def _evaluations(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    if seen.unet_batches != level.unet_batches():
+        yield (
+            f"UNet evaluations: batch sizes {_runs(seen.unet_batches)}, "
+            f"the level wants {_runs(level.unet_batches())}"
+        )
+
+
+def _compiled(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    for part in ("unet", "decoder"):
+        calls = seen.calls_of(part)
+        compiled = sum(call.graphs > 0 for call in calls)
+        wanted = len(calls) if level.compiled else 0
+        if compiled != wanted:
+            yield (
+                f"compile: Inductor code ran in {compiled} of {len(calls)} {part} calls, "
+                f"the level wants {wanted}"
+            )
+
+
+def _runs(batches: tuple[int, ...]) -> str:
+    """For example '9 x 2 + 11 x 1' for nine calls of batch 2, then eleven of batch 1."""
+    runs: list[list[int]] = []
+    for batch in batches:
+        if runs and runs[-1][1] == batch:
+            runs[-1][0] += 1
+        else:
+            runs.append([1, batch])
+    return " + ".join(f"{count} x {batch}" for count, batch in runs) or "none"

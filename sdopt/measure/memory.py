@@ -1,0 +1,45 @@
+"""CUDA memory of one steady picture; on the CPU there is no such figure, and none is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdopt.workload import Request, generate
+
+if TYPE_CHECKING:
+    from sdopt.pipeline import LevelPipeline
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peaks of one picture in MiB.
+
+    `peak_allocated_mib` misses the private pools of CUDA graphs, so what the allocator reserved and
+    what the device as a whole has in use are kept beside it.
+    """
+
+    peak_allocated_mib: float
+    peak_reserved_mib: float
+    device_used_mib: float
+
+
+def memory(pipeline: LevelPipeline, request: Request) -> Memory | None:
+    """The peaks of one picture of a warm pipeline, or None without CUDA."""
+    device = pipeline.device
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    generate(pipeline, request)
+    torch.cuda.synchronize(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return Memory(
+        peak_allocated_mib=torch.cuda.max_memory_allocated(device) / MIB,
+        peak_reserved_mib=torch.cuda.max_memory_reserved(device) / MIB,
+        device_used_mib=(total - free) / MIB,
+    )

@@ -1,0 +1,212 @@
+"""Watch a pipeline make one picture: what ran, how often, on what, by whose code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from sdopt.workload import Request, generate
+
+if TYPE_CHECKING:
+    from sdopt.pipeline import LevelPipeline
+
+Shapes = tuple[tuple[int, ...], ...]
+PARTS = ("text_encoder", "unet", "decoder")
+CALL_MARK = "sdopt::call "
+GRAPH_MARK = "## Call CompiledFxGraph"
+"""How Inductor names each run of a compiled graph in a profile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a part of the pipeline.
+
+    `shapes` are those of its tensor arguments; `graphs` counts the Inductor graphs that ran inside
+    it: 0 for eager code, more than 1 after a graph break.
+    """
+
+    part: str
+    shapes: Shapes
+    dtype: str
+    graphs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What happened during one picture.
+
+    `channels_last` tells for the UNet and the decoder whether every weight of a convolution wider
+    than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled meanwhile.
+    """
+
+    calls: tuple[Call, ...]
+    scheduler_class: str
+    scheduler_algorithm: str | None
+    scheduler_steps: int
+    decoder_class: str
+    channels_last: dict[str, bool]
+    tf32: tuple[bool, ...]
+    new_graphs: int
+
+    def calls_of(self, part: str) -> tuple[Call, ...]:
+        """The calls of one of PARTS, in order."""
+        return tuple(call for call in self.calls if call.part == part)
+
+    @property
+    def unet_batches(self) -> tuple[int, ...]:
+        """The batch size of every UNet call."""
+        return tuple(call.shapes[0][0] for call in self.calls_of("unet"))
+
+
+def observe(pipeline: LevelPipeline, request: Request) -> Observation:
+    """Make the request's picture under watch; a pass of its own, never a timed one."""
+    calls: list[Call] = []
+    tf32: list[bool] = []
+    with ExitStack() as stack:
+        for part, module in parts(pipeline).items():
+            stack.enter_context(_recording(part, module, calls))
+        stack.enter_context(_before_call(pipeline.unet, lambda: tf32.append(tf32_is_on())))
+        steps = stack.enter_context(_counting_steps(pipeline.scheduler))
+        graphs_before = compiled_graphs()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            generate(pipeline, request)
+        new_graphs = compiled_graphs() - graphs_before
+    return Observation(
+        calls=_with_graphs(calls, _marked_times(profiler)),
+        scheduler_class=type(pipeline.scheduler).__name__,
+        scheduler_algorithm=pipeline.scheduler.config.get("algorithm_type"),
+        scheduler_steps=len(steps),
+        decoder_class=type(pipeline.vae).__name__,
+        channels_last={
+            "unet": is_channels_last(pipeline.unet),
+            "decoder": is_channels_last(pipeline.vae.decoder),
+        },
+        tf32=tuple(tf32),
+        new_graphs=new_graphs,
+    )
+
+
+def parts(pipeline: LevelPipeline) -> dict[str, Any]:
+    """The modules behind PARTS."""
+    return {
+        "text_encoder": pipeline.text_encoder,
+        "unet": pipeline.unet,
+        "decoder": pipeline.vae.decoder,
+    }
+
+
+def tf32_is_on() -> bool:
+    """Whether float32 matrix products and convolutions may use TF32 at this moment."""
+    return bool(torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32)
+
+
+def compiled_graphs() -> int:
+    """How many graphs Dynamo has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def is_channels_last(module: torch.nn.Module) -> bool:
+    """Whether all weights of convolutions wider than 1 x 1 are channels-last, and there are some.
+
+    Kernels of 1 x 1 have both layouts at once and prove nothing.
+    """
+    weights = [
+        layer.weight
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size != (1, 1)
+    ]
+    return bool(weights) and all(
+        weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        for weight in weights
+    )
+
+
+@contextmanager
+def _recording(part: str, module: Any, calls: list[Call]) -> Iterator[None]:
+    """Append a Call at each call of the module, and mark its time in the profile."""
+    marks: list[Any] = []
+
+    def begin(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+        calls.append(
+            Call(
+                part=part,
+                shapes=tuple(tuple(tensor.shape) for tensor in tensors),
+                dtype=str(tensors[0].dtype).removeprefix("torch."),
+            )
+        )
+        marks.append(record_function(f"{CALL_MARK}{len(calls) - 1}"))
+        marks[-1].__enter__()
+
+    def end(*_: Any) -> None:
+        marks.pop().__exit__(None, None, None)
+
+    handles = (
+        module.register_forward_pre_hook(begin, with_kwargs=True),
+        module.register_forward_hook(end),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _before_call(module: Any, action: Callable[[], None]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(lambda *_: action())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _counting_steps(scheduler: Any) -> Iterator[list[Any]]:
+    """The timesteps that `scheduler.step` was called with."""
+    timesteps: list[Any] = []
+    step = scheduler.step
+
+    def counted(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        timesteps.append(timestep)
+        return step(model_output, timestep, *args, **kwargs)
+
+    scheduler.step = counted
+    try:
+        yield timesteps
+    finally:
+        del scheduler.step
+
+
+def _marked_times(profiler: profile) -> list[tuple[str, int, int]]:
+    """Name, start and end in ns of every Inductor graph and every mark of ours.
+
+    Read from the raw trace: `profiler.events()` takes seconds to link the other 100,000 events.
+    """
+    results = profiler.profiler.kineto_results if profiler.profiler else None
+    if results is None:
+        raise RuntimeError("the profiler recorded nothing; is another profiler running?")
+    return [
+        (event.name(), event.start_ns(), event.end_ns())
+        for event in results.events()
+        if event.name().startswith((GRAPH_MARK, CALL_MARK))
+    ]
+
+
+def _with_graphs(calls: list[Call], times: list[tuple[str, int, int]]) -> tuple[Call, ...]:
+    """Give each call the number of Inductor graphs that ran within its mark."""
+    graphs = [(start, end) for name, start, end in times if name.startswith(GRAPH_MARK)]
+    marks = {name: (start, end) for name, start, end in times if name.startswith(CALL_MARK)}
+    counted = []
+    for index, call in enumerate(calls):
+        begin, finish = marks[f"{CALL_MARK}{index}"]
+        inside = sum(begin <= start and end <= finish for start, end in graphs)
+        counted.append(replace(call, graphs=inside))
+    return tuple(counted)

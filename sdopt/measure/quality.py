@@ -1,0 +1,61 @@
+"""Likeness of pictures: SSIM and PSNR of scikit-image, after a look for broken pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PSNR_CAP_DB = 100.0
+"""Stands for the infinite PSNR of equal pictures, which JSON cannot hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How alike two pictures are: SSIM (1 is equal) and PSNR in dB (at most PSNR_CAP_DB)."""
+
+    ssim: float
+    psnr_db: float
+
+
+def picture_fault(picture: NDArray[Any]) -> str | None:
+    """What makes a picture worthless, or None: NaN, black or constant.
+
+    `picture` is float from 0 to 1 or uint8, of shape (height, width, 3).
+    """
+    if not np.isfinite(picture).all():
+        return "NaN or infinite pixels"
+    if picture.max() <= 0:
+        return "a black picture"
+    if picture.min() == picture.max():
+        return "a constant picture"
+    return None
+
+
+def to_uint8(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Rounded to 0..255, as diffusers saves a picture."""
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+
+
+def likeness(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> Likeness:
+    """SSIM and PSNR of two RGB pictures of shape (height, width, 3), uint8.
+
+    SSIM with scikit-image's defaults (a uniform window of 7 pixels, averaged over the channels), as
+    in Wang et al. 2004. Raises ValueError for pictures of different shapes.
+    """
+    from skimage.metrics import mean_squared_error, structural_similarity
+
+    if picture.shape != other.shape:
+        raise ValueError(f"pictures of different shapes: {picture.shape} and {other.shape}")
+    ssim = structural_similarity(picture, other, channel_axis=2, data_range=255)
+    error = mean_squared_error(picture, other)
+    psnr = 10 * np.log10(255.0**2 / error) if error > 0 else PSNR_CAP_DB
+    return Likeness(ssim=float(ssim), psnr_db=float(min(psnr, PSNR_CAP_DB)))
+
+
+def worst(likenesses: dict[str, Likeness]) -> tuple[str, Likeness]:
+    """The prompt with the lowest SSIM, and its likeness."""
+    name = min(likenesses, key=lambda prompt: likenesses[prompt].ssim)
+    return name, likenesses[name]

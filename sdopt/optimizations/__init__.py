@@ -1,0 +1,1 @@
+"""What an `apply_*` of `sdopt.pipeline` needs beyond a call or two of diffusers."""

@@ -1,0 +1,199 @@
+"""Build a working diffusers pipeline for one level: one small `apply_*` per field, in order."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+)
+
+from sdopt.errors import SourceError
+from sdopt.levels import Level, get_level
+from sdopt.optimizations.cfg_cutoff import cutoff_callback, in_turn
+from sdopt.optimizations.compilation import compile_decoder, compile_unet
+from sdopt.optimizations.settings import process_settings
+from sdopt.sources import Source, resolve
+
+
+class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
+    """A StableDiffusionPipeline whose defaults are those of one level and one source.
+
+    Every argument of `StableDiffusionPipeline.__call__` works and overrides the level's own:
+    `num_inference_steps` and `guidance_scale` too. A `callback_on_step_end` runs
+    before the level's own.
+    """
+
+    level: Level
+    source: Source
+    step_callback: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as StableDiffusionPipeline does, with the level's settings in force."""
+        call = inspect.signature(StableDiffusionPipeline.__call__).bind(self, *args, **kwargs)
+        arguments = {**self._defaults(), **call.arguments, **call.arguments.get("kwargs", {})}
+        for name in ("self", "kwargs"):
+            arguments.pop(name, None)
+        self._check_prompts(arguments)
+        if self.step_callback is not None:
+            self._add_step_callback(arguments)
+        with process_settings(self.level):
+            return super().__call__(**arguments)
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            "num_inference_steps": self.level.steps,
+            "guidance_scale": self.source.guidance_scale,
+        }
+
+    def _check_prompts(self, arguments: dict[str, Any]) -> None:
+        for name in ("prompt", "negative_prompt"):
+            texts = arguments.get(name) or ()
+            for text in (texts,) if isinstance(texts, str) else texts:
+                self.source.check_prompt(text)
+
+    def _add_step_callback(self, arguments: dict[str, Any]) -> None:
+        own = arguments.get("callback_on_step_end")
+        tensors = list(arguments.get("callback_on_step_end_tensor_inputs", ["latents"]))
+        arguments["callback_on_step_end"] = (
+            in_turn(own, self.step_callback) if own else self.step_callback
+        )
+        arguments["callback_on_step_end_tensor_inputs"] = [
+            *tensors,
+            *({"prompt_embeds"} - set(tensors)),
+        ]
+
+
+def default_device() -> torch.device:
+    """The CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """float16 on CUDA, float32 on the CPU, whose half precision is emulated."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def load_pipeline(
+    level: str = "final", *, source: str | None = None, device: str | None = None
+) -> LevelPipeline:
+    """The pipeline of a level by name; see `sdopt.load_pipeline`."""
+    return build(resolve(source), get_level(level), torch.device(device) if device else None)
+
+
+def build(source: Source, level: Level, device: torch.device | None = None) -> LevelPipeline:
+    """Load the source's weights and apply the level's fields to them.
+
+    Raises SourceError if the weights cannot be loaded.
+    """
+    device = device or default_device()
+    pipeline = load_weights(source, default_dtype(device))
+    pipeline.level, pipeline.source = level, source
+    for apply in APPLY:
+        apply(pipeline, level)
+        pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_weights(source: Source, dtype: torch.dtype) -> LevelPipeline:
+    """The source's parts as one eager pipeline on the CPU."""
+    with quiet_loading(), reading(source):
+        pipeline: LevelPipeline = LevelPipeline.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            safety_checker=None,
+            requires_safety_checker=False,
+            local_files_only=True,
+        )
+    return pipeline
+
+
+def apply_decoder(pipeline: LevelPipeline, level: Level) -> None:
+    """Swap in the Tiny VAE (TAESD, https://github.com/madebyollin/taesd)."""
+    if level.decoder == "tiny-vae":
+        folder = pipeline.source.tiny_vae_folder
+        with reading(pipeline.source):
+            tiny = AutoencoderTiny.from_pretrained(folder, dtype=pipeline.unet.dtype)
+        pipeline.register_modules(vae=tiny)
+
+
+def apply_channels_last(pipeline: LevelPipeline, level: Level) -> None:
+    """NHWC weights, which convolutions on tensor cores read without a transposition."""
+    if level.channels_last:
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+
+
+def apply_scheduler(pipeline: LevelPipeline, level: Level) -> None:
+    """Euler Ancestral (k-diffusion) or DPM-Solver++ 2M, https://arxiv.org/abs/2211.01095."""
+    config = pipeline.scheduler.config
+    if level.scheduler == "dpm-solver++2m":
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            config, algorithm_type="dpmsolver++", solver_order=2
+        )
+    else:
+        scheduler = EulerAncestralDiscreteScheduler.from_config(config)
+    pipeline.register_modules(scheduler=scheduler)
+
+
+def apply_cfg_cutoff(pipeline: LevelPipeline, level: Level) -> None:
+    """Drop the unconditional branch after a fraction of the steps."""
+    if level.cfg_cutoff is not None:
+        pipeline.step_callback = cutoff_callback(level.cfg_cutoff)
+
+
+def apply_compiled(pipeline: LevelPipeline, level: Level) -> None:
+    """Compile the UNet and the decoder with Inductor; nothing runs until the first call."""
+    if level.compiled:
+        compile_unet(pipeline.unet)
+        compile_decoder(pipeline.vae)
+
+
+# Weights are swapped and laid out before they are compiled; steps and TF32 act at each call.
+APPLY: tuple[Callable[[LevelPipeline, Level], None], ...] = (
+    apply_decoder,
+    apply_channels_last,
+    apply_scheduler,
+    apply_cfg_cutoff,
+    apply_compiled,
+)
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """Name the source whose weights cannot be read."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError) as error:
+        raise SourceError(
+            f"source {source.name!r}: {source.folder} cannot be loaded: {error}; "
+            "check that the folder is complete, or save it again"
+        ) from error
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars of diffusers and transformers while weights are read."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [
+        log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()
+    ]
+    for log in loggers:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in loggers:
+            log.enable_progress_bar()
