@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sdopt.levels import Level
-from sdopt.measure.observe import Observation
+from sdopt.measure.observation import Observation
 
 DECODER_CLASSES = {"full-vae": "AutoencoderKL", "tiny-vae": "AutoencoderTiny"}
 SCHEDULER_CLASSES = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Pictures = Mapping[str, NDArray[np.float32]]
+"""Pictures by prompt name, as `workload.generate` makes them."""
 
 PSNR_CAP_DB = 100.0
 """Stands for the infinite PSNR of equal pictures, which JSON cannot hold."""
@@ -55,7 +59,41 @@ def likeness(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> Likeness:
     return Likeness(ssim=float(ssim), psnr_db=float(min(psnr, PSNR_CAP_DB)))
 
 
-def worst(likenesses: dict[str, Likeness]) -> tuple[str, Likeness]:
-    """The prompt with the lowest SSIM, and its likeness."""
-    name = min(likenesses, key=lambda prompt: likenesses[prompt].ssim)
-    return name, likenesses[name]
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Pictures against others, by prompt: how alike they are, or what makes them worthless."""
+
+    likeness: dict[str, Likeness]
+    faults: dict[str, str]
+
+    @property
+    def ssim(self) -> dict[str, float]:
+        """SSIM by prompt."""
+        return {name: value.ssim for name, value in self.likeness.items()}
+
+    @property
+    def psnr_db(self) -> dict[str, float]:
+        """PSNR in dB by prompt."""
+        return {name: value.psnr_db for name, value in self.likeness.items()}
+
+
+def compare(pictures: Pictures, others: Mapping[str, NDArray[np.uint8]]) -> Comparison:
+    """Compare each picture with the other of the same prompt; `others` may hold fewer prompts.
+
+    A picture that is NaN, black or constant is a fault and gets no likeness.
+    """
+    faults = picture_faults({name: pictures[name] for name in others})
+    return Comparison(
+        likeness={
+            name: likeness(to_uint8(pictures[name]), other)
+            for name, other in others.items()
+            if name not in faults
+        },
+        faults=faults,
+    )
+
+
+def picture_faults(pictures: Pictures) -> dict[str, str]:
+    """The prompts whose pictures are worthless, with the reason."""
+    found = {name: picture_fault(picture) for name, picture in pictures.items()}
+    return {name: what for name, what in found.items() if what}

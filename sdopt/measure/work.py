@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdopt.measure.observe import Call, Observation, Shapes, parts
+from sdopt.measure.observation import Call, Observation, Shapes, parts
 
 if TYPE_CHECKING:
     from sdopt.pipeline import LevelPipeline

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from sdopt.measure.observe import compiled_graphs
+from sdopt.measure.observation import compiled_graphs
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:

@@ -1,0 +1,301 @@
+"""Baselines on disk: histories per hardware and source, and pictures per level and prompt."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from sdopt.errors import BrokenFileError
+from sdopt.workload import Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+SCHEMA = 1
+RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
+IMAGE_TEXT_KEY = "sdopt"
+SMI_FORMAT = ("--format=csv,noheader,nounits",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a measurement was made on. Runs of different `key` are never compared."""
+
+    name: str
+    memory_gib: int
+    detail: str
+
+    @property
+    def key(self) -> str:
+        """The folder name, for example 'nvidia-h100-80gb-hbm3-80gib-700w'."""
+        return _slug(f"{self.name}-{self.memory_gib}gib-{self.detail}")
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory_gib} GiB, {self.detail}"
+
+
+def hardware_of(device: torch.device) -> Hardware:
+    """Name, memory and power limit of a CUDA device; name, memory and cores of a CPU."""
+    if device.type == "cuda":
+        return _cuda_hardware(device)
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Hardware(
+        name=f"cpu {_cpu_name()}",
+        memory_gib=round(pages / 2**30),
+        detail=f"{len(os.sched_getaffinity(0))} cores",
+    )
+
+
+def _cuda_hardware(device: torch.device) -> Hardware:
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return Hardware(
+        name=properties.name,
+        memory_gib=round(properties.total_memory / 2**30),
+        detail=f"{_power_limit_w(str(properties.uuid))} W",
+    )
+
+
+def _power_limit_w(uuid: str) -> int:
+    """The enforced power limit in watts, as `nvidia-smi` reads it.
+
+    Raises BrokenFileError if it cannot be had: without it two cards would share one key.
+    """
+    command = ("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", *SMI_FORMAT)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return round(float(answer.stdout.strip()))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise BrokenFileError(
+            f"the power limit of GPU {uuid} cannot be read ({error}), and it is part of the "
+            f"hardware key; see what `{' '.join(command)}` says"
+        ) from error
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a temporary name beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(path, content)
+    temporary.replace(path)
+
+
+def _write_temporary(path: Path, content: bytes) -> Path:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+    except BaseException:
+        temporary.unlink()
+        raise
+    return temporary
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """One run of a history: its metrics per level and the tests that reached a verdict."""
+
+    path: Path
+    metrics: Mapping[str, Mapping[str, Any]]
+    judged: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def history_folder(root: Path, hardware: Hardware, baseline_set: str) -> Path:
+    """Where the runs of this hardware and baseline set are kept."""
+    return root / "history" / hardware.key / baseline_set
+
+
+def save_run(folder: Path, name: str, run: Mapping[str, Any]) -> Path:
+    """Store a run under the next free number and return its path; never replaces a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((_number(path) for path in _runs(folder)), default=0)
+    content = json.dumps(run, indent=1, allow_nan=False).encode()
+    temporary = _write_temporary(folder / f"{name}.json", content)
+    try:
+        while True:
+            number += 1
+            path = folder / f"{number:04}_{name}.json"
+            if any(_number(other) == number for other in _runs(folder)):
+                continue
+            try:
+                # A link, unlike a rename, fails if another process took the name meanwhile.
+                os.link(temporary, path)
+                return path
+            except FileExistsError:
+                continue
+    finally:
+        temporary.unlink()
+
+
+def find_run(folder: Path, wanted: str | None) -> Path:
+    """The newest run of a folder, or the one `wanted` names by number, name or path.
+
+    Raises BrokenFileError that says how to make one if there is none.
+    """
+    if wanted and Path(wanted).is_file():
+        return Path(wanted)
+    runs = sorted(_runs(folder), key=_number)
+    if wanted:
+        digits = wanted.zfill(4) if wanted.isdigit() else wanted
+        runs = [path for path in runs if path.name.startswith(digits)]
+    if not runs:
+        which = f"run {wanted!r}" if wanted else "stored run"
+        raise BrokenFileError(f"no {which} for this hardware and source in {folder}")
+    return runs[-1]
+
+
+def _runs(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.json") if RUN_NAME.fullmatch(path.name)]
+
+
+def _number(path: Path) -> int:
+    found = RUN_NAME.fullmatch(path.name)
+    return int(found.group(1)) if found else 0
+
+
+def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
+    """A stored run, checked. Raises BrokenFileError for a broken or foreign one."""
+    data = _read_json(path)
+    block = data.get("sdopt")
+    if not isinstance(block, dict) or block.get("schema") != SCHEMA:
+        raise BrokenFileError(
+            f"{path} was not written by this suite: its 'sdopt' block is "
+            f"{'of another schema' if block else 'missing'}"
+        )
+    for name, here in (("hardware", hardware.key), ("baseline_set", baseline_set)):
+        if block.get(name) != here:
+            raise BrokenFileError(
+                f"{path} is of another {name.replace('_', ' ')}: {block.get(name)!r}, "
+                f"this run is {here!r}"
+            )
+    try:
+        return StoredRun(
+            path=path,
+            metrics=_metrics(data["benchmarks"]),
+            judged=tuple(block["judged"]),
+            environment=block["environment"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BrokenFileError(f"{path} is incomplete: {error!r}") from error
+
+
+def _metrics(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Metrics per level, with the latency from the raw rounds."""
+    metrics = {}
+    for entry in benchmarks:
+        info = dict(entry["extra_info"])
+        rounds = entry["stats"]["data"]
+        info["latency_ms"] = 1e3 * median(rounds) if rounds else math.nan
+        metrics[info["level"]] = info
+    return metrics
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenFileError(f"{path} cannot be read: {error}; it was left as it is") from error
+    if not isinstance(data, dict):
+        raise BrokenFileError(f"{path} holds no JSON object; it was left as it is")
+    return data
+
+
+def image_path(root: Path, baseline_set: str, level: str, prompt: str) -> Path:
+    """Where the picture of a level and prompt is kept."""
+    return root / "images" / baseline_set / level / f"{prompt}.png"
+
+
+def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> None:
+    """Write a picture of shape (height, width, 3) as PNG, with how it was made inside."""
+    import io
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(IMAGE_TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text, optimize=True)
+    write_whole(path, buffer.getvalue())
+
+
+def load_image(path: Path, request: Request) -> NDArray[np.uint8]:
+    """The stored picture of a request, of shape (height, width, 3).
+
+    Raises BrokenFileError if it is missing, cannot be decoded, or is of another request.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise BrokenFileError(f"no baseline image {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            picture = np.asarray(image.convert("RGB"))
+            made_by = json.loads(image.text.get(IMAGE_TEXT_KEY, "{}"))  # type: ignore[attr-defined]
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise BrokenFileError(f"{path} cannot be decoded: {error}; it was left as it is") from error
+    here = request_fields(request)
+    stored = {name: made_by.get(name) for name in here}
+    if stored != here:
+        raise BrokenFileError(f"{path} was made for another request: {stored}, not {here}")
+    return picture
+
+
+def request_fields(request: Request) -> dict[str, Any]:
+    """What identifies a request inside a stored picture."""
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+    }
+
+
+def limits_path(root: Path, source: str) -> Path:
+    """Where the measured SSIM limits of a source are kept."""
+    return root / "images" / source / "limits.json"
+
+
+def load_limits(path: Path) -> dict[str, dict[str, float]]:
+    """The lowest SSIM that passes, per level and kind; empty if the file does not exist."""
+    if not path.exists():
+        return {}
+    data = _read_json(path)
+    try:
+        return {
+            level: {kind: float(row["limit"]) for kind, row in rows.items()}
+            for level, rows in data["levels"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BrokenFileError(f"{path} is incomplete: {error!r}; it was left as it is") from error

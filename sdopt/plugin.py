@@ -1,0 +1,320 @@
+"""The pytest plugin: options, fixtures and hooks; glue between pytest and the suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sdopt import baselines
+from sdopt.errors import SdoptError
+from sdopt.gate import Gate
+from sdopt.levels import LEVELS, Level, get_level
+from sdopt.report.progress import Progress
+from sdopt.report.terminal import ladder_table
+from sdopt.suite import Settings, Suite
+from sdopt.workload import Request
+
+if TYPE_CHECKING:
+    from sdopt.measure import FirstCall, Observation
+    from sdopt.pipeline import LevelPipeline
+    from sdopt.suite import Pictures, StoredPictures
+
+SUITE = pytest.StashKey[Suite]()
+DESELECTED = pytest.StashKey[Collection[str]]()
+DEFAULT_STORAGE = "file://./.benchmarks"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the suite."""
+    group = parser.getgroup("sdopt", "optimization levels of Stable Diffusion 1.5")
+    group.addoption(
+        "--sdopt-source",
+        default=os.environ.get("SDOPT_SOURCE", "auto"),
+        metavar="NAME",
+        help="weights: auto, embedded or a diffusers folder (default: $SDOPT_SOURCE, else auto)",
+    )
+    group.addoption(
+        "--sdopt-prompts",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines of name, prompt, negative_prompt, seed (default: the built-in prompts)",
+    )
+    group.addoption(
+        "--sdopt-baselines",
+        type=Path,
+        metavar="DIR",
+        help="folder of histories and images (default: baselines/ below the root folder)",
+    )
+    group.addoption(
+        "--sdopt-accept",
+        action="store_true",
+        help="store this run's images as the new baseline (default: compare with the stored ones)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Take over what pytest-benchmark would judge or store, then resolve source and prompts."""
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("sdopt needs pytest-benchmark; drop -p no:benchmark")
+    # A file of its own: while a test runs, pytest captures the process's standard error.
+    stream = os.fdopen(os.dup(2), "w")
+    config.add_cleanup(stream.close)
+    suite = Suite(settings=_settings(config), progress=Progress(stream))
+    try:
+        suite.workload  # noqa: B018 - a bad source or prompts file stops the run here
+    except SdoptError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[SUITE] = suite
+    config.option.benchmark_save_data = True
+    config.option.benchmark_quiet = not config.option.benchmark_verbose
+    # An existing folder, so that pytest-benchmark makes none; `_HistoryStorage` replaces it.
+    config.option.benchmark_storage = f"file://{config.rootpath}"
+    config.option.benchmark_compare = None
+
+
+def _settings(config: pytest.Config) -> Settings:
+    option = config.option
+    if option.benchmark_compare_fail:
+        raise pytest.UsageError(
+            "--benchmark-compare-fail cannot see memory or pictures and passes when a benchmark "
+            "is missing; drop it: with --benchmark-compare sdopt judges every level itself"
+        )
+    if option.benchmark_storage != DEFAULT_STORAGE:
+        raise pytest.UsageError(
+            f"--benchmark-storage {option.benchmark_storage}: histories are kept per hardware "
+            "and source; choose their folder with --sdopt-baselines DIR"
+        )
+    compare = option.benchmark_compare or None
+    return Settings(
+        source=option.sdopt_source,
+        prompts=option.sdopt_prompts,
+        baselines_root=option.sdopt_baselines or config.rootpath / "baselines",
+        accept=option.sdopt_accept,
+        compare="" if compare is True else compare,
+        unfit=_unfit(config),
+    )
+
+
+def _unfit(config: pytest.Config) -> str | None:
+    """Why pytest-benchmark will not measure in this run, if it will not."""
+    option = config.option
+    if os.environ.get("PYTEST_XDIST_WORKER") or getattr(option, "dist", "no") != "no":
+        return "benchmarks are distributed by xdist (-n), so their timings mean nothing; drop it"
+    if option.benchmark_disable and not option.benchmark_enable:
+        return "benchmarks are disabled (--benchmark-disable); drop it"
+    if option.benchmark_skip:
+        return "benchmarks are skipped (--benchmark-skip); drop it"
+    return None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Device, source and baseline set."""
+    return config.stash[SUITE].header()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let pytest-benchmark store through this project's history."""
+    suite = session.config.stash[SUITE]
+    session.config._benchmarksession.storage = _HistoryStorage(suite, session)  # type: ignore[attr-defined]
+
+
+class _HistoryStorage:
+    """The one method of pytest-benchmark's storage that saving a run needs."""
+
+    def __init__(self, suite: Suite, session: pytest.Session) -> None:
+        self.suite = suite
+        self.session = session
+        self.note = ""
+
+    def save(self, output_json: Mapping[str, Any], save: str) -> None:
+        """Store the run whole, unless a test failed: a baseline nobody vouches for is none."""
+        failed = self.session.testsfailed
+        if failed:
+            self.note = f"this run was not saved: {failed} of its tests failed"
+        elif output_json["benchmarks"]:
+            path = baselines.save_run(self.suite.history_folder, save, output_json)
+            self.note = f"saved this run as {path}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Give every benchmark its level's measurements, and the run its identity."""
+    suite = config.stash[SUITE]
+    output_json["sdopt"] = suite.history_block()
+    for entry in output_json["benchmarks"]:
+        level = get_level(entry["params"]["level"])
+        measured = {k: v for k, v in suite.gate.measured[level.name].items() if k != "latency_ms"}
+        entry["extra_info"] = {**suite.identity(level), **measured}
+        entry["params"] = {"level": level.name}
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
+    """Under --benchmark-compare, end with a check that nothing stored was left unjudged.
+
+    What -k and the like take away while this hook waits was left out on request.
+    """
+    collected = {item.nodeid for item in items}
+    yield
+    config.stash[DESELECTED] = collected - {item.nodeid for item in items}
+    if config.stash[SUITE].settings.compare is not None:
+        items.append(
+            CompletenessCheck.from_parent(session, name="every stored benchmark is judged")
+        )
+
+
+class CompletenessCheck(pytest.Item):
+    """Fails if a benchmark of the stored run was removed, renamed, skipped or not run."""
+
+    def runtest(self) -> None:
+        """Compare the tests that reached a verdict with those of the stored run."""
+        suite = self.config.stash[SUITE]
+        if suite.gate.refusal:
+            raise IncompleteRun(suite.gate.refusal)
+        missing = suite.unjudged(self.config.stash[DESELECTED], _scopes(self.config))
+        if missing:
+            raise IncompleteRun(
+                f"{len(missing)} tests of the stored run {suite.gate.history} reached no verdict "
+                f"in this run: {', '.join(missing)}\n  next: put them back, or store a run without "
+                "them: pytest benchmarks/ --benchmark-autosave"
+            )
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> str:
+        """The message alone; a traceback into this file would tell nothing."""
+        if isinstance(excinfo.value, IncompleteRun):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo, style))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where pytest says that this check stands."""
+        return self.config.rootpath, None, self.name
+
+
+class IncompleteRun(Exception):
+    """A run that left something unjudged."""
+
+
+def _scopes(config: pytest.Config) -> list[str]:
+    """What the command line asks for, as prefixes of node ids."""
+    scopes = []
+    for argument in config.args:
+        path, separator, test = argument.partition("::")
+        absolute = (config.invocation_params.dir / path).resolve()
+        inside = os.path.relpath(absolute, config.rootpath).replace(os.sep, "/")
+        scopes.append(inside + separator + test)
+    return scopes
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Remember which tests reached a verdict."""
+    suite = item.config.stash[SUITE]
+    before = len(suite.gate.verdicts) if "gate" in getattr(item, "fixturenames", ()) else 0
+    try:
+        yield
+    finally:
+        if "gate" in getattr(item, "fixturenames", ()) and len(suite.gate.verdicts) > before:
+            suite.judged.append(item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def suite(pytestconfig: pytest.Config) -> Suite:
+    """The state of this run."""
+    return pytestconfig.stash[SUITE]
+
+
+@pytest.fixture(scope="session", params=list(LEVELS))
+def level(request: pytest.FixtureRequest) -> Level:
+    """Each level of the ladder in turn; `-k "[final]"` picks one."""
+    return get_level(request.param)
+
+
+@pytest.fixture(scope="session")
+def warm_pipeline(suite: Suite, level: Level) -> Iterator[tuple[LevelPipeline, FirstCall]]:
+    """The level's pipeline and its first call."""
+    with suite.warm_pipeline(level) as pipeline_and_first_call:
+        yield pipeline_and_first_call
+
+
+@pytest.fixture(scope="session")
+def pipeline(warm_pipeline: tuple[LevelPipeline, FirstCall]) -> LevelPipeline:
+    """The level's pipeline, warm."""
+    return warm_pipeline[0]
+
+
+@pytest.fixture(scope="session")
+def first_call(warm_pipeline: tuple[LevelPipeline, FirstCall]) -> FirstCall:
+    """The first picture of the level's pipeline, compilation included."""
+    return warm_pipeline[1]
+
+
+@pytest.fixture(scope="session")
+def image_request(suite: Suite) -> Request:
+    """The request that is timed and watched."""
+    return suite.workload.requests[0]
+
+
+@pytest.fixture(scope="session")
+def dtype(suite: Suite) -> str:
+    """What a level has to compute in on this device."""
+    return suite.dtype
+
+
+@pytest.fixture(scope="session")
+def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
+    """What happened inside the warm pipeline during one picture."""
+    from sdopt.measure import observe
+
+    return observe(pipeline, image_request)
+
+
+@pytest.fixture(scope="session")
+def pictures(suite: Suite, level: Level, pipeline: LevelPipeline) -> Pictures:
+    """The level's picture of every prompt, float32 from 0 to 1."""
+    return suite.pictures(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def reference_pictures(suite: Suite, level: Level) -> StoredPictures | None:
+    """The reference level's picture of every prompt, uint8."""
+    return suite.reference_pictures(level)
+
+
+@pytest.fixture(scope="session")
+def true_pictures(suite: Suite) -> StoredPictures:
+    """The true rendering of every prompt that has one, uint8."""
+    return suite.true_pictures()
+
+
+@pytest.fixture(scope="session")
+def gate(suite: Suite) -> Gate:
+    """The judge of this run's numbers."""
+    return suite.gate
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The ladder table, then what was written."""
+    suite = config.stash[SUITE]
+    if "gate" not in vars(suite):
+        return  # no test of the ladder ran
+    table = ladder_table(list(LEVELS), suite.gate.measured, suite.gate.verdicts)
+    if table:
+        terminalreporter.section(f"ladder: {suite.source.name} on {suite.hardware}")
+        terminalreporter.write_line("\n".join(table))
+        terminalreporter.write_line(
+            "A cost in parentheses is the samplers' difference, not a loss."
+        )
+    if suite.accepted:
+        folder = suite.settings.baselines_root / "images" / suite.workload.baseline_set
+        terminalreporter.write_line(f"stored {len(suite.accepted)} baseline images in {folder}")
+    note = config._benchmarksession.storage.note  # type: ignore[attr-defined]
+    if note:
+        terminalreporter.write_line(note)

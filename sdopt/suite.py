@@ -1,0 +1,308 @@
+"""One run of the suite: its source, device, prompts, pictures and stored baselines."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdopt import baselines
+from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.gate import Gate, Limits
+from sdopt.levels import Level, get_level
+from sdopt.report.progress import Progress
+from sdopt.sources import Source, resolve
+from sdopt.workload import Request, Workload, generate, load_workload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from sdopt.measure import FirstCall
+    from sdopt.pipeline import LevelPipeline
+
+    Pictures = Mapping[str, NDArray[np.float32]]
+    StoredPictures = Mapping[str, NDArray[np.uint8]]
+
+PACKAGES = ("torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command line asks for.
+
+    `compare` is None, '' for the newest stored run, or the name of one. `unfit` says why timings
+    of this run would mean nothing, if they would.
+    """
+
+    source: str = "auto"
+    prompts: Path | None = None
+    baselines_root: Path
+    accept: bool = False
+    compare: str | None = None
+    unfit: str | None = None
+
+
+@dataclass(kw_only=True)
+class Suite:
+    """The state of one run; what is costly is made when it is first asked for."""
+
+    settings: Settings
+    progress: Progress
+    accepted: list[Path] = field(default_factory=list)
+    judged: list[str] = field(default_factory=list)
+    _pictures: dict[str, Pictures] = field(default_factory=dict)
+
+    @cached_property
+    def source(self) -> Source:
+        """The weights. Raises SdoptError for a source that does not exist."""
+        return resolve(self.settings.source)
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The requests. Raises SdoptError for a bad prompts file."""
+        return load_workload(self.source, self.settings.prompts)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that every level runs on."""
+        import torch
+
+        # `pipeline.default_device` says the same, but imports diffusers, which takes seconds.
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def hardware(self) -> baselines.Hardware:
+        """What this run's histories are filed under."""
+        return baselines.hardware_of(self.device)
+
+    @cached_property
+    def history_folder(self) -> Path:
+        """Where this run's history is read and written."""
+        return baselines.history_folder(
+            self.settings.baselines_root, self.hardware, self.workload.baseline_set
+        )
+
+    @cached_property
+    def stored(self) -> baselines.StoredRun | str | None:
+        """The run to compare with, the reason why there is none, or None if none was asked for."""
+        if self.settings.compare is None:
+            return None
+        if self.settings.unfit:
+            return self.settings.unfit
+        try:
+            path = baselines.find_run(self.history_folder, self.settings.compare)
+            return baselines.load_run(path, self.hardware, self.workload.baseline_set)
+        except BrokenFileError as error:
+            return str(error)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The judge of this run's numbers."""
+        limits_file = baselines.limits_path(self.settings.baselines_root, self.source.name)
+        limits = baselines.load_limits(limits_file)
+        gate = Gate(
+            comparing=self.settings.compare is not None,
+            limits={level: Limits(**kinds) for level, kinds in limits.items()},
+            limits_file=str(limits_file),
+        )
+        if isinstance(self.stored, str):
+            gate.refusal = self.stored
+        elif self.stored is not None:
+            gate.stored, gate.history = self.stored.metrics, str(self.stored.path)
+        return gate
+
+    @contextmanager
+    def warm_pipeline(self, level: Level) -> Iterator[tuple[LevelPipeline, FirstCall]]:
+        """The level's pipeline after its first picture; freed on exit."""
+        from sdopt.measure import first_call
+        from sdopt.pipeline import build
+
+        with self.progress.during(f"[{level.name}] loading PyTorch, diffusers and the weights"):
+            pipeline = build(self.source, level, self.device)
+        what = "first picture, compiling" if level.compiled else "first picture"
+        with self.progress.during(f"[{level.name}] {what}"):
+            first = first_call(pipeline, self.workload.requests[0])
+        yield pipeline, first
+        del pipeline
+        free_memory(self.device)
+
+    def pictures(self, level: Level, pipeline: LevelPipeline) -> Pictures:
+        """Every request's picture by that pipeline, made once a run."""
+        if level.name not in self._pictures:
+            with self.progress.during(f"[{level.name}] pictures"):
+                self._pictures[level.name] = {
+                    request.name: generate(pipeline, request) for request in self.workload.requests
+                }
+        return self._pictures[level.name]
+
+    def reference_pictures(self, level: Level) -> StoredPictures | None:
+        """The reference level's pictures of this run, or None for a level without one."""
+        from sdopt.measure.quality import to_uint8
+
+        if level.reference is None:
+            return None
+        reference = get_level(level.reference)
+        if reference.name not in self._pictures:
+            with self.warm_pipeline(reference) as (pipeline, _):
+                self.pictures(reference, pipeline)
+        pictures = self._pictures[reference.name]
+        return {name: to_uint8(picture) for name, picture in pictures.items()}
+
+    def true_pictures(self) -> StoredPictures:
+        """The true rendering of every prompt that is a caption of the embedded source's scenes."""
+        from sdopt.embedded.scenes import parse_caption, render
+
+        pictures = {}
+        for request in self.workload.requests if self.source.is_embedded else ():
+            try:
+                scene = parse_caption(request.prompt)
+            except ValueError:
+                continue  # a prompt of known words that describes no whole scene has no truth
+            pictures[request.name] = render(scene, self.source.size_px)
+        return pictures
+
+    def stored_pictures(self, level: Level, pictures: Pictures) -> StoredPictures:
+        """The level's stored pictures; under `--sdopt-accept` these are stored first.
+
+        Raises BrokenFileError for a missing, broken or foreign image, with the command that makes
+        it, and SdoptError rather than store a worthless picture.
+        """
+        if self.settings.accept:
+            self._accept(level, pictures)
+        try:
+            return {
+                request.name: baselines.load_image(self._image_path(level, request), request)
+                for request in self.workload.requests
+            }
+        except BrokenFileError as error:
+            command = f'pytest benchmarks/ -k "[{level.name}]" --sdopt-accept'
+            raise BrokenFileError(
+                f"{error}; look at it, then store this run's: {command}"
+            ) from None
+
+    def _accept(self, level: Level, pictures: Pictures) -> None:
+        from sdopt.measure.quality import picture_faults, to_uint8
+
+        faults = picture_faults(pictures)
+        if faults:
+            raise SdoptError(f"[{level.name}] nothing was stored: {faults}")
+        for request in self.workload.requests:
+            path = self._image_path(level, request)
+            made_by = {**baselines.request_fields(request), **self.identity(level)}
+            baselines.save_image(path, to_uint8(pictures[request.name]), made_by)
+            self.accepted.append(path)
+
+    def _image_path(self, level: Level, request: Request) -> Path:
+        return baselines.image_path(
+            self.settings.baselines_root, self.workload.baseline_set, level.name, request.name
+        )
+
+    def identity(self, level: Level) -> dict[str, Any]:
+        """What a stored number or picture of this run is of."""
+        return {
+            "level": level.name,
+            "level_fields": level.as_dict(),
+            "source": self.source.name,
+            "device": self.hardware.name,
+            "dtype": self.dtype,
+            "steps": level.steps,
+            "size_px": self.source.size_px,
+            "guidance_scale": self.source.guidance_scale,
+        }
+
+    @property
+    def dtype(self) -> str:
+        """What every level computes in on this device."""
+        return "float16" if self.device.type == "cuda" else "float32"
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """Versions that may move a number; another one is compared and printed."""
+        import torch
+
+        return {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+            "cuda": str(torch.version.cuda),
+            "threads": str(torch.get_num_threads()),
+        }
+
+    def changed_environment(self) -> list[str]:
+        """'torch 2.12.0 -> 2.13.0' for each version that differs from the stored run's."""
+        if not isinstance(self.stored, baselines.StoredRun):
+            return []
+        before = self.stored.environment
+        return [
+            f"{name} {before.get(name)} -> {value}"
+            for name, value in self.environment.items()
+            if before.get(name) != value
+        ]
+
+    def unjudged(self, deselected: Collection[str], scopes: Sequence[str]) -> list[str]:
+        """The tests that the stored run judged, that this run covers, and that it did not judge.
+
+        `scopes` are the node id prefixes this run was asked for, `deselected` the node ids it left
+        out on request. A removed, renamed or skipped benchmark ends up here.
+        """
+        if not isinstance(self.stored, baselines.StoredRun):
+            return []
+        return [
+            test
+            for test in self.stored.judged
+            if test not in self.judged
+            and test not in deselected
+            and any(_is_within(test, scope) for scope in scopes)
+        ]
+
+    def history_block(self) -> dict[str, Any]:
+        """What this suite adds to the top of pytest-benchmark's JSON."""
+        return {
+            "schema": baselines.SCHEMA,
+            "hardware": self.hardware.key,
+            "baseline_set": self.workload.baseline_set,
+            "source": self.source.name,
+            "judged": sorted(self.judged),
+            "environment": self.environment,
+        }
+
+    def header(self) -> list[str]:
+        """The lines that say on what, with which weights and against what this run works."""
+        source, settings = self.source, self.settings
+        lines = [
+            f"sdopt: {self.hardware}, {self.dtype}"
+            + ("" if self.device.type == "cuda" else "; memory and kernel figures need CUDA"),
+            f"sdopt: source {source.name} ({source.why}), {source.size_px} x {source.size_px}, "
+            f"guidance scale {source.guidance_scale:g}, {len(self.workload.requests)} prompts",
+            f"sdopt: baselines {settings.baselines_root}, set {self.workload.baseline_set}, "
+            f"hardware key {self.hardware.key}",
+        ]
+        if isinstance(self.stored, str):
+            lines.append(f"sdopt: comparing with nothing: {self.stored}")
+        elif self.stored is not None:
+            changes = self.changed_environment()
+            lines.append(f"sdopt: comparing with {self.stored.path}")
+            lines += [f"sdopt: changed since then: {', '.join(changes)}"] if changes else []
+        return lines
+
+
+def _is_within(test: str, scope: str) -> bool:
+    """Whether a node id is that of `scope` itself or of something inside that folder or file."""
+    inside = test.removeprefix(scope)
+    return scope in ("", ".") or (inside != test and inside[:1] in ("", "/", ":", "["))
+
+
+def free_memory(device: torch.device) -> None:
+    """Collect cycles (a compiled UNet is one) and give cached device memory back."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
