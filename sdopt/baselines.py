@@ -254,23 +254,31 @@ def load_image(path: Path, request: Request) -> NDArray[np.uint8]:
 
     Raises BrokenFileError if it is missing, cannot be decoded, or is of another request.
     """
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
     if not path.is_file():
         raise BrokenFileError(f"no baseline image {path}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            picture = np.asarray(image.convert("RGB"))
-            made_by = json.loads(image.text.get(IMAGE_TEXT_KEY, "{}"))  # type: ignore[attr-defined]
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be decoded: {error}; it was left as it is") from error
+    picture, made_by = load_picture(path)
     here = request_fields(request)
     stored = {name: made_by.get(name) for name in here}
     if stored != here:
         raise BrokenFileError(f"{path} was made for another request: {stored}, not {here}")
     return picture
+
+
+def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """A stored picture of shape (height, width, 3), and how it was made.
+
+    Raises BrokenFileError if it cannot be decoded.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            made_by = json.loads(image.info.get(IMAGE_TEXT_KEY, "{}"))
+            return np.asarray(image.convert("RGB")), made_by
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BrokenFileError(f"{path} cannot be decoded: {error}; it was left as it is") from error
 
 
 def request_fields(request: Request) -> dict[str, Any]:

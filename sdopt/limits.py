@@ -1,0 +1,131 @@
+"""SSIM limits from measured spread: `python -m sdopt.limits IMAGES OTHER_IMAGES...`.
+
+Each folder holds the pictures of one source, `<level>/<prompt>.png`, made by `--sdopt-accept` on
+another machine or with another number of threads. The first is the baseline; its `limits.json` is
+written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdopt.baselines import SCHEMA, load_picture, write_whole
+from sdopt.embedded.scenes import parse_caption, render
+from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
+from sdopt.measure.quality import likeness
+
+Pictures = Mapping[str, NDArray[np.uint8]]
+
+DRIFT_MARGIN = 3.0
+"""How many times the largest difference seen between machines may pass."""
+DRIFT_FLOOR = 2e-5
+"""The least difference to allow for: about a hundred pixels of 16,384 rounded the other way."""
+LOSS_MARGIN = 1.1
+"""How many times the largest loss (1 - SSIM) seen may pass, for cost and truth."""
+
+
+def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
+    """The limits of every level that the first folder has pictures of."""
+    levels = [level for level in LEVELS.values() if (folders[0] / level.name).is_dir()]
+    return {level.name: _level_limits(level, folders) for level in levels}
+
+
+def _level_limits(level: Level, folders: Sequence[Path]) -> dict[str, dict[str, float]]:
+    pictures = [_read(folder, level.name) for folder in folders]
+    spread = max(1 - min(_ssim(pictures[0], other)) for other in pictures[1:])
+    limits = {"drift": _row(1 - spread, 1 - DRIFT_MARGIN * max(spread, DRIFT_FLOOR))}
+    truths = _truths(folders[0], level.name)
+    if truths:
+        limits["truth"] = _loss_row([_mean(_ssim(seen, truths)) for seen in pictures])
+    if level.reference and cost_is_comparable(level, get_level(level.reference)):
+        references = [_read(folder, level.reference) for folder in folders]
+        costs = [_mean(_ssim(*pair)) for pair in zip(pictures, references, strict=True)]
+        limits["cost"] = _loss_row(costs)
+    return limits
+
+
+def _loss_row(measured: Sequence[float]) -> dict[str, float]:
+    loss = max(1 - min(measured), DRIFT_FLOOR)
+    return _row(min(measured), 1 - LOSS_MARGIN * loss)
+
+
+def _row(measured: float, limit: float) -> dict[str, float]:
+    return {"measured": measured, "limit": round(limit, 7)}
+
+
+def _read(folder: Path, level: str) -> Pictures:
+    paths = sorted((folder / level).glob("*.png"))
+    if not paths:
+        raise BrokenFileError(
+            f"{folder / level} holds no pictures; make them with pytest benchmarks/ "
+            "--sdopt-accept --sdopt-baselines DIR"
+        )
+    return {path.stem: load_picture(path)[0] for path in paths}
+
+
+def _truths(folder: Path, level: str) -> Pictures:
+    """The true renderings of those pictures whose prompt is a scene's caption."""
+    truths = {}
+    for path in sorted((folder / level).glob("*.png")):
+        picture, made_by = load_picture(path)
+        try:
+            truths[path.stem] = render(parse_caption(made_by.get("prompt", "")), len(picture))
+        except ValueError:
+            continue  # any prompt of another source
+    return truths
+
+
+def _ssim(pictures: Pictures, others: Pictures) -> list[float]:
+    missing = set(others) - set(pictures)
+    if missing:
+        raise BrokenFileError(f"pictures {sorted(missing)} are in one folder but not in another")
+    return [likeness(pictures[name], other).ssim for name, other in others.items()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write `limits.json` into the first folder; 2 for folders that cannot be compared."""
+    parser = argparse.ArgumentParser(prog="python -m sdopt.limits", description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="IMAGES")
+    parser.add_argument("--made-by", required=True, help="how the other folders were made")
+    folders = (options := parser.parse_args(arguments)).folders
+    if len(folders) < 2:
+        parser.error("give the baseline folder and at least one other to compare it with")
+    try:
+        levels = measured_limits(folders)
+    except SdoptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    content = {
+        "schema": SCHEMA,
+        "made_by": options.made_by,
+        "drift": f"worst SSIM seen between machines; limit {DRIFT_MARGIN:g} x that difference, "
+        f"at least {DRIFT_MARGIN * DRIFT_FLOOR:g}",
+        "cost_and_truth": f"lowest mean SSIM seen; limit {LOSS_MARGIN:g} x that loss",
+        "levels": levels,
+    }
+    path = folders[0] / "limits.json"
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    print(f"wrote {path}")
+    for name, rows in levels.items():
+        cells = (
+            f"{kind} {row['measured']:.6f} >= {row['limit']:.6f}" for kind, row in rows.items()
+        )
+        print(f"{name:18} {'  '.join(cells)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
