@@ -276,9 +276,12 @@ def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         with Image.open(path) as image:
             image.load()
             made_by = json.loads(image.info.get(IMAGE_TEXT_KEY, "{}"))
-            return np.asarray(image.convert("RGB")), made_by
+            picture = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise BrokenFileError(f"{path} cannot be decoded: {error}; it was left as it is") from error
+    if not isinstance(made_by, dict):
+        raise BrokenFileError(f"{path} says nothing about how it was made; it was left as it is")
+    return picture, made_by
 
 
 def request_fields(request: Request) -> dict[str, Any]:
