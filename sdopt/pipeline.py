@@ -14,6 +14,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     StableDiffusionPipeline,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from sdopt.errors import SourceError
 from sdopt.levels import Level, get_level
@@ -62,6 +63,8 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     def _add_step_callback(self, arguments: dict[str, Any]) -> None:
         own = arguments.get("callback_on_step_end")
         tensors = list(arguments.get("callback_on_step_end_tensor_inputs", ["latents"]))
+        if isinstance(own, (PipelineCallback, MultiPipelineCallbacks)):
+            tensors = list(own.tensor_inputs)  # as diffusers does, for its own callback objects
         arguments["callback_on_step_end"] = (
             in_turn(own, self.step_callback) if own else self.step_callback
         )
@@ -170,11 +173,9 @@ APPLY: tuple[Callable[[LevelPipeline, Level], None], ...] = (
 @contextmanager
 def reading(source: Source) -> Iterator[None]:
     """Name the source whose weights cannot be read."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, SafetensorError, KeyError) as error:
+    except Exception as error:  # a broken vocabulary raises just that: the base class
         raise SourceError(
             f"source {source.name!r}: {source.folder} cannot be loaded: {error}; "
             "check that the folder is complete, or save it again"

@@ -1,0 +1,49 @@
+"""Fixtures of the heavier tests: a source that loads in moments, and the whole ladder on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sdopt.levels import LEVELS
+from sdopt.sources import Source, resolve
+from sdopt.workload import Request
+
+if TYPE_CHECKING:
+    from micro import Rung
+
+MICRO_REQUEST = Request(name="cat", prompt="a cat", negative_prompt="a dog", seed=1)
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with SD 1.5's block types, tiny, with seeded random weights."""
+    import torch
+    from micro import save_micro_source
+
+    # More threads only get in each other's way on tensors this small. Set once: Dynamo guards on
+    # the number of threads.
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("source") / "micro"
+    save_micro_source(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro_source(micro: Path) -> Source:
+    return resolve(str(micro))
+
+
+@pytest.fixture(scope="session")
+def micro_request() -> Request:
+    return MICRO_REQUEST
+
+
+@pytest.fixture(scope="session")
+def ladder(micro_source: Source, micro_request: Request) -> dict[str, Rung]:
+    """Every level, warm and watched. Compiling takes a minute or two: mark its tests `slow`."""
+    from micro import climb
+
+    return {name: climb(micro_source, level, micro_request) for name, level in LEVELS.items()}
