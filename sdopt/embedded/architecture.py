@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,9 +14,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdopt.embedded import SIZE_PX
 from sdopt.embedded.tokenizer import (
+    END,
     MAX_TOKENS,
-    end_token,
+    START,
     load_tokenizer,
+    token_ids,
     vocabulary_size,
     write_tokenizer,
 )
@@ -93,7 +96,7 @@ def _build_tiny_vae() -> AutoencoderTiny:
 
 
 def _build_text() -> CLIPTextModel:
-    end = end_token()
+    ids = token_ids()
     config = CLIPTextConfig(
         vocab_size=vocabulary_size(),
         hidden_size=_TEXT_WIDTH,
@@ -103,9 +106,9 @@ def _build_text() -> CLIPTextModel:
         num_attention_heads=4,
         max_position_embeddings=MAX_TOKENS,
         hidden_act="quick_gelu",
-        bos_token_id=end - 1,
-        eos_token_id=end,
-        pad_token_id=end,
+        bos_token_id=ids[START],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
     )
     return CLIPTextModel(config)
 
@@ -163,13 +166,15 @@ def _write_folder(parts: Parts, folder: Path) -> None:
 
 def _save_half(module: torch.nn.Module, folder: Path) -> None:
     """Float16 weights under a config that names float32, so that a plain load mixes no dtypes."""
-    from copy import deepcopy
-
     deepcopy(module).half().save_pretrained(folder)  # type: ignore[operator]
     path = folder / "config.json"
     config = json.loads(path.read_text())
     if "dtype" in config:
-        _write_json(path, config | {"dtype": "float32"})
+        config["dtype"] = "float32"
+    if config.get("_class_name") == "AutoencoderTiny":
+        # AutoencoderTiny writes this key and warns when it reads it; it derives it anyway.
+        del config["block_out_channels"]
+    _write_json(path, config)
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:

@@ -9,8 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdopt.embedded.attributes import COLOURS, MAX_OBJECTS, POSITIONS, SHAPES, SIZES
-from sdopt.embedded.rows import BACKGROUND, EXTRA_OBJECTS, Rows, column
+from sdopt.embedded.attributes import COLOURS, POSITIONS, SHAPES, SIZES
+from sdopt.embedded.rows import (
+    BACKGROUND,
+    EXTRA_OBJECTS,
+    FIRST_OBJECT,
+    OBJECT_FIELDS,
+    Rows,
+    column,
+)
 
 _DESIGN_PX = 128
 _SHADOW_OFFSET_PX = (2.5, 3.5)
@@ -38,9 +45,9 @@ class Tables:
 
 
 def render_rows(rows: Tensor, tables: Tables) -> Tensor:
-    """N x 3 x H x W in 0 to 1 (float32) for N rows of scenes on the device of `tables`."""
+    """N x 3 x H x W in 0 to 1 (float32) for N rows (crowded ones too) on the device of `tables`."""
     picture = tables.colour[rows[:, BACKGROUND], :, None, None] * tables.light
-    for item in range(MAX_OBJECTS):
+    for item in range((rows.shape[1] - FIRST_OBJECT) // len(OBJECT_FIELDS)):
         present = (rows[:, EXTRA_OBJECTS] >= item)[:, None, None, None]
         place = tuple(rows[:, column(item, name)] for name in ("shape", "size", "position"))
         shadow = _SHADOW_STRENGTH * tables.shadow[place][:, None] * present

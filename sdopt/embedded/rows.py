@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 from sdopt.embedded.attributes import COLOURS, MAX_OBJECTS, POSITIONS, SHAPES, SIZES, TEXTURES
 
 Rows = NDArray[np.int64]
-"""N x 12: background, number of objects - 1, then per object its five `OBJECT_FIELDS`."""
+"""N x 12: background, number of objects - 1, then per object its five `OBJECT_FIELDS`.
+
+Crowded rows are wider, see `sample_crowded_rows`.
+"""
 
 OBJECT_FIELDS: dict[str, tuple[str, ...]] = {
     "size": tuple(SIZES),
@@ -43,6 +46,21 @@ def sample_held_out_rows(seed: int, count: int) -> Rows:
     generator = np.random.Generator(np.random.PCG64(seed))
     draws = _draws(generator, 32 * count)
     return _first(count, (rows[_drawable(rows) & held_out(rows)] for rows in draws))
+
+
+def sample_crowded_rows(seed: int, count: int) -> Rows:
+    """`count` x 47 pictures with four to nine objects, for the autoencoders only.
+
+    In a scene most pixels are background; where these learn to draw objects, objects should be.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    most = len(POSITIONS)
+    columns = [generator.integers(0, len(COLOURS), count), generator.integers(3, most, count)]
+    places = generator.random((count, most)).argsort(1)
+    for item in range(most):
+        columns += [generator.integers(0, choices, count) for choices in _CHOICES[:-1]]
+        columns.append(places[:, item])
+    return np.stack(columns, 1)
 
 
 def held_out(rows: Rows) -> NDArray[np.bool_]:

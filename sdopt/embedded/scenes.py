@@ -182,7 +182,7 @@ class _Words:
 
     def choice(self, what: str, choices: Iterable[str]) -> str:
         if not self.left or self.left[0] not in choices:
-            raise self.error(f"a {what} ({', '.join(choices)})")
+            raise self.error(f"{with_article(what)} ({', '.join(choices)})")
         return self.left.pop(0)
 
     def expect(self, word: str) -> None:

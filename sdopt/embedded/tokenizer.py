@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +51,11 @@ def vocabulary_size() -> int:
     return len(_vocabulary(learn_merges(VOCABULARY)))
 
 
-def end_token() -> int:
-    """The id of the end mark, which also pads."""
-    return _vocabulary(learn_merges(VOCABULARY))[END]
+def token_ids() -> dict[str, int]:
+    """The id of each word of the vocabulary and of the two end marks."""
+    vocabulary = _vocabulary(learn_merges(VOCABULARY))
+    words = {word: vocabulary[word + _WORD_END] for word in VOCABULARY}
+    return words | {mark: vocabulary[mark] for mark in (START, END)}
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
@@ -71,7 +74,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 def _apply(merges: list[tuple[str, str]], word: str) -> list[str]:
     parts = [*word[:-1], word[-1] + _WORD_END]
     ranks = {pair: rank for rank, pair in enumerate(merges)}
-    while pairs := [p for p in zip(parts, parts[1:], strict=False) if p in ranks]:
+    while pairs := [p for p in pairwise(parts) if p in ranks]:
         parts = _merge(parts, min(pairs, key=ranks.__getitem__))
     return parts
 
