@@ -1,0 +1,139 @@
+"""Counts of work are exact, the same on every machine, and catch recompiles and graph breaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from micro import LATENT_PX, TEXT_WIDTH, Rung
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdopt.embedded.tokenizer import MAX_TOKENS
+from sdopt.gate import Gate, Outcome
+from sdopt.levels import BASELINE, FINAL, LEVELS, Level
+from sdopt.measure import observe, work_of
+from sdopt.measure.work import flop
+from sdopt.pipeline import LevelPipeline, build
+from sdopt.sources import Source
+from sdopt.workload import Request, generate
+
+PLAIN = replace(BASELINE, steps=2)
+EAGER_FINAL = replace(FINAL, compiled=False)
+
+
+@pytest.fixture(scope="module")
+def plain(micro_source: Source) -> LevelPipeline:
+    return build(micro_source, PLAIN)
+
+
+@torch.no_grad()
+def counted_on_the_cpu(model: Any, *args: Any, **kwargs: Any) -> int:
+    """With the math backend, whose matrix products the counter sees."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(*args, **kwargs)
+    return int(counter.get_total_flops())
+
+
+def test_final_makes_29_evaluations(micro_source: Source, micro_request: Request) -> None:
+    pipeline = build(micro_source, EAGER_FINAL)
+    work = work_of(pipeline, observe(pipeline, micro_request))
+    assert (work.unet_evaluations, work.recompiles, work.graph_breaks) == (29, 0, 0)
+
+
+@pytest.mark.parametrize("level", [PLAIN, replace(EAGER_FINAL, steps=5)], ids=["plain", "final"])
+def test_tflop_is_what_the_cpu_counts_with_visible_attention(
+    level: Level, micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, level)
+    work = work_of(pipeline, observe(pipeline, micro_request))
+    latents = torch.zeros(1, 4, LATENT_PX, LATENT_PX)
+    ids = torch.zeros(1, MAX_TOKENS, dtype=torch.long)
+    expected = counted_on_the_cpu(pipeline.vae.decoder, latents)
+    expected += 2 * counted_on_the_cpu(pipeline.text_encoder, ids)
+    for batch in level.unet_batches():
+        sample = latents.expand(batch, -1, -1, -1)
+        text = torch.zeros(batch, MAX_TOKENS, TEXT_WIDTH)
+        expected += counted_on_the_cpu(pipeline.unet, sample, 1, encoder_hidden_states=text)
+    assert work.tflop == expected / 1e12
+
+
+def test_tflop_does_not_depend_on_threads_or_layout(
+    plain: LevelPipeline, micro_source: Source, micro_request: Request
+) -> None:
+    tuned = build(micro_source, replace(PLAIN, channels_last=True, tf32=True))
+    threads = torch.get_num_threads()
+    counts = []
+    try:
+        for pipeline, number in ((plain, 1), (plain, 3), (tuned, 2)):
+            torch.set_num_threads(number)
+            flop.cache_clear()
+            counts.append(work_of(pipeline, observe(pipeline, micro_request)))
+    finally:
+        torch.set_num_threads(threads)
+    assert counts == [counts[0]] * 3
+    assert counts[0].tflop > 0
+
+
+@pytest.mark.slow
+def test_the_ladder_does_less_work_rung_by_rung(ladder: dict[str, Rung]) -> None:
+    evaluations = {name: rung.work.unet_evaluations for name, rung in ladder.items()}
+    assert evaluations == {name: sum(level.unet_batches()) for name, level in LEVELS.items()}
+    assert evaluations["final"] == 29
+    tflop = {name: rung.work.tflop for name, rung in ladder.items()}
+    assert tflop["baseline"] == tflop["tuned"] == tflop["compiled"]
+    assert tflop["compiled"] > tflop["compiled-tiny-vae"] > tflop["euler-20"] == tflop["dpm-20"]
+    assert tflop["dpm-20"] > tflop["dpm-20-cutoff"] > tflop["final"]
+
+
+@pytest.mark.slow
+def test_a_warm_ladder_recompiles_and_breaks_nothing(ladder: dict[str, Rung]) -> None:
+    counts = {name: (rung.work.recompiles, rung.work.graph_breaks) for name, rung in ladder.items()}
+    assert counts == dict.fromkeys(LEVELS, (0, 0))
+
+
+def scale(latents: torch.Tensor) -> torch.Tensor:
+    return latents * 0.5 + 1
+
+
+def picture_of(latents: torch.Tensor) -> torch.Tensor:
+    return latents[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+
+
+def broken(latents: torch.Tensor) -> torch.Tensor:
+    latents = scale(latents)
+    torch._dynamo.graph_break()
+    return picture_of(latents)
+
+
+@pytest.mark.slow
+def test_a_graph_break_is_counted(micro_source: Source, micro_request: Request) -> None:
+    pipeline = build(micro_source, PLAIN)
+    pipeline.vae.decoder.forward = torch.compile(broken)
+    generate(pipeline, micro_request)
+    seen = observe(pipeline, micro_request)
+    assert [call.graphs for call in seen.calls_of("decoder")] == [2]
+    work = work_of(pipeline, seen)
+    assert (work.graph_breaks, work.recompiles) == (1, 0)
+    verdict = Gate().work(PLAIN, work)
+    assert verdict.outcome is Outcome.REGRESSION
+    assert "[baseline] graph_breaks" in verdict.message
+
+
+@pytest.mark.slow
+def test_a_recompile_is_counted(micro_source: Source, micro_request: Request) -> None:
+    pipeline = build(micro_source, PLAIN)
+    compiled = torch.compile(scale, dynamic=False)
+    pipeline.step_callback = lambda pipe, step, timestep, tensors: {
+        "latents": compiled(tensors["latents"])
+    }
+    generate(pipeline, micro_request)
+    assert work_of(pipeline, observe(pipeline, micro_request)).recompiles == 0
+    pipeline.unet.register_to_config(sample_size=LATENT_PX // 2)
+    work = work_of(pipeline, observe(pipeline, micro_request))
+    assert work.recompiles == 1
+    verdict = Gate().work(PLAIN, work)
+    assert verdict.outcome is Outcome.REGRESSION
+    assert "[baseline] recompiles" in verdict.message
