@@ -1,0 +1,529 @@
+"""Baselines are written whole, numbered once, and refused by name when they are not usable."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdopt.baselines import (
+    IMAGE_TEXT_KEY,
+    Hardware,
+    find_run,
+    hardware_of,
+    history_folder,
+    image_path,
+    limits_path,
+    load_image,
+    load_limits,
+    load_picture,
+    load_run,
+    request_fields,
+    save_image,
+    save_run,
+    write_whole,
+)
+from sdopt.errors import BrokenFileError
+from sdopt.workload import Request
+
+H100 = Hardware(name="NVIDIA H100 80GB HBM3", memory_gib=80, detail="700 W")
+REQUEST = Request(name="cat", prompt="a cat", negative_prompt="blurry", seed=3)
+
+
+def a_run(**block: Any) -> dict[str, Any]:
+    """A run of one level as pytest-benchmark and the plugin write it; None drops a key."""
+    whole = {
+        "schema": 1,
+        "hardware": H100.key,
+        "baseline_set": "embedded",
+        "judged": ["benchmarks/test_latency.py::test_latency[final]"],
+        "environment": {"torch": "2.13.0"},
+        **block,
+    }
+    info = {"level": "final", "unet_evaluations": 29}
+    return {
+        "sdopt": {name: value for name, value in whole.items() if value is not None},
+        "benchmarks": [{"extra_info": info, "stats": {"data": [0.3, 0.1, 0.2]}}],
+    }
+
+
+def written(path: Path, content: bytes | str | dict[str, Any]) -> Path:
+    """The path, holding bytes, text or JSON."""
+    if isinstance(content, dict):
+        content = json.dumps(content)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def runs(folder: Path, *names: str) -> Path:
+    """The folder, with an empty run of each name."""
+    for name in names:
+        (folder / f"{name}.json").touch()
+    return folder
+
+
+def picture() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+def stored_picture(folder: Path, request: Request = REQUEST) -> Path:
+    path = folder / f"{request.name}.png"
+    save_image(path, picture(), request_fields(request))
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def failing(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# Hardware
+
+
+def test_a_hardware_key_is_a_folder_name() -> None:
+    assert H100.key == "nvidia-h100-80gb-hbm3-80gib-700-w"
+    assert str(H100) == "NVIDIA H100 80GB HBM3, 80 GiB, 700 W"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "NVIDIA A100"}, {"memory_gib": 40}, {"detail": "350 W"}]
+)
+def test_each_part_of_the_hardware_makes_another_key(changes: dict[str, Any]) -> None:
+    assert Hardware(**{**vars(H100), **changes}).key != H100.key
+
+
+def test_a_cpu_is_known_by_its_name_memory_and_cores() -> None:
+    hardware = hardware_of(torch.device("cpu"))
+    assert hardware.name.startswith("cpu ")
+    assert hardware.memory_gib >= 1
+    assert hardware.detail.endswith(" cores")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [("processor : 0\nmodel name\t: Fast CPU @ 3GHz \n", "Fast CPU @ 3GHz"), ("", "riscv64")],
+)
+def test_a_cpu_without_a_name_is_its_architecture(
+    cpuinfo: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert hardware_of(torch.device("cpu")).name == f"cpu {name}"
+
+
+def test_a_cpu_is_known_without_procfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", failing)
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert hardware_of(torch.device("cpu")).name == "cpu arm"
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A CUDA device that torch describes as an H100."""
+    properties = SimpleNamespace(name=H100.name, total_memory=80 * 2**30, uuid="1a2b")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    return torch.device("cuda", 0)
+
+
+def test_a_gpu_is_known_by_its_name_memory_and_power_limit(
+    h100: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def smi(command: tuple[str, ...], **_: Any) -> SimpleNamespace:
+        asked.append(command)
+        return SimpleNamespace(stdout="700.00\n")
+
+    monkeypatch.setattr(subprocess, "run", smi)
+    assert hardware_of(h100) == H100
+    assert "--id=GPU-1a2b" in asked[0]
+
+
+@pytest.mark.parametrize("answer", ["[N/A]\n", "", None])
+def test_a_gpu_without_a_power_limit_is_refused(
+    answer: str | None, h100: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def smi(*_: Any, **__: Any) -> SimpleNamespace:
+        if answer is None:
+            raise FileNotFoundError("nvidia-smi")
+        return SimpleNamespace(stdout=answer)
+
+    monkeypatch.setattr(subprocess, "run", smi)
+    with pytest.raises(BrokenFileError) as caught:
+        hardware_of(h100)
+    assert "power limit of GPU 1a2b" in str(caught.value)
+    assert "nvidia-smi --id=GPU-1a2b --query-gpu=power.limit" in str(caught.value)
+
+
+# Writing
+
+
+def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_whole(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert names_in(path.parent) == ["file"]
+
+
+def test_a_file_is_readable_by_others(tmp_path: Path) -> None:
+    write_whole(tmp_path / "file", b"content")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("broken", ["os.fsync", "pathlib.Path.chmod", "pathlib.Path.replace"])
+@pytest.mark.parametrize("before", [None, b"before"])
+def test_an_error_while_writing_leaves_everything_as_it_was(
+    broken: str, before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    if before:
+        path.write_bytes(before)
+    monkeypatch.setattr(broken, failing)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"content")
+    assert names_in(tmp_path) == (["file"] if before else [])
+    assert not before or path.read_bytes() == before
+
+
+def test_an_interruption_while_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file", b"content")
+    assert names_in(tmp_path) == []
+
+
+# Histories
+
+
+def test_a_history_is_filed_by_hardware_and_baseline_set(tmp_path: Path) -> None:
+    folder = history_folder(tmp_path, H100, "embedded--mine")
+    assert folder == tmp_path / "history" / H100.key / "embedded--mine"
+
+
+def test_the_first_run_is_number_one(tmp_path: Path) -> None:
+    path = save_run(tmp_path / "new" / "folder", "nightly", a_run())
+    assert path == tmp_path / "new" / "folder" / "0001_nightly.json"
+    assert json.loads(path.read_text()) == a_run()
+
+
+@pytest.mark.parametrize(
+    ("before", "number"),
+    [
+        (["0001_a"], "0002"),
+        (["0001_a", "0007_b"], "0008"),
+        (["9999_a"], "10000"),
+        (["9999_a", "10000_b"], "10001"),
+        (["123_a", "notes", "limits"], "0001"),
+    ],
+)
+def test_a_run_gets_the_next_number(before: list[str], number: str, tmp_path: Path) -> None:
+    path = save_run(runs(tmp_path, *before), "new", a_run())
+    assert path.name == f"{number}_new.json"
+
+
+def test_a_number_that_another_process_is_taking_is_left_to_it(tmp_path: Path) -> None:
+    (tmp_path / "0001.partial").touch()
+    assert save_run(tmp_path, "new", a_run()).name == "0002_new.json"
+
+
+@pytest.mark.parametrize("same_name", [True, False])
+def test_runs_saved_at_once_get_distinct_numbers(same_name: bool, tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def save(worker: int) -> None:
+        start.wait()
+        for _ in range(4):
+            save_run(tmp_path, "same" if same_name else f"worker{worker}", {})
+
+    workers = [threading.Thread(target=save, args=(number,)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    numbers = [name.split("_")[0] for name in names_in(tmp_path)]
+    assert numbers == [f"{number:04}" for number in range(1, 33)]
+
+
+def test_an_error_while_saving_a_run_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", failing)
+    with pytest.raises(OSError, match="No space left"):
+        save_run(tmp_path, "new", a_run())
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_run_with_a_number_that_json_cannot_hold_is_not_saved(
+    value: float, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_run(tmp_path, "new", {"ssim": value})
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (None, "10000_c"),
+        ("", "10000_c"),
+        ("1", "0001_a"),
+        ("0001", "0001_a"),
+        ("1000", "1000_b"),
+        ("10000", "10000_c"),
+        ("a", "0003_a"),
+        ("b", "1000_b"),
+        ("0001_a", "0001_a"),
+        ("0001_a.json", "0001_a"),
+        ("0003_", "0003_a"),
+    ],
+)
+def test_a_run_is_found_by_number_or_name(wanted: str | None, found: str, tmp_path: Path) -> None:
+    folder = runs(tmp_path, "0001_a", "0003_a", "1000_b", "10000_c", "notes")
+    assert find_run(folder, wanted) == folder / f"{found}.json"
+
+
+def test_a_run_is_found_by_its_path(tmp_path: Path) -> None:
+    path = written(tmp_path / "elsewhere.json", "{}")
+    assert find_run(tmp_path / "history", str(path)) == path
+
+
+@pytest.mark.parametrize("wanted", ["2", "nightly", "0001_b", "\u00b2", "/nowhere/0001_a.json"])
+def test_a_run_that_does_not_exist_is_named_with_the_choices(wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(BrokenFileError) as caught:
+        find_run(runs(tmp_path, "0001_a", "0003_a"), wanted)
+    message = str(caught.value)
+    assert f"no run {wanted!r} for this hardware and source in {tmp_path}" in message
+    assert message.endswith("choose from: 0001_a.json, 0003_a.json")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_empty_history_is_named(exists: bool, tmp_path: Path) -> None:
+    folder = tmp_path if exists else tmp_path / "missing"
+    with pytest.raises(BrokenFileError) as caught:
+        find_run(folder, None)
+    assert str(caught.value) == f"no stored run for this hardware and source in {folder}"
+
+
+def test_a_saved_run_is_loaded_with_its_median_latency(tmp_path: Path) -> None:
+    path = save_run(tmp_path, "new", a_run())
+    run = load_run(path, H100, "embedded")
+    assert run.metrics == {
+        "final": {"level": "final", "unet_evaluations": 29, "latency_ms": pytest.approx(200.0)}
+    }
+    assert run.judged == ("benchmarks/test_latency.py::test_latency[final]",)
+    assert (run.path, run.environment) == (path, {"torch": "2.13.0"})
+
+
+def test_a_run_without_rounds_has_no_latency(tmp_path: Path) -> None:
+    run = a_run()
+    run["benchmarks"][0]["stats"]["data"] = []
+    stored = load_run(written(tmp_path / "0001_a.json", run), H100, "embedded")
+    assert math.isnan(stored.metrics["final"]["latency_ms"])
+
+
+WHOLE = json.dumps(a_run())
+UNUSABLE: dict[str, tuple[bytes | str | dict[str, Any], list[str]]] = {
+    "empty": ("", ["cannot be read", "left as it is"]),
+    "truncated": (WHOLE[: len(WHOLE) // 2], ["cannot be read", "left as it is"]),
+    "not text": (b"\xff\xfe\x00", ["cannot be read", "left as it is"]),
+    "a list": ("[]", ["holds no JSON object", "left as it is"]),
+    "of pytest-benchmark alone": ({"benchmarks": []}, ["not written by this suite", "missing"]),
+    "with a block that is none": ({"sdopt": 1}, ["not written by this suite"]),
+    "of no schema": (a_run(schema=None), ["another schema"]),
+    "of another schema": (a_run(schema=2), ["another schema"]),
+    "of other hardware": (a_run(hardware="tpu"), ["another hardware", "'tpu'", H100.key]),
+    "of other prompts": (
+        a_run(baseline_set="embedded--mine"),
+        ["another baseline set", "'embedded--mine'", "'embedded'"],
+    ),
+    "without verdicts": (a_run(judged=None), ["incomplete", "judged"]),
+    "without versions": (a_run(environment=None), ["incomplete", "environment"]),
+    "with foreign versions": (a_run(environment="torch"), ["incomplete"]),
+    "without benchmarks": ({"sdopt": a_run()["sdopt"]}, ["incomplete", "benchmarks"]),
+    "with null benchmarks": ({**a_run(), "benchmarks": None}, ["incomplete"]),
+    "with foreign benchmarks": ({**a_run(), "benchmarks": [{"name": "x"}]}, ["incomplete"]),
+    "with foreign metrics": (
+        {**a_run(), "benchmarks": [{"extra_info": "abc", "stats": {"data": []}}]},
+        ["incomplete"],
+    ),
+    "with foreign rounds": (
+        {**a_run(), "benchmarks": [{"extra_info": {"level": "final"}, "stats": {"data": ["x"]}}]},
+        ["incomplete"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_run_that_cannot_be_used_is_named_and_left_as_it_is(
+    content: bytes | str | dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    path = written(tmp_path / "0001_a.json", content)
+    before = path.read_bytes()
+    with pytest.raises(BrokenFileError) as caught:
+        load_run(path, H100, "embedded")
+    message = str(caught.value)
+    assert [word for word in [str(path), *words] if word not in message] == []
+    assert path.read_bytes() == before
+
+
+# Images
+
+
+def test_an_image_is_filed_by_baseline_set_level_and_prompt(tmp_path: Path) -> None:
+    path = image_path(tmp_path, "embedded--mine", "final", "cat")
+    assert path == tmp_path / "images" / "embedded--mine" / "final" / "cat.png"
+
+
+def test_a_stored_picture_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = stored_picture(tmp_path / "new")
+    np.testing.assert_array_equal(load_image(path, REQUEST), picture())
+    assert names_in(path.parent) == ["cat.png"]
+
+
+def test_a_stored_picture_says_how_it_was_made(tmp_path: Path) -> None:
+    save_image(tmp_path / "cat.png", picture(), {"seed": 3, "level": "final"})
+    assert load_picture(tmp_path / "cat.png")[1] == {"seed": 3, "level": "final"}
+
+
+def test_an_error_while_storing_a_picture_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stored_picture(tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", failing)
+    with pytest.raises(OSError, match="No space left"):
+        save_image(path, picture(), {})
+    assert path.read_bytes() == before
+    assert names_in(tmp_path) == ["cat.png"]
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    with pytest.raises(BrokenFileError) as caught:
+        load_image(path, REQUEST)
+    assert str(caught.value) == f"no baseline image {path}"
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.9])
+def test_a_truncated_image_is_named_and_left_as_it_is(fraction: float, tmp_path: Path) -> None:
+    path = stored_picture(tmp_path)
+    whole = path.read_bytes()
+    part = whole[: int(fraction * len(whole))]
+    path.write_bytes(part)
+    with pytest.raises(BrokenFileError, match=r"cannot be decoded.*left as it is") as caught:
+        load_image(path, REQUEST)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == part
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    path = stored_picture(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(BrokenFileError, match="cannot be decoded") as caught:
+        load_image(path, REQUEST)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF"])
+def test_an_image_that_somebody_else_made_is_refused(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    Image.fromarray(picture()).save(path, format=form)
+    with pytest.raises(BrokenFileError, match="made for another request") as caught:
+        load_image(path, REQUEST)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"prompt": "a dog"}, {"negative_prompt": ""}, {"seed": 4}], ids=str
+)
+def test_an_image_of_another_request_is_named_with_both(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    path = stored_picture(tmp_path, Request(**{**vars(REQUEST), **changes}))
+    with pytest.raises(BrokenFileError, match="made for another request") as caught:
+        load_image(path, REQUEST)
+    message = str(caught.value)
+    assert str(path) in message
+    assert repr(*changes.values()) in message
+    assert str(request_fields(REQUEST)) in message
+
+
+@pytest.mark.parametrize("made_by", ["[]", "3"])
+def test_an_image_with_a_foreign_note_is_refused(made_by: str, tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text(IMAGE_TEXT_KEY, made_by)
+    path = tmp_path / "cat.png"
+    Image.fromarray(picture()).save(path, pnginfo=text)
+    with pytest.raises(BrokenFileError, match="how it was made") as caught:
+        load_image(path, REQUEST)
+    assert str(path) in str(caught.value)
+
+
+# Limits
+
+
+def test_limits_are_filed_by_source(tmp_path: Path) -> None:
+    assert limits_path(tmp_path, "embedded") == tmp_path / "images" / "embedded" / "limits.json"
+
+
+def test_limits_are_read_by_level_and_kind(tmp_path: Path) -> None:
+    rows = {"drift": {"measured": 0.9999, "limit": 0.999}, "truth": {"limit": 0.7}}
+    path = written(tmp_path / "limits.json", {"levels": {"final": rows}})
+    assert load_limits(path) == {"final": {"drift": 0.999, "truth": 0.7}}
+
+
+def test_a_source_without_limits_has_none(tmp_path: Path) -> None:
+    assert load_limits(tmp_path / "limits.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["cannot be read"]),
+        ('{"levels": {"final": ', ["cannot be read"]),
+        ("[]", ["holds no JSON object"]),
+        ({}, ["incomplete", "levels"]),
+        ({"levels": ["final"]}, ["incomplete"]),
+        ({"levels": {"final": {"drift": 0.99}}}, ["incomplete"]),
+        ({"levels": {"final": {"drift": {"limit": None}}}}, ["incomplete"]),
+        ({"levels": {"final": {"drift": {"limit": "high"}}}}, ["incomplete", "high"]),
+        ({"levels": {"final": {}}}, ["'final'", "drift"]),
+        ({"levels": {"final": {"cost": {"limit": 0.9}}}}, ["'final'", "['cost']"]),
+        (
+            {"levels": {"final": {"drift": {"limit": 0.9}, "drfit": {"limit": 0.9}}}},
+            ["'final'", "'drfit'", "cost and truth"],
+        ),
+    ],
+)
+def test_broken_limits_are_named_and_left_as_they_are(
+    content: str | dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    path = written(tmp_path / "limits.json", content)
+    before = path.read_bytes()
+    with pytest.raises(BrokenFileError, match="left as it is") as caught:
+        load_limits(path)
+    message = str(caught.value)
+    assert [word for word in [str(path), *words] if word not in message] == []
+    assert path.read_bytes() == before

@@ -1,0 +1,231 @@
+"""The ladder is the published table, each level is one change, and no wrong row can be made."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from sdopt.errors import SdoptError, UnknownNameError
+from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
+
+# level: compiled, channels-last, TF32, decoder, scheduler, steps, CFG cutoff, reference
+TABLE: dict[str, tuple[Any, ...]] = {
+    "baseline": (False, False, False, "full-vae", "euler-ancestral", 30, None, None),
+    "tuned": (False, True, True, "full-vae", "euler-ancestral", 30, None, "baseline"),
+    "compiled": (True, True, True, "full-vae", "euler-ancestral", 30, None, "tuned"),
+    "compiled-tiny-vae": (True, True, True, "tiny-vae", "euler-ancestral", 30, None, "compiled"),
+    "euler-20": (True, True, True, "full-vae", "euler-ancestral", 20, None, "compiled"),
+    "dpm-20": (True, True, True, "full-vae", "dpm-solver++2m", 20, None, "euler-20"),
+    "euler-20-cutoff": (True, True, True, "full-vae", "euler-ancestral", 20, 0.4, "euler-20"),
+    "dpm-20-cutoff": (True, True, True, "full-vae", "dpm-solver++2m", 20, 0.4, "dpm-20"),
+    "final": (True, True, True, "tiny-vae", "dpm-solver++2m", 20, 0.4, "dpm-20-cutoff"),
+}
+
+# What each level changes in its reference. `tuned` is the one pair: the published table has
+# channels-last and TF32 as one column.
+CHANGES = {
+    "tuned": {"channels_last", "tf32"},
+    "compiled": {"compiled"},
+    "compiled-tiny-vae": {"decoder"},
+    "euler-20": {"steps"},
+    "dpm-20": {"scheduler"},
+    "euler-20-cutoff": {"cfg_cutoff"},
+    "dpm-20-cutoff": {"cfg_cutoff"},
+    "final": {"decoder"},
+}
+
+
+def row(level: Level) -> tuple[Any, ...]:
+    """The level as a line of TABLE."""
+    return (
+        level.compiled,
+        level.channels_last,
+        level.tf32,
+        level.decoder,
+        level.scheduler,
+        level.steps,
+        level.cfg_cutoff,
+        level.reference,
+    )
+
+
+def changed_fields(level: Level, reference: Level) -> set[str]:
+    """The fields in which two levels differ, but for what merely names them."""
+    before, after = reference.as_dict(), level.as_dict()
+    return {f for f in after if after[f] != before[f]} - {"name", "why", "reference"}
+
+
+def a_level(**fields: Any) -> Level:
+    return Level(**{"name": "mine", "why": "to test it", **fields})
+
+
+def test_the_ladder_has_the_nine_published_levels_in_order() -> None:
+    assert list(LEVELS) == list(TABLE)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_level_is_its_published_row(name: str) -> None:
+    level = get_level(name)
+    assert (level.name, row(level)) == (name, TABLE[name])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_level_is_one_change_away_from_its_reference(name: str) -> None:
+    level = get_level(name)
+    assert level.reference is not None
+    assert changed_fields(level, get_level(level.reference)) == CHANGES[name]
+
+
+def test_only_the_first_level_has_no_reference() -> None:
+    assert [level.name for level in LEVELS.values() if level.reference is None] == ["baseline"]
+
+
+def test_a_reference_stands_before_the_levels_that_name_it() -> None:
+    names = list(LEVELS)
+    later = [
+        level.name
+        for level in LEVELS.values()
+        if level.reference and names.index(level.reference) >= names.index(level.name)
+    ]
+    assert later == []
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+def test_why_is_one_line(level: Level) -> None:
+    assert level.why.strip()
+    assert "\n" not in level.why
+
+
+@pytest.mark.parametrize(
+    ("name", "guided", "evaluations"),
+    [
+        ("baseline", 30, 60),
+        ("euler-20", 20, 40),
+        ("dpm-20", 20, 40),
+        ("euler-20-cutoff", 9, 29),
+        ("dpm-20-cutoff", 9, 29),
+        ("final", 9, 29),
+    ],
+)
+def test_guided_steps_and_unet_evaluations(name: str, guided: int, evaluations: int) -> None:
+    level = get_level(name)
+    assert level.guided_steps() == guided
+    assert sum(level.unet_batches()) == evaluations
+
+
+def test_final_guides_nine_steps_and_then_drops_the_unconditional_branch() -> None:
+    assert LEVELS["final"].unet_batches() == (2,) * 9 + (1,) * 11
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "steps", "guided"),
+    [
+        (None, 5, 5),
+        (0.0, 20, 1),
+        (0.4, 1, 1),
+        (0.4, 2, 1),
+        (0.4, 50, 21),
+        (0.99, 20, 20),
+    ],
+)
+def test_the_step_at_the_cutoff_is_still_guided(
+    cutoff: float | None, steps: int, guided: int
+) -> None:
+    level = a_level(cfg_cutoff=cutoff)
+    assert level.guided_steps(steps) == guided
+    assert level.unet_batches(steps) == (2,) * guided + (1,) * (steps - guided)
+
+
+def test_then_keeps_every_field_that_it_does_not_name() -> None:
+    level = LEVELS["final"].then("final-10", why="half the steps", steps=10)
+    assert (level.name, level.why, level.reference) == ("final-10", "half the steps", "final")
+    assert changed_fields(level, LEVELS["final"]) == {"steps"}
+
+
+def test_then_leaves_its_base_as_it_was() -> None:
+    LEVELS["final"].then("final-10", why="half the steps", steps=10)
+    assert row(LEVELS["final"]) == TABLE["final"]
+
+
+def test_as_dict_holds_every_field() -> None:
+    assert a_level(steps=3).as_dict() == {
+        "name": "mine",
+        "why": "to test it",
+        "reference": None,
+        "compiled": False,
+        "channels_last": False,
+        "tf32": False,
+        "decoder": "full-vae",
+        "scheduler": "euler-ancestral",
+        "steps": 3,
+        "cfg_cutoff": None,
+    }
+
+
+def test_a_level_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        LEVELS["final"].steps = 1  # type: ignore[misc]
+
+
+def test_a_level_takes_keywords_only() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        Level("mine", "to test it")  # type: ignore[call-arg]
+
+
+def test_then_refuses_a_field_that_does_not_exist() -> None:
+    with pytest.raises(TypeError, match="stepz"):
+        LEVELS["final"].then("mine", why="a slip", stepz=10)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("decoder", "tiny-vea", ["unknown decoder 'tiny-vea'", "did you mean 'tiny-vae'"]),
+        ("decoder", None, ["unknown decoder None", "full-vae, tiny-vae"]),
+        ("scheduler", "ddim", ["unknown scheduler 'ddim'", "euler-ancestral, dpm-solver++2m"]),
+        ("steps", 0, ["level 'mine'", "steps is 0", "1 or more"]),
+        ("steps", -3, ["steps is -3"]),
+        ("cfg_cutoff", 1.0, ["level 'mine'", "cfg_cutoff is 1.0", "0 <= cfg_cutoff < 1"]),
+        ("cfg_cutoff", -0.1, ["cfg_cutoff is -0.1"]),
+        ("cfg_cutoff", float("nan"), ["cfg_cutoff is nan"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_choices(field: str, value: Any, words: list[str]) -> None:
+    with pytest.raises(SdoptError) as caught:
+        a_level(**{field: value})
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_an_unknown_level_is_named_with_the_nearest_and_all_choices() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        get_level("finel")
+    message = str(caught.value)
+    assert message.startswith("unknown level 'finel' (did you mean 'final'?)")
+    assert message.endswith(", ".join(TABLE))
+
+
+@pytest.mark.parametrize(
+    ("name", "comparable"),
+    [
+        ("tuned", True),
+        ("compiled", True),
+        ("compiled-tiny-vae", True),
+        ("euler-20", False),
+        ("dpm-20", False),
+        ("euler-20-cutoff", True),
+        ("dpm-20-cutoff", True),
+        ("final", True),
+    ],
+)
+def test_a_cost_is_comparable_unless_the_sampler_draws_other_noise(
+    name: str, comparable: bool
+) -> None:
+    level = get_level(name)
+    assert cost_is_comparable(level, get_level(level.reference or "")) is comparable
+
+
+def test_fewer_steps_of_a_deterministic_sampler_are_comparable() -> None:
+    fewer = LEVELS["dpm-20"].then("dpm-10", why="half the steps", steps=10)
+    assert cost_is_comparable(fewer, LEVELS["dpm-20"])
