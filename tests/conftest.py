@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,11 @@ MICRO_REQUEST = Request(name="cat", prompt="a cat", negative_prompt="a dog", see
 
 
 @pytest.fixture(scope="session")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder with SD 1.5's block types, tiny, with seeded random weights."""
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A diffusers folder with SD 1.5's block types, tiny, with seeded random weights.
+
+    Where there is a GPU it is hidden from here on, so that these tests do the same everywhere.
+    """
     import torch
     from micro import save_micro_source
 
@@ -28,7 +32,9 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("source") / "micro"
     save_micro_source(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield folder
 
 
 @pytest.fixture(scope="session")

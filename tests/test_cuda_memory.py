@@ -53,6 +53,7 @@ def test_the_peaks_are_those_of_one_picture(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: real counters")
 def test_a_picture_takes_memory(micro_source: Source, micro_request: Request) -> None:
-    found = memory(build(micro_source, replace(BASELINE, steps=2)), micro_request)
+    pipeline = build(micro_source, replace(BASELINE, steps=2), torch.device("cuda"))
+    found = memory(pipeline, micro_request)
     assert found is not None
     assert 0 < found.peak_allocated_mib <= found.peak_reserved_mib <= found.device_used_mib

@@ -1,0 +1,108 @@
+"""--sdopt-accept stores pictures; without it they are compared with the stored ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from project import Project
+
+QUALITY = "benchmarks/test_quality.py"
+COMMAND = 'pytest benchmarks/ -k "[[]baseline]" --sdopt-accept'
+
+
+def test_accepting_stores_the_pictures_and_says_so(project: Project) -> None:
+    result = project.run("--sdopt-accept", tests=QUALITY)
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines([f"stored 2 baseline images in {project.images.parent}"])
+    assert sorted(path.name for path in project.images.iterdir()) == ["astronaut.png", "castle.png"]
+    with Image.open(project.images / "castle.png") as image:
+        assert (image.size, image.mode) == ((64, 64), "RGB")
+        assert '"level": "baseline"' in image.text["sdopt"]
+
+
+def test_the_same_pictures_pass(stored: Project) -> None:
+    before = {path: path.read_bytes() for path in stored.images.iterdir()}
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["baseline*1.000000*pass"])
+    assert {path: path.read_bytes() for path in stored.images.iterdir()} == before
+
+
+def repaint(path: Path) -> None:
+    """Another picture under the same request."""
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_text("sdopt", image.text["sdopt"])
+        image.rotate(180).save(path, pnginfo=text)
+
+
+def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
+    repaint(stored.images / "castle.png")
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(failed=1, skipped=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*[[]baseline] ssim_drift: regression: worst of 2 prompts: castle*",
+            "*measured 0.*, limit 0.99*",
+            f"*next: {COMMAND}*",
+            "baseline*FAIL ssim_drift",
+        ]
+    )
+
+
+def test_accepting_again_replaces_the_picture(stored: Project) -> None:
+    repaint(stored.images / "castle.png")
+    stored.run("--sdopt-accept", tests=QUALITY).assert_outcomes(passed=1, skipped=2)
+    stored.run(tests=QUALITY).assert_outcomes(passed=1, skipped=2)
+
+
+def remove(path: Path) -> str:
+    path.unlink()
+    return "*no baseline image*castle.png*"
+
+
+def truncate(path: Path) -> str:
+    os.truncate(path, path.stat().st_size // 2)
+    return "*castle.png cannot be decoded: *; it was left as it is*"
+
+
+def empty(path: Path) -> str:
+    os.truncate(path, 0)
+    return "*castle.png cannot be decoded: *; it was left as it is*"
+
+
+def make_foreign(path: Path) -> str:
+    Image.new("RGB", (64, 64), "red").save(path)
+    return "*castle.png was made for another request*"
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, empty, make_foreign])
+def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
+    damage: object, stored: Project
+) -> None:
+    assert callable(damage)
+    path = stored.images / "castle.png"
+    complaint = damage(path)
+    before = path.read_bytes() if path.exists() else None
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(failed=1, skipped=2)
+    result.stdout.fnmatch_lines([complaint])
+    result.stdout.fnmatch_lines([f"*{COMMAND}*"])
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_a_picture_of_another_size_fails(stored: Project) -> None:
+    path = stored.images / "castle.png"
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_text("sdopt", image.text["sdopt"])
+        image.resize((32, 32)).save(path, pnginfo=text)
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(failed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*pictures of different shapes: (64, 64, 3) and (32, 32, 3)*"])

@@ -1,0 +1,62 @@
+"""Every benchmark runs at every level, and -k picks a level."""
+
+from __future__ import annotations
+
+import pytest
+from project import Project
+
+from sdopt.levels import LEVELS
+
+TESTS = (
+    "test_latency.py::test_latency",
+    "test_memory.py::test_memory",
+    "test_quality.py::test_cost",
+    "test_quality.py::test_drift",
+    "test_quality.py::test_truth",
+    "test_work.py::test_effect",
+    "test_work.py::test_work",
+)
+
+
+def collected(result: pytest.RunResult) -> list[str]:
+    return sorted(line for line in result.outlines if line.startswith("benchmarks/"))
+
+
+def test_every_benchmark_runs_at_every_level(project: Project) -> None:
+    result = project.pytester.runpytest(
+        "benchmarks", "--collect-only", "-q", "--sdopt-source", str(project.source)
+    )
+    expected = [f"benchmarks/{test}[{level}]" for test in TESTS for level in LEVELS]
+    assert collected(result) == sorted(expected)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_k_picks_exactly_one_level(level: str, project: Project) -> None:
+    result = project.run("--collect-only", "-q", level=level)
+    assert collected(result) == [f"benchmarks/{test}[{level}]" for test in TESTS]
+
+
+def test_what_needs_cuda_says_so(project: Project) -> None:
+    result = project.run("-rs", tests="benchmarks/test_memory.py")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED * needs CUDA: the CPU has no such counter"])
+
+
+def test_a_level_is_built_once_for_all_its_benchmarks(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdopt import pipeline
+
+    built, build = [], pipeline.build
+
+    def counted(*arguments: object) -> object:
+        built.append(arguments[1])
+        return build(*arguments)
+
+    monkeypatch.setattr(pipeline, "build", counted)
+    result = project.pytester.runpytest(
+        "benchmarks/test_work.py",
+        *("-k", "[baseline] or [tuned]", "--sdopt-source", str(project.source)),
+    )
+    result.assert_outcomes(passed=4)
+    assert [level.name for level in built] == ["baseline", "tuned"]
