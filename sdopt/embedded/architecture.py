@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
@@ -25,7 +26,7 @@ from sdopt.embedded.tokenizer import (
 
 _TEXT_WIDTH = 128
 
-SCHEDULER_CONFIG = {
+SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.6.0",
     "beta_end": 0.012,
@@ -177,6 +178,6 @@ def _save_half(module: torch.nn.Module, folder: Path) -> None:
     _write_json(path, config)
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

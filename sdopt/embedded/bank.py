@@ -68,7 +68,7 @@ def encode_bank(bank: Bank, vae: AutoencoderKL) -> Tensor:
     """N x 4 x 16 x 16 float16: the modes of the scenes' latents, before any scaling."""
     kind = bank.rows.device.type
     latents = []
-    for indices in torch.arange(len(bank.rows), device=kind).split(_ENCODE_BATCH):
+    for indices in torch.split(torch.arange(len(bank.rows), device=kind), _ENCODE_BATCH):
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             mode = vae.encode(bank.pictures(indices)).latent_dist.mode()
         latents.append(mode.half())

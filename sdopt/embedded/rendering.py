@@ -88,7 +88,7 @@ def tables(size: int = _DESIGN_PX, device: str = "cpu") -> Tables:
         "texture": _textures(x, y, pixel),
         "colour": colour,
         "tone": _second_tones(colour),
-        "light": torch.lerp(*torch.tensor([[_LIGHT_TOP], [_LIGHT_BOTTOM]]), y[:, :1].float() / 128),
+        "light": _LIGHT_TOP + (_LIGHT_BOTTOM - _LIGHT_TOP) * y[:, :1] / _DESIGN_PX,
     }
     return Tables(**{name: value.to(device, torch.float32) for name, value in made.items()})
 

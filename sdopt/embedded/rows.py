@@ -25,6 +25,8 @@ OBJECT_FIELDS: dict[str, tuple[str, ...]] = {
 BACKGROUND, EXTRA_OBJECTS, FIRST_OBJECT = 0, 1, 2
 _CHOICES = tuple(len(choices) for choices in OBJECT_FIELDS.values())
 _RADIX = (len(COLOURS), MAX_OBJECTS, *_CHOICES * MAX_OBJECTS)
+ROW_LENGTH = len(_RADIX)
+
 _TWO_OBJECTS = 0.6
 _RADII_PX = np.array(list(SIZES.values()))
 _CENTRES_PX = np.array(list(POSITIONS.values()))
@@ -69,8 +71,8 @@ def held_out(rows: Rows) -> NDArray[np.bool_]:
     for values, radix in zip(rows.T, _RADIX, strict=True):
         number = number * radix + values
     # Knuth's multiplicative hash: its top four bits depend on every digit of the number.
-    hashed: NDArray[np.int64] = (number * 2654435761) % 2**32 >> 28
-    return hashed == 0
+    chosen: NDArray[np.bool_] = (number * 2654435761) % 2**32 >> 28 == 0
+    return chosen
 
 
 def _draws(generator: np.random.Generator, count: int) -> Iterator[Rows]:
@@ -97,4 +99,5 @@ def _drawable(rows: Rows) -> NDArray[np.bool_]:
     centres = [_CENTRES_PX[rows[:, column(item, "position")]] for item in range(MAX_OBJECTS)]
     radii = [_RADII_PX[rows[:, column(item, "size")]] for item in range(MAX_OBJECTS)]
     apart = np.linalg.norm(centres[0] - centres[1], axis=1) >= radii[0] + radii[1]
-    return clear & (~two | apart)
+    drawable: NDArray[np.bool_] = clear & (~two | apart)
+    return drawable

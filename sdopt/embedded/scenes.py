@@ -73,7 +73,7 @@ class Scene:
 
     def row(self) -> "Rows":
         """This scene as one row of 12 integers, see `rows.Rows`."""
-        row = np.zeros(len(scene_rows._RADIX), np.int64)
+        row = np.zeros(scene_rows.ROW_LENGTH, np.int64)
         row[scene_rows.BACKGROUND] = list(COLOURS).index(self.background)
         row[scene_rows.EXTRA_OBJECTS] = len(self.objects) - 1
         for item, thing in enumerate(self.objects):
@@ -112,7 +112,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def held_out_scenes(count: int) -> list[Scene]:
-    """The first `count` scenes of one fixed random series that training never sees."""
+    """`count` scenes that training never sees, always the same ones for the same count."""
     return [scene_from_row(r) for r in scene_rows.sample_held_out_rows(_HELD_OUT_SEED, count)]
 
 
@@ -120,7 +120,8 @@ def render(scene: Scene, size: int = 128) -> NDArray[np.uint8]:
     """The true picture of `scene`: size x size x 3, RGB, 0 to 255. Imports torch."""
     from sdopt.embedded.rendering import render_uint8
 
-    return render_uint8(scene.row()[None], size)[0]
+    picture: NDArray[np.uint8] = render_uint8(scene.row()[None], size)[0]
+    return picture
 
 
 def unknown_words(text: str) -> list[str]:

@@ -45,7 +45,8 @@ def vae_stage(parts: Parts, bank: Bank, batch: int) -> Stage:
         posterior = vae.encode(pictures).latent_dist
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         kl_per_latent = posterior.kl().mean() / posterior.mean[0].numel()
-        return reconstruction_loss(decoded.float(), pictures) + _KL_WEIGHT * kl_per_latent
+        total: Tensor = _KL_WEIGHT * kl_per_latent
+        return total + reconstruction_loss(decoded.float(), pictures)
 
     trained = nn.ModuleList([vae])
     return Stage(
@@ -92,7 +93,8 @@ def unet_stage(parts: Parts, bank: Bank, latents: Tensor, batch: int) -> Stage:
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         predicted = unet(noisy, times, text(tokens)[0]).sample.float()
         error = (predicted - noise).square().mean((1, 2, 3))
-        return (error * min_snr_weight(kept[times])).mean()
+        weighted: Tensor = error * min_snr_weight(kept[times])
+        return weighted.mean()
 
     trained = nn.ModuleList([unet, text])
     return Stage(
@@ -130,6 +132,8 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
 
 def mean_ssim(first: Tensor, second: Tensor) -> Tensor:
     """SSIM with a 7 x 7 box window (Wang et al. 2004) of N x 3 x H x W in -1 to 1, averaged."""
+    # SSIM compares brightness by products of means: it has no meaning below zero.
+    first, second = first + 1, second + 1
     mean_1, mean_2, square_1, square_2, product = (
         F.avg_pool2d(value, 7, stride=1)
         for value in (first, second, first * first, second * second, first * second)

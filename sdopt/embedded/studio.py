@@ -74,7 +74,9 @@ def _cut_guidance(
 @torch.no_grad()
 def to_pictures(vae: Any, latents: torch.Tensor) -> Pictures:
     """N x 128 x 128 x 3, 0 to 255, decoded from scaled latents as the pipeline would."""
-    decoded = [vae.decode(part / vae.config.scaling_factor).sample for part in latents.split(8)]
+    decoded = [
+        vae.decode(part / vae.config.scaling_factor).sample for part in torch.split(latents, 8)
+    ]
     half = torch.cat(decoded).float().div(2).add(0.5).clamp(0, 1).mul(255).round()
     pictures: NDArray[np.uint8] = half.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return pictures
@@ -84,5 +86,6 @@ def to_pictures(vae: Any, latents: torch.Tensor) -> Pictures:
 def to_latents(vae: Any, pictures: Pictures, device: str) -> torch.Tensor:
     """N x 4 x 16 x 16 scaled latents of N x 128 x 128 x 3 pictures, 0 to 255."""
     scaled = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    modes = [vae.encode(part).latent_dist.mode() for part in scaled.split(8)]
-    return torch.cat(modes) * vae.config.scaling_factor
+    modes = [vae.encode(part).latent_dist.mode() for part in torch.split(scaled, 8)]
+    scale: float = vae.config.scaling_factor
+    return torch.cat(modes) * scale

@@ -20,7 +20,7 @@ _SHARE_OF_TIME = {"vae": 0.46, "tiny": 0.09, "unet": 0.45}
 _STEPS = {"vae": 8000, "tiny": 4000, "unet": 30000}
 _BATCHES = {"vae": 32, "tiny": 32, "unet": 256}
 _SCENES = 500_000
-_SMOKE_STEPS, _SMOKE_BATCH, _SMOKE_SCENES = 2, 2, 16
+_SMOKE_STEPS, _SMOKE_BATCH, _SMOKE_SCENES = 2, 2, 8
 
 
 @dataclass(frozen=True, kw_only=True)

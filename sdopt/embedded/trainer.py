@@ -99,7 +99,7 @@ class Trainer:
     def _prepared_step(self) -> Callable[[], None]:
         if self.device != "cuda":
             return self._step
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_CAPTURE_AFTER):
@@ -118,10 +118,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             loss = self.loss(*self.stage.draw())
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_NORM, foreach=True)
         self.optimizer.step()
-        torch._foreach_lerp_(self.average, self.parameters, 1 - self.stage.ema_decay)
+        with torch.no_grad():
+            weights = [parameter.detach() for parameter in self.parameters]
+            torch._foreach_lerp_(self.average, weights, 1 - self.stage.ema_decay)
         self.loss_sum += loss.detach()
 
     def _one(self, step: Callable[[], None], bar: "tqdm[Any]") -> None:
