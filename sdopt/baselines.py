@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
 IMAGE_TEXT_KEY = "sdopt"
+LIMIT_KINDS = ("drift", "cost", "truth")
 SMI_FORMAT = ("--format=csv,noheader,nounits",)
 
 
@@ -39,7 +40,7 @@ class Hardware:
 
     @property
     def key(self) -> str:
-        """The folder name, for example 'nvidia-h100-80gb-hbm3-80gib-700w'."""
+        """The folder name, for example 'nvidia-h100-80gb-hbm3-80gib-700-w'."""
         return _slug(f"{self.name}-{self.memory_gib}gib-{self.detail}")
 
     def __str__(self) -> str:
@@ -101,11 +102,6 @@ def _slug(text: str) -> str:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary name beside it, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_temporary(path, content)
-    temporary.replace(path)
-
-
-def _write_temporary(path: Path, content: bytes) -> Path:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     temporary = Path(name)
     try:
@@ -114,10 +110,10 @@ def _write_temporary(path: Path, content: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink()
         raise
-    return temporary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,41 +133,47 @@ def history_folder(root: Path, hardware: Hardware, baseline_set: str) -> Path:
 
 def save_run(folder: Path, name: str, run: Mapping[str, Any]) -> Path:
     """Store a run under the next free number and return its path; never replaces a file."""
+    content = json.dumps(run, indent=1, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
     number = max((_number(path) for path in _runs(folder)), default=0)
-    content = json.dumps(run, indent=1, allow_nan=False).encode()
-    temporary = _write_temporary(folder / f"{name}.json", content)
-    try:
-        while True:
-            number += 1
-            path = folder / f"{number:04}_{name}.json"
-            if any(_number(other) == number for other in _runs(folder)):
-                continue
-            try:
-                # A link, unlike a rename, fails if another process took the name meanwhile.
-                os.link(temporary, path)
+    while True:
+        number += 1
+        # Whoever makes this file has the number: two runs of different names would share it.
+        claim = folder / f"{number:04}.partial"
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            if all(_number(other) != number for other in _runs(folder)):
+                path = folder / f"{number:04}_{name}.json"
+                write_whole(path, content)
                 return path
-            except FileExistsError:
-                continue
-    finally:
-        temporary.unlink()
+        finally:
+            claim.unlink()
 
 
 def find_run(folder: Path, wanted: str | None) -> Path:
-    """The newest run of a folder, or the one `wanted` names by number, name or path.
+    """The newest run of a folder, or the newest that `wanted` names by number, name or path.
 
-    Raises BrokenFileError that says how to make one if there is none.
+    Raises BrokenFileError that names the newest choices if there is none.
     """
     if wanted and Path(wanted).is_file():
         return Path(wanted)
     runs = sorted(_runs(folder), key=_number)
-    if wanted:
-        digits = wanted.zfill(4) if wanted.isdigit() else wanted
-        runs = [path for path in runs if path.name.startswith(digits)]
-    if not runs:
+    found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
+    if not found:
         which = f"run {wanted!r}" if wanted else "stored run"
-        raise BrokenFileError(f"no {which} for this hardware and source in {folder}")
-    return runs[-1]
+        choices = f"; choose from: {', '.join(path.name for path in runs[-5:])}" if runs else ""
+        raise BrokenFileError(f"no {which} for this hardware and source in {folder}{choices}")
+    return found[-1]
+
+
+def _is_called(path: Path, wanted: str) -> bool:
+    """Whether `wanted` is the run's number, its name, or how its file name begins."""
+    if wanted.isdecimal():
+        return _number(path) == int(wanted)
+    return path.name.startswith(wanted) or path.stem.split("_", 1)[1] == wanted
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -203,9 +205,9 @@ def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
             path=path,
             metrics=_metrics(data["benchmarks"]),
             judged=tuple(block["judged"]),
-            environment=block["environment"],
+            environment=dict(block["environment"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BrokenFileError(f"{path} is incomplete: {error!r}") from error
 
 
@@ -249,10 +251,12 @@ def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any
     write_whole(path, buffer.getvalue())
 
 
-def load_image(path: Path, request: Request) -> NDArray[np.uint8]:
+def load_image(
+    path: Path, request: Request, shape: tuple[int, ...] | None = None
+) -> NDArray[np.uint8]:
     """The stored picture of a request, of shape (height, width, 3).
 
-    Raises BrokenFileError if it is missing, cannot be decoded, or is of another request.
+    Raises BrokenFileError if it is missing, cannot be decoded, or is of another request or shape.
     """
     if not path.is_file():
         raise BrokenFileError(f"no baseline image {path}")
@@ -261,6 +265,8 @@ def load_image(path: Path, request: Request) -> NDArray[np.uint8]:
     stored = {name: made_by.get(name) for name in here}
     if stored != here:
         raise BrokenFileError(f"{path} was made for another request: {stored}, not {here}")
+    if shape is not None and picture.shape != shape:
+        raise BrokenFileError(f"{path} has the shape {picture.shape}, this run's is {shape}")
     return picture
 
 
@@ -304,9 +310,16 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
         return {}
     data = _read_json(path)
     try:
-        return {
+        limits = {
             level: {kind: float(row["limit"]) for kind, row in rows.items()}
             for level, rows in data["levels"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BrokenFileError(f"{path} is incomplete: {error!r}; it was left as it is") from error
+    for level, kinds in limits.items():
+        if "drift" not in kinds or not set(kinds) <= set(LIMIT_KINDS):
+            raise BrokenFileError(
+                f"{path}: level {level!r} has the limits {sorted(kinds)}; a level has drift and "
+                "maybe cost and truth; it was left as it is"
+            )
+    return limits

@@ -18,6 +18,7 @@ MEMORY_TOLERANCE = 0.02
 UNITS = {"latency_ms": "ms", "tflop": "1e12"}
 MEMORY_METRICS = ("peak_allocated_mib", "peak_reserved_mib", "device_used_mib")
 GATED_MEMORY = "peak_allocated_mib"
+STORE_A_RUN = "pytest benchmarks/ --benchmark-autosave"
 EXACT_COUNTS = ("unet_evaluations", "tflop")
 ZERO_COUNTS = ("recompiles", "graph_breaks")
 
@@ -87,8 +88,8 @@ def at_most(
         side = "measured" if measured is None else "stored"
         return fault(level, metric, f"there is no {side} value", measured, stored)
     for side, value in (("measured", measured), ("stored", stored)):
-        if not math.isfinite(value) or value <= 0:
-            return fault(level, metric, f"the {side} value is {value}", measured, stored)
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            return fault(level, metric, f"the {side} value is {value!r}", measured)
     limit = stored * (1 + tolerance)
     change = 100 * (measured / stored - 1)
     return Verdict(
@@ -103,8 +104,10 @@ def at_most(
 
 
 def at_least(level: str, metric: str, measured: float, limit: float | None, what: str) -> Verdict:
-    """Pass from `limit` on; recorded without one; NaN regresses. For SSIM."""
-    if limit is None:
+    """Pass from `limit` on; recorded without one; a fault if it is NaN. For SSIM."""
+    if not math.isfinite(measured):
+        outcome, what = Outcome.FAULT, f"the measured value is {measured}, {what}"
+    elif limit is None:
         outcome = Outcome.RECORDED
     else:
         outcome = Outcome.PASS if measured >= limit else Outcome.REGRESSION
@@ -184,15 +187,14 @@ class Gate:
     """Judges the measurements of one run and keeps them and the verdicts.
 
     `comparing` is whether a stored run was asked for. `stored` is then that run, as metrics per
-    level, and `history` its file; `refusal` says why there is none. `accept_hint` is the command
-    that stores a run.
+    level, and `history` its file; `refusal` says why there is none, and `refusal_hint` what to run.
     """
 
     comparing: bool = False
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: str | None = None
     refusal: str | None = None
-    accept_hint: str = "pytest benchmarks/ --benchmark-autosave"
+    refusal_hint: str = f"{STORE_A_RUN}  # stores a run to compare with"
     limits: Mapping[str, Limits] = field(default_factory=dict)
     limits_file: str | None = None
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -235,7 +237,7 @@ class Gate:
         if comparison.faults:
             return self._broken(level, "ssim_drift", comparison)
         ssim = comparison.ssim
-        worst = min(ssim, key=lambda name: ssim[name])
+        worst = min(ssim, key=lambda name: (not math.isnan(ssim[name]), ssim[name]))
         self._record(level, ssim_drift=ssim[worst], psnr_drift_db=min(comparison.psnr_db.values()))
         limits = self.limits.get(level.name)
         what = f"worst of {len(ssim)} prompts: {worst}"
@@ -313,16 +315,25 @@ class Gate:
         return first_failure(completed)
 
     def _complete(self, verdict: Verdict, file: str | None) -> Verdict:
-        if verdict.passed:
-            next_step = ""
-        elif verdict.metric.startswith("ssim_"):
-            next_step = f'pytest benchmarks/ -k "[{verdict.level}]" --sdopt-accept  # if meant'
-        elif verdict.stored is None:
-            next_step = f"{self.accept_hint}  # stores a run to compare with"
-        else:
-            next_step = f"{self.accept_hint}  # if the new value is meant"
-        changes = {"file": file or self.history, "next_step": next_step}
+        changes = {"file": file or self.history, "next_step": self._next_step(verdict)}
         return Verdict(**{**vars(verdict), **changes})
+
+    def _next_step(self, verdict: Verdict) -> str:
+        again = f'pytest benchmarks/ -k "[{verdict.level}]"'
+        if verdict.passed:
+            return ""
+        if verdict.metric in ZERO_COUNTS:
+            return f"TORCH_LOGS=recompiles,graph_breaks {again} -s  # says where"
+        if verdict.metric == "effect":
+            return f"{again}  # once it is repaired"
+        if verdict.metric.startswith("ssim_"):
+            if verdict.outcome is Outcome.FAULT:
+                return f"{again}  # once the pictures are sound: these are not accepted"
+            limits = "" if verdict.metric == "ssim_drift" else ", then python -m sdopt.limits"
+            return f"{again} --sdopt-accept{limits}  # if meant"
+        if self.refusal:
+            return self.refusal_hint
+        return f"{STORE_A_RUN}  # if the new value is meant"
 
 
 def _mean(values: Mapping[str, float]) -> float:

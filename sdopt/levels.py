@@ -39,8 +39,10 @@ class Level:
             raise UnknownNameError("decoder", self.decoder, DECODERS)
         if self.scheduler not in SCHEDULERS:
             raise UnknownNameError("scheduler", self.scheduler, SCHEDULERS)
-        if self.steps < 1:
-            raise SdoptError(f"level {self.name!r}: steps is {self.steps}; it must be 1 or more")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise SdoptError(
+                f"level {self.name!r}: steps is {self.steps!r}; it is an integer, 1 or more"
+            )
         if self.cfg_cutoff is not None and not 0.0 <= self.cfg_cutoff < 1.0:
             raise SdoptError(
                 f"level {self.name!r}: cfg_cutoff is {self.cfg_cutoff}; "

@@ -115,6 +115,8 @@ class Suite:
         )
         if isinstance(self.stored, str):
             gate.refusal = self.stored
+            if self.settings.unfit:
+                gate.refusal_hint = "pytest benchmarks/ --benchmark-compare  # without that option"
         elif self.stored is not None:
             gate.stored, gate.history = self.stored.metrics, str(self.stored.path)
         return gate
@@ -179,7 +181,9 @@ class Suite:
             self._accept(level, pictures)
         try:
             return {
-                request.name: baselines.load_image(self._image_path(level, request), request)
+                request.name: baselines.load_image(
+                    self._image_path(level, request), request, pictures[request.name].shape
+                )
                 for request in self.workload.requests
             }
         except BrokenFileError as error:

@@ -97,32 +97,23 @@ PHOTO_REQUESTS: tuple[Request, ...] = (
 def load_workload(source: Source, prompts: Path | None = None) -> Workload:
     """The built-in requests of a source, or those of a JSON lines file of the user's.
 
-    Raises BrokenFileError for a bad line and UnknownNameError for a word the source cannot draw.
+    Raises BrokenFileError for a bad line, such as one with a word that the source cannot draw.
     """
     if prompts is None:
         requests = EMBEDDED_REQUESTS if source.is_embedded else PHOTO_REQUESTS
         return Workload(baseline_set=source.name, requests=requests)
-    requests = read_prompts(prompts)
-    for line, request in enumerate(requests, start=1):
-        _check_words(source, request, f"{prompts}, request {line} ({request.name})")
+    requests = read_prompts(prompts, source)
     return Workload(baseline_set=f"{source.name}--{prompts.stem}", requests=requests)
 
 
-def _check_words(source: Source, request: Request, where: str) -> None:
-    try:
-        source.check_prompt(request.prompt)
-        source.check_prompt(request.negative_prompt)
-    except SdoptError as error:
-        raise BrokenFileError(f"{where}: {error}") from error
-
-
-def read_prompts(path: Path) -> tuple[Request, ...]:
+def read_prompts(path: Path, source: Source) -> tuple[Request, ...]:
     """The requests of a JSON lines file: `name`, `prompt`, `seed` and maybe `negative_prompt`.
 
     Empty lines are skipped. Raises BrokenFileError naming file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a JSON string may hold U+2028 and other line separators.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenFileError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     requests: dict[str, Request] = {}
@@ -130,6 +121,7 @@ def read_prompts(path: Path) -> tuple[Request, ...]:
         if not line.strip():
             continue
         request = _parse_line(line, f"{path}:{number}")
+        _check_words(source, request, f"{path}:{number}")
         if request.name in requests:
             raise BrokenFileError(f"{path}:{number}: the name {request.name!r} was used before")
         requests[request.name] = request
@@ -168,6 +160,14 @@ def _check_types(fields: dict[str, Any], where: str) -> None:
     seed = fields["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise BrokenFileError(f"{where}: seed is {seed!r}, not an integer from 0 to 2**63 - 1")
+
+
+def _check_words(source: Source, request: Request, where: str) -> None:
+    try:
+        source.check_prompt(request.prompt)
+        source.check_prompt(request.negative_prompt)
+    except SdoptError as error:
+        raise BrokenFileError(f"{where}: {error}") from error
 
 
 def generate(pipeline: LevelPipeline, request: Request) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ def picture_fault(picture: NDArray[Any]) -> str | None:
         return "NaN or infinite pixels"
     if picture.max() <= 0:
         return "a black picture"
-    if picture.min() == picture.max():
+    if (picture == picture[0, 0]).all():
         return "a constant picture"
     return None
 

@@ -33,7 +33,7 @@ def _row(
 ) -> tuple[str, ...]:
     latency_ms = values.get("latency_ms")
     cost = _number(values.get("ssim_cost"), ".4f")
-    if not values.get("cost_is_comparable", True):
+    if cost != ABSENT and not values.get("cost_is_comparable", True):
         cost = f"({cost})"
     return (
         level,
