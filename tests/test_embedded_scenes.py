@@ -10,7 +10,7 @@ import torch
 from sdopt.embedded import SIZE_PX
 from sdopt.embedded.attributes import COLOURS, POSITIONS
 from sdopt.embedded.bank import build_bank, training_caption
-from sdopt.embedded.rendering import render_rows, render_uint8, tables
+from sdopt.embedded.rendering import render_rows, render_uint8, tables, to_uint8
 from sdopt.embedded.rows import held_out, sample_crowded_rows, sample_rows
 from sdopt.embedded.scenes import (
     VOCABULARY,
@@ -132,6 +132,14 @@ def test_batches_draw_as_single_scenes():
     assert together.shape == (6, 3, SIZE_PX, SIZE_PX)
     for row, picture in zip(rows, render_uint8(rows, SIZE_PX), strict=True):
         assert np.array_equal(picture, render(scene_from_row(row)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: drawing on the GPU")
+def test_cuda_draws_as_the_cpu_does():
+    rows = sample_rows(5, 64)
+    there = render_rows(torch.from_numpy(rows).cuda(), tables(device="cuda"))
+    apart = to_uint8(there).astype(int) - render_uint8(rows, SIZE_PX)
+    assert np.abs(apart).max() <= 1
 
 
 def test_one_scene_in_sixteen_is_held_out():

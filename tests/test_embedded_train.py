@@ -10,17 +10,17 @@ from sdopt.embedded.train import _parser, main, plan_from
 from sdopt.embedded.trainer import Schedule, Trainer, rate_factor, save_atomically
 
 
-def toy_stage(fail_at=None):
+def toy_stage(fail_at=None, device="cpu"):
     """Fits a line; raises KeyboardInterrupt at the draw with that number."""
     torch.manual_seed(1)
-    model = nn.Linear(3, 1)
+    model = nn.Linear(3, 1).to(device)
     drawn = [0]
 
     def draw():
         drawn[0] += 1
         if drawn[0] == fail_at:
             raise KeyboardInterrupt
-        return (torch.randn(8, 3),)
+        return (torch.randn(8, 3, device=device),)
 
     def loss(inputs):
         return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
@@ -40,9 +40,9 @@ def schedule(tmp_path, **changes):
     return Schedule(**values)
 
 
-def error(stage):
+def error(stage, device="cpu"):
     with torch.no_grad():
-        return float(stage.loss(torch.randn(256, 3)))
+        return float(stage.loss(torch.randn(256, 3, device=device)))
 
 
 def test_a_stage_learns(tmp_path):
@@ -112,6 +112,13 @@ def test_smoke_training_writes_a_loadable_folder(tmp_path, capsys):
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(out)
     assert pipeline.vae.config.scaling_factor > 0
     assert (out / "tiny_vae" / "config.json").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: one step as one CUDA graph")
+def test_a_captured_stage_learns(tmp_path):
+    stage = toy_stage(device="cuda")
+    Trainer(stage, schedule(tmp_path), seed=0, device="cuda").run()
+    assert error(stage, device="cuda") < 0.1
 
 
 def test_options_make_a_plan():

@@ -101,22 +101,14 @@ def _second_tones(colour: Tensor) -> Tensor:
 
 def _stamps(x: Tensor, y: Tensor, offset: tuple[float, float], blur: float) -> Tensor:
     """shape x size x position x H x W: coverage of objects moved by `offset`, edges `blur` wide."""
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    torch.stack(
-                        [
-                            _coverage(_distance(s, r, x - cx - offset[0], y - cy - offset[1]), blur)
-                            for cx, cy in POSITIONS.values()
-                        ]
-                    )
-                    for r in SIZES.values()
-                ]
-            )
-            for s in SHAPES
-        ]
-    )
+    dx, dy = offset
+    stamps = [
+        _coverage(_distance(shape, radius, x - cx - dx, y - cy - dy), blur)
+        for shape in SHAPES
+        for radius in SIZES.values()
+        for cx, cy in POSITIONS.values()
+    ]
+    return torch.stack(stamps).unflatten(0, (len(SHAPES), len(SIZES), len(POSITIONS)))
 
 
 def _coverage(distance: Tensor, width: float) -> Tensor:

@@ -52,7 +52,7 @@ class Trainer:
         )
         self.average = [p.detach().clone() for p in self.parameters]
         self.loss_sum = torch.zeros((), device=device)
-        self.planned = schedule.seconds is None
+        self.unplanned_s = schedule.seconds
         if schedule.checkpoint.exists():
             self._load()
         torch.manual_seed(seed + 1000003 * self.step_number)
@@ -65,8 +65,8 @@ class Trainer:
             bar = tqdm(total=self.steps, initial=self.step_number, desc=self.stage.name)
             while self.step_number < self.steps:
                 self._one(step, bar)
-                if not self.planned and self.step_number % _TIMED_STEPS == 0:
-                    self._plan(step, bar, started)
+                if self.unplanned_s is not None and self.step_number % _TIMED_STEPS == 0:
+                    self._plan(step, bar, started + self.unplanned_s)
                 if time.monotonic() - last_save > self.schedule.save_every_s:
                     self.save()
                     last_save = time.monotonic()
@@ -88,7 +88,8 @@ class Trainer:
 
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.schedule.checkpoint, map_location=self.device)
-        self.step_number, self.steps, self.planned = state["step"], state["steps"], True
+        # The number of steps was planned when the stage began.
+        self.step_number, self.steps, self.unplanned_s = state["step"], state["steps"], None
         self.stage.trained.load_state_dict(state["weights"])
         self.average = list(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -143,9 +144,8 @@ class Trainer:
         else:
             self.optimizer.param_groups[0]["lr"] = rate
 
-    def _plan(self, step: Callable[[], None], bar: "tqdm[Any]", started: float) -> None:
+    def _plan(self, step: Callable[[], None], bar: "tqdm[Any]", deadline: float) -> None:
         """Sets the number of steps that fit the time left, from the time of the next few."""
-        assert self.schedule.seconds is not None
         self._synchronize()
         before = time.monotonic()
         for _ in range(_TIMED_STEPS):
@@ -153,9 +153,9 @@ class Trainer:
         self._synchronize()
         now = time.monotonic()
         step_s = (now - before) / _TIMED_STEPS
-        left = int((self.schedule.seconds - (now - started)) / step_s)
+        left = int((deadline - now) / step_s)
         self.steps = min(self.steps, self.step_number + max(left, 1))
-        self.planned = True
+        self.unplanned_s = None
         bar.total = self.steps
         bar.write(f"{self.stage.name}: {1000 * step_s:.2f} ms a step, {self.steps} steps")
 
