@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from project import BENCHMARKS, Project, scale_latency
 
 from sdopt import workload
-from sdopt.levels import BASELINE
+from sdopt.levels import BASELINE, LEVELS, TUNED
 from sdopt.sources import Source
 from sdopt.workload import Request
 
 PROMPTS = 2
+STEPS = 3
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +32,15 @@ def imported(micro_source: Source, micro_request: Request) -> None:
 def project(
     pytester: pytest.Pytester, micro: Path, imported: None, monkeypatch: pytest.MonkeyPatch
 ) -> Project:
-    """Fewer rounds and prompts than a real run: these tests are of the machinery."""
+    """Fewer rounds, prompts and steps than a real run: these tests are of the machinery."""
     from sdopt.measure import timing
 
     monkeypatch.delenv("SDOPT_SOURCE", raising=False)
     monkeypatch.setattr(timing, "ROUNDS", {"cpu": 2})
     monkeypatch.setattr(timing, "STAGE_ROUNDS", 1)
     monkeypatch.setattr(workload, "PHOTO_REQUESTS", workload.PHOTO_REQUESTS[:PROMPTS])
+    for level in (BASELINE, TUNED):
+        monkeypatch.setitem(LEVELS, level.name, replace(level, steps=STEPS))
     pytester.makeconftest('pytest_plugins = ["sdopt.plugin"]')
     pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config --tb=short")
     shutil.copytree(BENCHMARKS, pytester.path / "benchmarks", ignore=ignored)

@@ -1,0 +1,126 @@
+"""--benchmark-compare judges a run by a stored one, and names what got worse."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from project import Project, scale_latency
+
+NEXT = "*next: pytest benchmarks/ --benchmark-autosave  # if the new value is meant*"
+
+
+def test_without_it_times_are_recorded_only(stored: Project) -> None:
+    stored.edit_history(scale_latency(0.01))
+    result = stored.run()
+    result.assert_outcomes(passed=4, skipped=3)
+    result.stdout.fnmatch_lines(["baseline*pass (latency recorded)"])
+    result.stdout.no_fnmatch_line("*saved this run*")
+
+
+def test_a_run_that_is_no_worse_passes(stored: Project) -> None:
+    before = stored.histories()[0].read_bytes()
+    result = stored.run("--benchmark-compare")
+    result.assert_outcomes(passed=5, skipped=3)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([f"sdopt: comparing with {stored.histories()[0]}"])
+    assert [path.read_bytes() for path in stored.histories()] == [before]
+
+
+def test_a_slower_run_fails_by_level_and_metric_alone(stored: Project) -> None:
+    path = stored.edit_history(scale_latency(0.01))
+    result = stored.run("--benchmark-compare", "-rf")
+    result.assert_outcomes(failed=1, passed=4, skipped=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*[[]baseline] latency_ms: regression: +*% against the stored run, 10 % are allowed*",
+            "*measured * ms, stored * ms, limit * ms*",
+            f"*file: {path}*",
+            NEXT,
+            "baseline*FAIL latency_ms",
+            "FAILED benchmarks/test_latency.py::test_latency[[]baseline]*",
+        ]
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def change_info(**values: Any) -> Any:
+    def change(data: dict[str, Any]) -> None:
+        for entry in data["benchmarks"]:
+            entry["extra_info"].update(values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("unet_evaluations", 5), ("tflop", 1e-4), ("unet_evaluations", None)]
+)
+def test_other_counts_of_work_fail_by_name(metric: str, value: float, stored: Project) -> None:
+    stored.edit_history(change_info(**{metric: value}))
+    result = stored.run("--benchmark-compare", tests="benchmarks/test_work.py")
+    result.assert_outcomes(failed=1, passed=2)
+    result.stdout.fnmatch_lines([f"*[[]baseline] {metric}: *", f"baseline*FAIL {metric}"])
+
+
+def test_the_newest_run_is_compared_with_unless_one_is_named(stored: Project) -> None:
+    stored.latency("--benchmark-save=second")
+    first, second = stored.histories()
+    assert [first.name[:4], second.name] == ["0001", "0002_second.json"]
+
+    def compared_with(option: str) -> str:
+        result = stored.latency(option, "--collect-only")
+        (line,) = (line for line in result.outlines if line.startswith("sdopt: comparing with "))
+        return line.removeprefix("sdopt: comparing with ")
+
+    assert compared_with("--benchmark-compare") == str(second)
+    for name in ("1", "0001", str(first)):
+        assert compared_with(f"--benchmark-compare={name}") == str(first)
+    assert compared_with("--benchmark-compare=7").startswith("nothing: no run '7' for this ")
+
+
+def test_another_version_is_printed_and_compared(stored: Project) -> None:
+    def older(data: dict[str, Any]) -> None:
+        data["sdopt"]["environment"]["torch"] = "2.0.1"
+
+    stored.edit_history(older)
+    result = stored.latency("--benchmark-compare")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["sdopt: changed since then: torch 2.0.1 -> 2.*"])
+
+
+def test_a_stored_run_says_what_was_measured_on_what(stored: Project) -> None:
+    data = json.loads(stored.histories()[0].read_text())
+    block = data["sdopt"]
+    assert block["judged"] == [
+        f"benchmarks/test_{test}[baseline]"
+        for test in (
+            "latency.py::test_latency",
+            "quality.py::test_drift",
+            "work.py::test_effect",
+            "work.py::test_work",
+        )
+    ]
+    assert (block["source"], block["baseline_set"]) == ("micro", "micro")
+    assert set(block["environment"]) >= {"python", "torch", "diffusers", "threads"}
+    (entry,) = data["benchmarks"]
+    assert len(entry["stats"]["data"]) == 2
+    info = entry["extra_info"]
+    assert (info["level"], info["steps"], info["dtype"]) == ("baseline", 3, "float32")
+    assert (info["unet_evaluations"], info["compile_cache"]) == (6, "eager")
+    assert info["level_fields"]["scheduler"] == "euler-ancestral"
+    assert set(info["stage_ms"]) == {"text", "denoise", "decode"}
+
+
+def test_a_run_with_failed_tests_is_not_saved(stored: Project) -> None:
+    next(stored.images.glob("castle.png")).unlink()
+    result = stored.run("--benchmark-autosave")
+    result.assert_outcomes(failed=1, passed=3, skipped=3)
+    result.stdout.fnmatch_lines(["this run was not saved: 1 of its tests failed"])
+    assert len(stored.histories()) == 1
+
+
+def test_a_saved_run_says_where(stored: Project) -> None:
+    result = stored.latency("--benchmark-save=mine")
+    result.stdout.fnmatch_lines([f"saved this run as {stored.histories()[-1]}"])
+    assert stored.histories()[-1].name == "0002_mine.json"
