@@ -108,7 +108,7 @@ def _stamps(x: Tensor, y: Tensor, offset: tuple[float, float], blur: float) -> T
         for radius in SIZES.values()
         for cx, cy in POSITIONS.values()
     ]
-    return torch.stack(stamps).unflatten(0, (len(SHAPES), len(SIZES), len(POSITIONS)))
+    return torch.stack(stamps).reshape(len(SHAPES), len(SIZES), len(POSITIONS), *x.shape)
 
 
 def _coverage(distance: Tensor, width: float) -> Tensor:
