@@ -16,7 +16,7 @@ from sdopt.embedded.findings import (
     write_section,
 )
 from sdopt.embedded.scenes import held_out_scenes, parse_caption, render
-from sdopt.embedded.scoring import attribute_accuracy, judge, mean_ssim
+from sdopt.embedded.scoring import JUDGED, attribute_accuracy, judge, mean_ssim
 
 SCENE = parse_caption(
     "a large striped red star at the top left and a small blue ring at the bottom center "
@@ -26,7 +26,7 @@ ROW = GuidanceRow(
     scale=GUIDANCE_SCALE, attributes=0.95, truth=0.9, solver=0.99, cutoff=0.98, tiny=0.97
 )
 FOUND = Findings(
-    scenes=2, vae=0.96, tiny=0.92, attributes={"shape": 1.0}, dpm_truth=0.9, guidance=[ROW],
+    scenes=2, vae=0.96, tiny=0.92, attributes=dict.fromkeys((*JUDGED, "texture"), 1.0), dpm_truth=0.9, guidance=[ROW],
     machine="a test",
 )  # fmt: skip
 
@@ -73,9 +73,11 @@ def test_targets():
     assert FOUND.missed() == []
     assert replace(FOUND, vae=0.9).missed() == ["vae: measured 0.9000, least accepted 0.95"]
     assert len(replace(FOUND, tiny=float("nan")).missed()) == 1
-    weak = replace(ROW, attributes=0.5, solver=0.5)
-    assert len(replace(FOUND, guidance=[weak]).missed()) == 2
-    assert set(TARGETS) == {"vae", "tiny", "attributes", "solver"}
+    weak = replace(ROW, solver=0.5)
+    assert len(replace(FOUND, guidance=[weak]).missed()) == 1
+    poor_colours = replace(FOUND, attributes=FOUND.attributes | {"colour": 0.75})
+    assert poor_colours.missed() == ["colour: measured 0.7500, least accepted 0.9"]
+    assert set(TARGETS) == {"vae", "tiny", *JUDGED, "solver"}
 
 
 def test_report_replaces_only_its_section(tmp_path):

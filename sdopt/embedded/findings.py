@@ -4,11 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdopt.embedded import GUIDANCE_SCALE
+from sdopt.embedded.scoring import JUDGED
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
-TARGETS: dict[str, float] = {"vae": 0.95, "tiny": 0.90, "attributes": 0.90, "solver": 0.95}
-"""Least accepted values, see `Findings.missed`."""
+TARGETS: dict[str, float] = {
+    "vae": 0.95,
+    "tiny": 0.90,
+    "background": 0.90,
+    "shape": 0.90,
+    "colour": 0.90,
+    "position": 0.90,
+    "solver": 0.95,
+}
+"""Least accepted values, see `Findings.missed`; each attribute has to reach its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +58,9 @@ class Findings:
     def missed(self) -> list[str]:
         """A line for each target that is not met; NaN meets none."""
         values = {
+            **self.attributes,
             "vae": self.vae,
             "tiny": self.tiny,
-            "attributes": self.chosen().attributes,
             "solver": self.chosen().solver,
         }
         return [
@@ -87,8 +96,11 @@ def _summary(found: Findings) -> list[str]:
         "|---|---|---|",
         f"| VAE reconstruction, SSIM to the true drawing | {found.vae:.4f} | {TARGETS['vae']} |",
         f"| Tiny VAE decoding the VAE's latents, SSIM | {found.tiny:.4f} | {TARGETS['tiny']} |",
-        f"| Euler Ancestral 30: background, shape, colour, position right "
-        f"| {100 * chosen.attributes:.1f} % | {100 * TARGETS['attributes']:.0f} % |",
+        *(
+            f"| Euler Ancestral 30, {name} right | {100 * found.attributes[name]:.1f} % "
+            f"| {100 * TARGETS[name]:.0f} % |"
+            for name in JUDGED
+        ),
         f"| DPM-Solver++ 2M, 20 steps against 50, SSIM "
         f"| {chosen.solver:.4f} | {TARGETS['solver']} |",
         f"| Euler Ancestral 30, SSIM to the true drawing | {chosen.truth:.4f} | |",
