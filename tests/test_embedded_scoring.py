@@ -26,9 +26,14 @@ ROW = GuidanceRow(
     scale=GUIDANCE_SCALE, attributes=0.95, truth=0.9, solver=0.99, cutoff=0.98, tiny=0.97
 )
 FOUND = Findings(
-    scenes=2, vae=0.96, tiny=0.92, attributes=dict.fromkeys((*JUDGED, "texture"), 1.0), dpm_truth=0.9, guidance=[ROW],
+    scenes=2,
+    vae=0.96,
+    tiny=0.92,
+    attributes=dict.fromkeys((*JUDGED, "texture"), 1.0),
+    dpm_truth=0.9,
+    guidance=[ROW],
     machine="a test",
-)  # fmt: skip
+)
 
 
 def test_true_drawings_score_full_marks():
