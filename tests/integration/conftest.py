@@ -42,7 +42,10 @@ def project(
     for level in (BASELINE, TUNED):
         monkeypatch.setitem(LEVELS, level.name, replace(level, steps=STEPS))
     pytester.makeconftest('pytest_plugins = ["sdopt.plugin"]')
-    pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config --tb=short")
+    # importlib: tests/ has modules of the same names as benchmarks/, imported in this process too.
+    pytester.makeini(
+        "[pytest]\naddopts = --strict-markers --strict-config --tb=short --import-mode=importlib"
+    )
     shutil.copytree(BENCHMARKS, pytester.path / "benchmarks", ignore=ignored)
     return Project(pytester=pytester, source=micro)
 
