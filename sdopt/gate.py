@@ -333,7 +333,8 @@ class Gate:
             return f"{again} --sdopt-accept{limits}  # if meant"
         if self.refusal:
             return self.refusal_hint
-        return f"{STORE_A_RUN}  # if the new value is meant"
+        missing = verdict.stored is None
+        return f"{STORE_A_RUN}  # {'stores it' if missing else 'if the new value is meant'}"
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -45,7 +45,8 @@ def _level_limits(level: Level, folders: Sequence[Path]) -> dict[str, dict[str, 
     limits = {"drift": _row(1 - spread, 1 - DRIFT_MARGIN * max(spread, DRIFT_FLOOR))}
     truths = _truths(folders[0], level.name)
     if truths:
-        limits["truth"] = _loss_row([_mean(_ssim(seen, truths)) for seen in pictures])
+        captioned = [{name: seen[name] for name in truths} for seen in pictures]
+        limits["truth"] = _loss_row([_mean(_ssim(seen, truths)) for seen in captioned])
     if level.reference and cost_is_comparable(level, get_level(level.reference)):
         references = [_read(folder, level.reference) for folder in folders]
         costs = [_mean(_ssim(*pair)) for pair in zip(pictures, references, strict=True)]
@@ -85,9 +86,8 @@ def _truths(folder: Path, level: str) -> Pictures:
 
 
 def _ssim(pictures: Pictures, others: Pictures) -> list[float]:
-    missing = set(others) - set(pictures)
-    if missing:
-        raise BrokenFileError(f"pictures {sorted(missing)} are in one folder but not in another")
+    if unpaired := sorted(set(others) ^ set(pictures)):
+        raise BrokenFileError(f"pictures {unpaired} are in one folder but not in another")
     return [likeness(pictures[name], other).ssim for name, other in others.items()]
 
 

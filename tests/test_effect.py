@@ -154,11 +154,16 @@ def decode_twice(pipeline: LevelPipeline) -> None:
 SABOTAGE = [
     (EAGER_FINAL, full_vae, "decoder: it is AutoencoderKL"),
     (PLAIN, decode_twice, "decoder: it was called 2 times, not once"),
-    (PLAIN, dpm_solver(), "scheduler: it is DPMSolverMultistepScheduler (dpmsolver++)"),
+    (PLAIN, dpm_solver(), "scheduler: it is DPMSolverMultistepScheduler (dpmsolver++, order 2)"),
+    (
+        EAGER_FINAL,
+        dpm_solver(solver_order=1),
+        "scheduler: it is DPMSolverMultistepScheduler (dpmsolver++, order 1)",
+    ),
     (
         EAGER_FINAL,
         dpm_solver(algorithm_type="sde-dpmsolver++"),
-        "scheduler: it is DPMSolverMultistepScheduler (sde-dpmsolver++)",
+        "scheduler: it is DPMSolverMultistepScheduler (sde-dpmsolver++, order 2)",
     ),
     (EAGER_FINAL, unet_contiguous, "memory format: the unet's weights are not channels-last"),
     (

@@ -9,8 +9,8 @@ from sdopt.measure.observation import Observation
 
 DECODER_CLASSES = {"full-vae": "AutoencoderKL", "tiny-vae": "AutoencoderTiny"}
 SCHEDULER_CLASSES = {
-    "euler-ancestral": ("EulerAncestralDiscreteScheduler", None),
-    "dpm-solver++2m": ("DPMSolverMultistepScheduler", "dpmsolver++"),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", None, None),
+    "dpm-solver++2m": ("DPMSolverMultistepScheduler", "dpmsolver++", 2),
 }
 
 
@@ -57,11 +57,9 @@ def _decoder(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
 
 def _scheduler(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
     wanted = SCHEDULER_CLASSES[level.scheduler]
-    if (seen.scheduler_class, seen.scheduler_algorithm) != wanted:
-        yield (
-            f"scheduler: it is {seen.scheduler_class} ({seen.scheduler_algorithm}), "
-            f"the level wants {wanted[0]} ({wanted[1]})"
-        )
+    found = (seen.scheduler_class, seen.scheduler_algorithm, seen.scheduler_order)
+    if found != wanted:
+        yield f"scheduler: it is {_solver(*found)}, the level wants {_solver(*wanted)}"
     if seen.scheduler_steps != level.steps:
         yield f"steps: the scheduler made {seen.scheduler_steps}, the level wants {level.steps}"
 
@@ -84,6 +82,11 @@ def _compiled(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
                 f"compile: Inductor code ran in {compiled} of {len(calls)} {part} calls, "
                 f"the level wants {wanted}"
             )
+
+
+def _solver(name: str, algorithm: str | None, order: int | None) -> str:
+    """For example 'DPMSolverMultistepScheduler (dpmsolver++, order 2)'."""
+    return name if algorithm is None else f"{name} ({algorithm}, order {order})"
 
 
 def _runs(batches: tuple[int, ...]) -> str:

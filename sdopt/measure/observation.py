@@ -47,6 +47,7 @@ class Observation:
     calls: tuple[Call, ...]
     scheduler_class: str
     scheduler_algorithm: str | None
+    scheduler_order: int | None
     scheduler_steps: int
     decoder_class: str
     channels_last: dict[str, bool]
@@ -80,6 +81,7 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
         calls=_with_graphs(calls, _marked_times(profiler)),
         scheduler_class=type(pipeline.scheduler).__name__,
         scheduler_algorithm=pipeline.scheduler.config.get("algorithm_type"),
+        scheduler_order=pipeline.scheduler.config.get("solver_order"),
         scheduler_steps=len(steps),
         decoder_class=type(pipeline.vae).__name__,
         channels_last={

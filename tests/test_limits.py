@@ -1,0 +1,117 @@
+"""SSIM limits follow from pictures made on different machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdopt import baselines, limits
+from sdopt.embedded.scenes import parse_caption, render
+from sdopt.errors import BrokenFileError
+from sdopt.gate import Limits
+from sdopt.measure.quality import likeness
+
+CAPTION = "a red star at the center on a blue background"
+TRUTH = render(parse_caption(CAPTION), 32)
+
+
+def noisy(strength: int, seed: int = 0) -> np.ndarray:
+    """The true picture with uniform noise of that many steps of 255."""
+    noise = np.random.default_rng(seed).integers(-strength, strength + 1, TRUTH.shape)
+    return np.clip(TRUTH.astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def save(folder: Path, level: str, picture: np.ndarray, prompt: str = CAPTION) -> None:
+    baselines.save_image(folder / level / "star.png", picture, {"prompt": prompt})
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Two machines' pictures of baseline and tuned, which differ by a little noise."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, strength in ((here, 3), (there, 5)):
+        save(folder, "baseline", noisy(strength))
+        save(folder, "tuned", noisy(strength + 8, seed=1))
+    return [here, there]
+
+
+def test_the_drift_limit_is_the_spread_times_the_margin(folders: list[Path]) -> None:
+    drift = limits.measured_limits(folders)["baseline"]["drift"]
+    spread = 1 - likeness(noisy(3), noisy(5)).ssim
+    assert drift["measured"] == pytest.approx(1 - spread)
+    assert drift["limit"] == pytest.approx(1 - limits.DRIFT_MARGIN * spread, abs=1e-6)
+
+
+def test_equal_pictures_keep_the_floor(folders: list[Path]) -> None:
+    drift = limits.measured_limits([folders[0], folders[0]])["baseline"]["drift"]
+    assert drift["limit"] == pytest.approx(1 - limits.DRIFT_MARGIN * limits.DRIFT_FLOOR, abs=1e-6)
+    assert drift["limit"] < drift["measured"] == 1
+
+
+def test_cost_and_truth_allow_a_tenth_more_than_the_largest_loss(folders: list[Path]) -> None:
+    rows = limits.measured_limits(folders)["tuned"]
+    cost = min(
+        likeness(noisy(11, seed=1), noisy(3)).ssim, likeness(noisy(13, seed=1), noisy(5)).ssim
+    )
+    truth = min(likeness(noisy(s, seed=1), TRUTH).ssim for s in (11, 13))
+    assert rows["cost"]["limit"] == pytest.approx(1 - 1.1 * (1 - cost), abs=1e-6)
+    assert rows["truth"]["limit"] == pytest.approx(1 - 1.1 * (1 - truth), abs=1e-6)
+
+
+def test_a_level_of_another_sampler_has_no_cost_limit(folders: list[Path]) -> None:
+    for folder in folders:
+        save(folder, "euler-20", noisy(3))
+        save(folder, "dpm-20", noisy(3))
+    assert "cost" not in limits.measured_limits(folders)["dpm-20"]
+
+
+def test_prompts_that_are_no_captions_have_no_truth(folders: list[Path]) -> None:
+    for folder in folders:
+        save(folder, "baseline", noisy(3), prompt="a photograph of a cat")
+    assert set(limits.measured_limits(folders)["baseline"]) == {"drift"}
+
+
+def run(*arguments: Any) -> int:
+    return limits.main([*map(str, arguments), "--made-by", "two machines"])
+
+
+def test_the_written_file_is_what_the_gate_reads(folders: list[Path]) -> None:
+    assert run(*folders) == 0
+    file = folders[0] / "limits.json"
+    read = {level: Limits(**kinds) for level, kinds in baselines.load_limits(file).items()}
+    assert set(read) == {"baseline", "tuned"}
+    assert json.loads(file.read_text())["made_by"] == "two machines"
+
+
+def test_a_level_without_pictures_is_named(
+    folders: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders[1] / "tuned" / "star.png").unlink()
+    assert run(*folders) == 2
+    assert "tuned holds no pictures; make them with" in capsys.readouterr().err
+    assert not (folders[0] / "limits.json").exists()
+
+
+@pytest.mark.parametrize("machine", [0, 1])
+def test_a_picture_that_only_one_machine_has_is_named(
+    machine: int, folders: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    baselines.save_image(folders[machine] / "tuned" / "ring.png", noisy(3), {"prompt": CAPTION})
+    assert run(*folders) == 2
+    assert "pictures ['ring'] are in one folder but not in another" in capsys.readouterr().err
+
+
+def test_one_folder_is_not_enough(folders: list[Path]) -> None:
+    with pytest.raises(SystemExit):
+        run(folders[0])
+
+
+def test_a_truncated_picture_is_named(folders: list[Path]) -> None:
+    picture = folders[1] / "baseline" / "star.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(BrokenFileError, match=r"star\.png cannot be decoded"):
+        limits.measured_limits(folders)
