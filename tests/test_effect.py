@@ -59,8 +59,7 @@ LEFT_OUT = {
     building.apply_scheduler: (
         PLAIN,
         (
-            "scheduler: it is PNDMScheduler (None), "
-            "the level wants EulerAncestralDiscreteScheduler (None)",
+            "scheduler: it is PNDMScheduler, the level wants EulerAncestralDiscreteScheduler",
             "steps: the scheduler made 3, the level wants 2",
             "UNet evaluations: batch sizes 3 x 2, the level wants 2 x 2",
         ),
