@@ -13,7 +13,8 @@ from sdopt.levels import Level, cost_is_comparable, get_level
 if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does not
     from sdopt.measure import Comparison, FirstCall, Latency, Memory, Work
 
-LATENCY_TOLERANCE = 0.10
+LATENCY_TOLERANCE = {"cuda": 0.10, "cpu": 0.50}
+"""By device. Unchanged runs on shared CPU cores differed by up to 31 %: see docs/pitfalls.md."""
 MEMORY_TOLERANCE = 0.02
 UNITS = {"latency_ms": "ms", "tflop": "1e12"}
 MEMORY_METRICS = ("peak_allocated_mib", "peak_reserved_mib", "device_used_mib")
@@ -188,9 +189,11 @@ class Gate:
 
     `comparing` is whether a stored run was asked for. `stored` is then that run, as metrics per
     level, and `history` its file; `refusal` says why there is none, and `refusal_hint` what to run.
+    `device` is 'cuda' or 'cpu'.
     """
 
     comparing: bool = False
+    device: str = "cuda"
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: str | None = None
     refusal: str | None = None
@@ -209,7 +212,8 @@ class Gate:
             first_call_s=first.seconds,
             compile_cache=first.compile_cache,
         )
-        return self._keep([self._against_history(level, "latency_ms", LATENCY_TOLERANCE)])
+        tolerance = LATENCY_TOLERANCE[self.device]
+        return self._keep([self._against_history(level, "latency_ms", tolerance)])
 
     def memory(self, level: Level, record: Memory) -> Verdict:
         """Judge the allocated peak; the reserved and the device-wide one are recorded."""

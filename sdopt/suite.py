@@ -110,6 +110,7 @@ class Suite:
         limits = baselines.load_limits(limits_file)
         gate = Gate(
             comparing=self.settings.compare is not None,
+            device=self.device.type,
             limits={level: Limits(**kinds) for level, kinds in limits.items()},
             limits_file=str(limits_file),
         )
