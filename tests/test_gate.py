@@ -386,3 +386,19 @@ def test_worthless_pictures_are_not_offered_for_acceptance() -> None:
     verdict = a_gate().drift(FINAL, alike(faults={"p0": "a black picture"}))
     assert "pytest benchmarks/" in verdict.next_step
     assert "--sdopt-accept" not in verdict.next_step
+
+
+@pytest.mark.parametrize(
+    ("device", "rounds_ms", "outcome"),
+    [
+        ("cuda", 109.0, Outcome.PASS),
+        ("cuda", 111.0, Outcome.REGRESSION),
+        ("cpu", 149.0, Outcome.PASS),
+        ("cpu", 151.0, Outcome.REGRESSION),
+    ],
+)
+def test_the_latency_tolerance_is_that_of_the_device(
+    device: str, rounds_ms: float, outcome: Outcome
+) -> None:
+    verdict = a_gate(device=device).latency(FINAL, latency(rounds_ms), FIRST)
+    assert verdict.outcome is outcome
