@@ -157,9 +157,12 @@ def _polygon_distance(corners: list[tuple[float, float]], x: Tensor, y: Tensor) 
 
 
 def _textures(x: Tensor, y: Tensor, pixel: float) -> Tensor:
-    """texture x H x W in the order of TEXTURES; periods of 5.7, 6 and 8 pixels."""
+    """texture x H x W in the order of TEXTURES, each repeated every 8 pixels across and down.
+
+    That is one latent of the VAE: a texture looks the same in each, wherever the object is.
+    """
     striped = _coverage(_wave((x + y) / math.sqrt(2), 8 / math.sqrt(2)), pixel)
-    dots = torch.hypot(_centred(x, 6.0), _centred(y, 6.0)) - 1.9
+    dots = torch.hypot(_centred(x, 8.0), _centred(y, 8.0)) - 2.5
     across, down = (2 * _coverage(_wave(axis, 8.0), pixel) - 1 for axis in (x, y))
     checkered = 0.5 + 0.5 * across * down
     return torch.stack([torch.zeros_like(x), striped, _coverage(dots, pixel), checkered])

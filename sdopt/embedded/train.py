@@ -16,7 +16,7 @@ from sdopt.embedded.stages import Stage, scaling_factor, tiny_vae_stage, unet_st
 from sdopt.embedded.trainer import Schedule, Trainer, freeze
 
 STAGES = ("vae", "tiny", "unet")
-_SHARE_OF_TIME = {"vae": 0.46, "tiny": 0.09, "unet": 0.45}
+_SHARE_OF_TIME = {"vae": 0.42, "tiny": 0.10, "unet": 0.48}
 _STEPS = {"vae": 8000, "tiny": 4000, "unet": 30000}
 _BATCHES = {"vae": 32, "tiny": 32, "unet": 256}
 _SCENES = 500_000
