@@ -7,8 +7,8 @@ from sdopt import measure
 
 def test_drift(level, pictures, suite, gate):
     """Each picture against the level's own stored one."""
-    stored = suite.stored_pictures(level, pictures)
-    verdict = gate.drift(level, measure.compare(pictures, stored))
+    stored, unusable = suite.stored_pictures(level, pictures)
+    verdict = gate.drift(level, measure.compare(pictures, stored), unusable)
     assert verdict.passed, verdict.message
 
 

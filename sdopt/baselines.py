@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import BrokenFileError
+from sdopt.levels import Level
 from sdopt.workload import Request
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
+PARTIAL = "_partial"
+"""How the name of a run ends that left benchmarks out."""
 IMAGE_TEXT_KEY = "sdopt"
 LIMIT_KINDS = ("drift", "cost", "truth")
 SMI_FORMAT = ("--format=csv,noheader,nounits",)
@@ -131,8 +134,11 @@ def history_folder(root: Path, hardware: Hardware, baseline_set: str) -> Path:
     return root / "history" / hardware.key / baseline_set
 
 
-def save_run(folder: Path, name: str, run: Mapping[str, Any]) -> Path:
-    """Store a run under the next free number and return its path; never replaces a file."""
+def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool = False) -> Path:
+    """Store a run under the next free number and return its path; never replaces a file.
+
+    `partial` is for a run that left benchmarks out: see `find_run`.
+    """
     content = json.dumps(run, indent=1, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
     number = max((_number(path) for path in _runs(folder)), default=0)
@@ -146,7 +152,7 @@ def save_run(folder: Path, name: str, run: Mapping[str, Any]) -> Path:
             continue
         try:
             if all(_number(other) != number for other in _runs(folder)):
-                path = folder / f"{number:04}_{name}.json"
+                path = folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
                 write_whole(path, content)
                 return path
         finally:
@@ -156,6 +162,7 @@ def save_run(folder: Path, name: str, run: Mapping[str, Any]) -> Path:
 def find_run(folder: Path, wanted: str | None) -> Path:
     """The newest run of a folder, or the newest that `wanted` names by number, name or path.
 
+    A whole run comes before any partial one, or storing one level would hide all the others.
     Raises BrokenFileError that names the newest choices if there is none.
     """
     if wanted and Path(wanted).is_file():
@@ -166,7 +173,8 @@ def find_run(folder: Path, wanted: str | None) -> Path:
         which = f"run {wanted!r}" if wanted else "stored run"
         choices = f"; choose from: {', '.join(path.name for path in runs[-5:])}" if runs else ""
         raise BrokenFileError(f"no {which} for this hardware and source in {folder}{choices}")
-    return found[-1]
+    whole = [path for path in found if not path.stem.endswith(PARTIAL)]
+    return (whole or found)[-1]
 
 
 def _is_called(path: Path, wanted: str) -> bool:
@@ -252,11 +260,16 @@ def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any
 
 
 def load_image(
-    path: Path, request: Request, shape: tuple[int, ...] | None = None
+    path: Path,
+    request: Request,
+    level: Level,
+    guidance_scale: float,
+    shape: tuple[int, ...] | None = None,
 ) -> NDArray[np.uint8]:
     """The stored picture of a request, of shape (height, width, 3).
 
-    Raises BrokenFileError if it is missing, cannot be decoded, or is of another request or shape.
+    Raises BrokenFileError if it is missing, cannot be decoded, or is of another request, guidance
+    scale, shape or definition of the level.
     """
     if not path.is_file():
         raise BrokenFileError(f"no baseline image {path}")
@@ -265,6 +278,8 @@ def load_image(
     stored = {name: made_by.get(name) for name in here}
     if stored != here:
         raise BrokenFileError(f"{path} was made for another request: {stored}, not {here}")
+    if changes := redefinition(made_by, level, guidance_scale):
+        raise BrokenFileError(f"{path} was made with other settings: {changes}")
     if shape is not None and picture.shape != shape:
         raise BrokenFileError(f"{path} has the shape {picture.shape}, this run's is {shape}")
     return picture
@@ -288,6 +303,18 @@ def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     if not isinstance(made_by, dict):
         raise BrokenFileError(f"{path} says nothing about how it was made; it was left as it is")
     return picture, made_by
+
+
+def redefinition(stored: Mapping[str, Any], level: Level, guidance_scale: float) -> str | None:
+    """In what a stored picture or measurement is of other settings, or None.
+
+    `stored` holds the `level_fields` and the `guidance_scale` it was made with.
+    """
+    changes = level.changed_since(stored.get("level_fields", {}))
+    before = stored.get("guidance_scale")
+    if before != guidance_scale:
+        changes.append(f"guidance_scale {before} -> {guidance_scale}")
+    return ", ".join(changes) or None
 
 
 def request_fields(request: Request) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sdopt.levels import Level, cost_is_comparable, get_level
@@ -19,7 +19,7 @@ MEMORY_TOLERANCE = 0.02
 UNITS = {"latency_ms": "ms", "tflop": "1e12"}
 MEMORY_METRICS = ("peak_allocated_mib", "peak_reserved_mib", "device_used_mib")
 GATED_MEMORY = "peak_allocated_mib"
-STORE_A_RUN = "pytest benchmarks/ --benchmark-autosave"
+RUN = "pytest benchmarks/"
 EXACT_COUNTS = ("unet_evaluations", "tflop")
 ZERO_COUNTS = ("recompiles", "graph_breaks")
 
@@ -89,8 +89,8 @@ def at_most(
         side = "measured" if measured is None else "stored"
         return fault(level, metric, f"there is no {side} value", measured, stored)
     for side, value in (("measured", measured), ("stored", stored)):
-        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            return fault(level, metric, f"the {side} value is {value!r}", measured)
+        if not _is_sound(value):
+            return fault(level, metric, f"the {side} value is {value!r}", measured, stored)
     limit = stored * (1 + tolerance)
     change = 100 * (measured / stored - 1)
     return Verdict(
@@ -189,15 +189,18 @@ class Gate:
 
     `comparing` is whether a stored run was asked for. `stored` is then that run, as metrics per
     level, and `history` its file; `refusal` says why there is none, and `refusal_hint` what to run.
-    `device` is 'cuda' or 'cpu'.
+    `redefined` says for a level of the stored run in what it was another one. `command` is what
+    started this run, for the commands that verdicts suggest. `device` is 'cuda' or 'cpu'.
     """
 
     comparing: bool = False
     device: str = "cuda"
+    command: str = RUN
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: str | None = None
     refusal: str | None = None
-    refusal_hint: str = f"{STORE_A_RUN}  # stores a run to compare with"
+    refusal_hint: str | None = None
+    redefined: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
     limits_file: str | None = None
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -236,8 +239,17 @@ class Gate:
         verdict = Verdict(level=level.name, metric="effect", outcome=outcome, reason=reason)
         return self._keep([verdict])
 
-    def drift(self, level: Level, comparison: Comparison) -> Verdict:
-        """Judge the worst prompt against the level's own stored pictures."""
+    def drift(
+        self, level: Level, comparison: Comparison, unusable: Mapping[str, str] | None = None
+    ) -> Verdict:
+        """Judge the worst prompt against the level's own stored pictures.
+
+        `unusable` says, by prompt, why there is no stored picture to compare with.
+        """
+        if unusable:
+            verdict = fault(level.name, "ssim_drift", "; ".join(unusable.values()))
+            accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's pictures"
+            return self._keep([replace(verdict, next_step=accept)])
         if comparison.faults:
             return self._broken(level, "ssim_drift", comparison)
         ssim = comparison.ssim
@@ -296,6 +308,9 @@ class Gate:
             return recorded(level.name, metric, measured)
         if self.refusal:
             return fault(level.name, metric, self.refusal, measured)
+        if level.name in self.redefined:
+            reason = f"the stored run measured another level: {self.redefined[level.name]}"
+            return fault(level.name, metric, reason, measured)
         stored = self.stored.get(level.name, {}).get(metric)
         if tolerance is None:
             return exactly(level.name, metric, measured, stored)
@@ -319,11 +334,14 @@ class Gate:
         return first_failure(completed)
 
     def _complete(self, verdict: Verdict, file: str | None) -> Verdict:
-        changes = {"file": file or self.history, "next_step": self._next_step(verdict)}
-        return Verdict(**{**vars(verdict), **changes})
+        next_step = verdict.next_step or self._next_step(verdict)
+        return replace(verdict, file=file or self.history, next_step=next_step)
+
+    def _again(self, level: str) -> str:
+        return f'{self.command} -k "[{level}]"'
 
     def _next_step(self, verdict: Verdict) -> str:
-        again = f'pytest benchmarks/ -k "[{verdict.level}]"'
+        again, store = self._again(verdict.level), f"{self.command} --benchmark-autosave"
         if verdict.passed:
             return ""
         if verdict.metric in ZERO_COUNTS:
@@ -336,9 +354,16 @@ class Gate:
             limits = "" if verdict.metric == "ssim_drift" else ", then python -m sdopt.limits"
             return f"{again} --sdopt-accept{limits}  # if meant"
         if self.refusal:
-            return self.refusal_hint
-        missing = verdict.stored is None
-        return f"{STORE_A_RUN}  # {'stores it' if missing else 'if the new value is meant'}"
+            return self.refusal_hint or f"{store}  # stores a run to compare with"
+        if verdict.outcome is Outcome.FAULT and not _is_sound(verdict.measured):
+            return f"{again} --benchmark-compare  # measures it again"
+        if verdict.outcome is Outcome.FAULT:
+            return f"{store}  # stores a sound value"
+        return f"{store}  # if the new value is meant"
+
+
+def _is_sound(value: float | None) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _mean(values: Mapping[str, float]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from sdopt.errors import SdoptError, UnknownNameError
@@ -73,6 +74,19 @@ class Level:
     def as_dict(self) -> dict[str, Any]:
         """Every field, as stored beside a measurement."""
         return asdict(self)
+
+    def changed_since(self, stored: Mapping[str, Any]) -> list[str]:
+        """'steps 30 -> 20' for each setting that was another when `as_dict` was stored.
+
+        A field that did not exist then had its default. Words that only explain do not count.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        before = {**defaults, **stored}
+        return [
+            f"{name} {before[name]} -> {value}"
+            for name, value in self.as_dict().items()
+            if name not in ("name", "why", "reference") and before[name] != value
+        ]
 
 
 BASELINE = Level(name="baseline", why="plain diffusers: eager, full VAE, Euler Ancestral, 30 steps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 
 from sdopt import baselines
 from sdopt.errors import SdoptError
-from sdopt.gate import Gate
+from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.report.progress import Progress
 from sdopt.report.terminal import ladder_table
@@ -90,13 +91,33 @@ def _settings(config: pytest.Config) -> Settings:
             "and source; choose their folder with --sdopt-baselines DIR"
         )
     compare = option.benchmark_compare or None
+    root = option.sdopt_baselines
+    stores = option.sdopt_accept or option.benchmark_save or option.benchmark_autosave
+    if root and not root.is_dir() and not stores:
+        raise pytest.UsageError(
+            f"--sdopt-baselines {root}: there is no such folder; --sdopt-accept and "
+            "--benchmark-autosave make it and store this run in it"
+        )
     return Settings(
         source=option.sdopt_source,
         prompts=option.sdopt_prompts,
-        baselines_root=option.sdopt_baselines or config.rootpath / "baselines",
+        baselines_root=root or config.rootpath / "baselines",
         accept=option.sdopt_accept,
         compare="" if compare is True else compare,
         unfit=_unfit(config),
+        command=_command(option),
+    )
+
+
+def _command(option: Any) -> str:
+    """`pytest benchmarks/` with this run's choices of source, prompts and baselines."""
+    choices = {
+        "--sdopt-source": option.sdopt_source if option.sdopt_source != "auto" else None,
+        "--sdopt-prompts": option.sdopt_prompts,
+        "--sdopt-baselines": option.sdopt_baselines,
+    }
+    return shlex.join(
+        [*RUN.split(), *(f"{name}={value}" for name, value in choices.items() if value)]
     )
 
 
@@ -137,8 +158,15 @@ class _HistoryStorage:
         if failed:
             self.note = f"this run was not saved: {failed} of its tests failed"
         elif output_json["benchmarks"]:
-            path = baselines.save_run(self.suite.history_folder, save, output_json)
+            partial = _left_benchmarks_out(self.session.config)
+            folder = self.suite.history_folder
+            path = baselines.save_run(folder, save, output_json, partial=partial)
             self.note = f"saved this run as {path}"
+            if partial:
+                self.note += (
+                    "\nit left benchmarks out: --benchmark-compare takes the newest whole run, "
+                    f"unless you name this one: --benchmark-compare={path.stem[:4]}"
+                )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -184,7 +212,7 @@ class CompletenessCheck(pytest.Item):
             raise IncompleteRun(
                 f"{len(missing)} tests of the stored run {suite.gate.history} reached no verdict "
                 f"in this run: {', '.join(missing)}\n  next: put them back, or store a run without "
-                "them: pytest benchmarks/ --benchmark-autosave"
+                f"them: {suite.settings.command} --benchmark-autosave"
             )
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> str:
@@ -211,6 +239,13 @@ def _scopes(config: pytest.Config) -> list[str]:
         inside = os.path.relpath(absolute, config.rootpath).replace(os.sep, "/")
         scopes.append(inside + separator + test)
     return scopes
+
+
+def _left_benchmarks_out(config: pytest.Config) -> bool:
+    """Whether this run was asked for less than all of benchmarks/."""
+    everything = {".", RUN.split()[1].rstrip("/")}
+    whole = everything & set(_scopes(config))
+    return bool(not whole or config.stash[DESELECTED] or config.option.ignore)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdopt import baselines
 from sdopt.errors import BrokenFileError, SdoptError
-from sdopt.gate import Gate, Limits
-from sdopt.levels import Level, get_level
+from sdopt.gate import RUN, Gate, Limits
+from sdopt.levels import LEVELS, Level, get_level
 from sdopt.report.progress import Progress
 from sdopt.sources import Source, resolve
 from sdopt.workload import Request, Workload, generate, load_workload
@@ -39,7 +39,7 @@ class Settings:
     """What the command line asks for.
 
     `compare` is None, '' for the newest stored run, or the name of one. `unfit` says why timings
-    of this run would mean nothing, if they would.
+    of this run would mean nothing, if they would. `command` starts the same run again.
     """
 
     source: str = "auto"
@@ -48,6 +48,7 @@ class Settings:
     accept: bool = False
     compare: str | None = None
     unfit: str | None = None
+    command: str = RUN
 
 
 @dataclass(kw_only=True)
@@ -111,16 +112,27 @@ class Suite:
         gate = Gate(
             comparing=self.settings.compare is not None,
             device=self.device.type,
+            command=self.settings.command,
             limits={level: Limits(**kinds) for level, kinds in limits.items()},
             limits_file=str(limits_file),
         )
         if isinstance(self.stored, str):
             gate.refusal = self.stored
             if self.settings.unfit:
-                gate.refusal_hint = "pytest benchmarks/ --benchmark-compare  # without that option"
+                gate.refusal_hint = f"{gate.command} --benchmark-compare  # without that option"
         elif self.stored is not None:
             gate.stored, gate.history = self.stored.metrics, str(self.stored.path)
+            gate.redefined = self._redefined(self.stored)
         return gate
+
+    def _redefined(self, stored: baselines.StoredRun) -> dict[str, str]:
+        """For each level that the stored run knows with other settings: with which."""
+        found = {
+            name: baselines.redefinition(metrics, LEVELS[name], self.source.guidance_scale)
+            for name, metrics in stored.metrics.items()
+            if name in LEVELS
+        }
+        return {name: changes for name, changes in found.items() if changes}
 
     @contextmanager
     def warm_pipeline(self, level: Level) -> Iterator[tuple[LevelPipeline, FirstCall]]:
@@ -172,26 +184,26 @@ class Suite:
             pictures[request.name] = render(scene, self.source.size_px)
         return pictures
 
-    def stored_pictures(self, level: Level, pictures: Pictures) -> StoredPictures:
-        """The level's stored pictures; under `--sdopt-accept` these are stored first.
+    def stored_pictures(
+        self, level: Level, pictures: Pictures
+    ) -> tuple[StoredPictures, dict[str, str]]:
+        """The level's stored pictures by prompt, and why the other prompts have none to compare.
 
-        Raises BrokenFileError for a missing, broken or foreign image, with the command that makes
-        it, and SdoptError rather than store a worthless picture.
+        Under `--sdopt-accept` this run's pictures are stored first. Raises SdoptError rather than
+        store a worthless one.
         """
         if self.settings.accept:
             self._accept(level, pictures)
-        try:
-            return {
-                request.name: baselines.load_image(
-                    self._image_path(level, request), request, pictures[request.name].shape
+        stored, unusable = {}, {}
+        for request in self.workload.requests:
+            path, shape = self._image_path(level, request), pictures[request.name].shape
+            try:
+                stored[request.name] = baselines.load_image(
+                    path, request, level, self.source.guidance_scale, shape
                 )
-                for request in self.workload.requests
-            }
-        except BrokenFileError as error:
-            command = f'pytest benchmarks/ -k "[{level.name}]" --sdopt-accept'
-            raise BrokenFileError(
-                f"{error}; look at it, then store this run's: {command}"
-            ) from None
+            except BrokenFileError as error:
+                unusable[request.name] = str(error)
+        return stored, unusable
 
     def _accept(self, level: Level, pictures: Pictures) -> None:
         from sdopt.measure.quality import picture_faults, to_uint8

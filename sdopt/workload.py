@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 FIELDS = ("name", "prompt", "negative_prompt", "seed")
+_ONE_A_LINE = f"give one JSON object a line, with {', '.join(FIELDS)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def read_prompts(path: Path, source: Source) -> tuple[Request, ...]:
             raise BrokenFileError(f"{path}:{number}: the name {request.name!r} was used before")
         requests[request.name] = request
     if not requests:
-        raise BrokenFileError(f"{path}: holds no prompt; give one JSON object a line")
+        raise BrokenFileError(f"{path}: holds no prompt; {_ONE_A_LINE}")
     return tuple(requests.values())
 
 
@@ -134,9 +135,11 @@ def _parse_line(line: str, where: str) -> Request:
     try:
         fields = json.loads(line)
     except ValueError as error:
-        raise BrokenFileError(f"{where}: not JSON: {error}") from error
+        # The whole message would tell a line of its own: line 1, of this one line.
+        what = getattr(error, "msg", error)
+        raise BrokenFileError(f"{where}: not JSON: {what}; {_ONE_A_LINE}") from error
     if not isinstance(fields, dict):
-        raise BrokenFileError(f"{where}: not a JSON object; give {', '.join(FIELDS)}")
+        raise BrokenFileError(f"{where}: not a JSON object; {_ONE_A_LINE}")
     unknown = sorted(set(fields) - set(FIELDS))
     missing = [f for f in FIELDS if f not in fields and f != "negative_prompt"]
     if unknown or missing:

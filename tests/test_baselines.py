@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ from sdopt.baselines import (
     write_whole,
 )
 from sdopt.errors import BrokenFileError
+from sdopt.levels import FINAL, Level
 from sdopt.workload import Request
 
 H100 = Hardware(name="NVIDIA H100 80GB HBM3", memory_gib=80, detail="700 W")
@@ -79,8 +81,13 @@ def picture() -> NDArray[np.uint8]:
 
 def stored_picture(folder: Path, request: Request = REQUEST) -> Path:
     path = folder / f"{request.name}.png"
-    save_image(path, picture(), request_fields(request))
+    settings = {"level_fields": FINAL.as_dict(), "guidance_scale": 7.5}
+    save_image(path, picture(), {**request_fields(request), **settings})
     return path
+
+
+def load(path: Path, level: Level = FINAL, guidance_scale: float = 7.5) -> NDArray[np.uint8]:
+    return load_image(path, REQUEST, level, guidance_scale)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -396,7 +403,7 @@ def test_an_image_is_filed_by_baseline_set_level_and_prompt(tmp_path: Path) -> N
 
 def test_a_stored_picture_comes_back_as_it_was(tmp_path: Path) -> None:
     path = stored_picture(tmp_path / "new")
-    np.testing.assert_array_equal(load_image(path, REQUEST), picture())
+    np.testing.assert_array_equal(load(path), picture())
     assert names_in(path.parent) == ["cat.png"]
 
 
@@ -420,7 +427,7 @@ def test_an_error_while_storing_a_picture_leaves_the_old_one(
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     with pytest.raises(BrokenFileError) as caught:
-        load_image(path, REQUEST)
+        load(path)
     assert str(caught.value) == f"no baseline image {path}"
 
 
@@ -431,7 +438,7 @@ def test_a_truncated_image_is_named_and_left_as_it_is(fraction: float, tmp_path:
     part = whole[: int(fraction * len(whole))]
     path.write_bytes(part)
     with pytest.raises(BrokenFileError, match=r"cannot be decoded.*left as it is") as caught:
-        load_image(path, REQUEST)
+        load(path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == part
 
@@ -442,7 +449,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(BrokenFileError, match="cannot be decoded") as caught:
-        load_image(path, REQUEST)
+        load(path)
     assert str(path) in str(caught.value)
 
 
@@ -451,7 +458,7 @@ def test_an_image_that_somebody_else_made_is_refused(form: str, tmp_path: Path) 
     path = tmp_path / "cat.png"
     Image.fromarray(picture()).save(path, format=form)
     with pytest.raises(BrokenFileError, match="made for another request") as caught:
-        load_image(path, REQUEST)
+        load(path)
     assert str(path) in str(caught.value)
 
 
@@ -463,11 +470,34 @@ def test_an_image_of_another_request_is_named_with_both(
 ) -> None:
     path = stored_picture(tmp_path, Request(**{**vars(REQUEST), **changes}))
     with pytest.raises(BrokenFileError, match="made for another request") as caught:
-        load_image(path, REQUEST)
+        load(path)
     message = str(caught.value)
     assert str(path) in message
     assert repr(*changes.values()) in message
     assert str(request_fields(REQUEST)) in message
+
+
+@pytest.mark.parametrize(
+    ("level", "guidance_scale", "change"),
+    [
+        (replace(FINAL, steps=15), 7.5, "steps 20 -> 15"),
+        (replace(FINAL, cfg_cutoff=None), 7.5, "cfg_cutoff 0.4 -> None"),
+        (FINAL, 7.0, "guidance_scale 7.5 -> 7.0"),
+    ],
+    ids=str,
+)
+def test_an_image_of_other_settings_is_named_with_both(
+    level: Level, guidance_scale: float, change: str, tmp_path: Path
+) -> None:
+    path = stored_picture(tmp_path)
+    with pytest.raises(BrokenFileError, match="made with other settings") as caught:
+        load(path, level, guidance_scale)
+    assert str(caught.value) == f"{path} was made with other settings: {change}"
+
+
+def test_an_image_of_a_level_that_was_only_renamed_or_explained_is_used(tmp_path: Path) -> None:
+    path = stored_picture(tmp_path)
+    np.testing.assert_array_equal(load(path, replace(FINAL, name="last", why="so")), picture())
 
 
 @pytest.mark.parametrize("made_by", ["[]", "3"])
@@ -477,7 +507,7 @@ def test_an_image_with_a_foreign_note_is_refused(made_by: str, tmp_path: Path) -
     path = tmp_path / "cat.png"
     Image.fromarray(picture()).save(path, pnginfo=text)
     with pytest.raises(BrokenFileError, match="how it was made") as caught:
-        load_image(path, REQUEST)
+        load(path)
     assert str(path) in str(caught.value)
 
 

@@ -43,7 +43,10 @@ def judge(level: Level, pictures: dict[str, Picture]) -> Verdict:
     gate = Gate(limits={name: Limits(**kinds) for name, kinds in limits.items()})
     stored = {
         request.name: baselines.load_image(
-            baselines.image_path(ROOT, "embedded", level.name, request.name), request
+            baselines.image_path(ROOT, "embedded", level.name, request.name),
+            request,
+            level,
+            SOURCE.guidance_scale,
         )
         for request in REQUESTS
     }

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from project import Project, scale_latency
 
-NEXT = "*next: pytest benchmarks/ --benchmark-autosave  # if the new value is meant*"
+NEXT = (
+    "*next: pytest benchmarks/ --sdopt-source=* --benchmark-autosave  # if the new value is meant*"
+)
 
 
 def test_without_it_times_are_recorded_only(stored: Project) -> None:
@@ -66,7 +68,7 @@ def test_other_counts_of_work_fail_by_name(metric: str, value: float, stored: Pr
 def test_the_newest_run_is_compared_with_unless_one_is_named(stored: Project) -> None:
     stored.latency("--benchmark-save=second")
     first, second = stored.histories()
-    assert [first.name[:4], second.name] == ["0001", "0002_second.json"]
+    assert [first.name[:4], second.name] == ["0001", "0002_second_partial.json"]
 
     def compared_with(option: str) -> str:
         result = stored.latency(option, "--collect-only")
@@ -123,4 +125,38 @@ def test_a_run_with_failed_tests_is_not_saved(stored: Project) -> None:
 def test_a_saved_run_says_where(stored: Project) -> None:
     result = stored.latency("--benchmark-save=mine")
     result.stdout.fnmatch_lines([f"saved this run as {stored.histories()[-1]}"])
-    assert stored.histories()[-1].name == "0002_mine.json"
+    assert stored.histories()[-1].name == "0002_mine_partial.json"
+
+
+def test_a_partial_run_does_not_take_the_place_of_a_whole_one(stored: Project) -> None:
+    (partial,) = stored.histories()
+    whole = partial.rename(partial.with_name("0001_whole.json"))
+    result = stored.latency("--benchmark-autosave")
+    result.stdout.fnmatch_lines(
+        ["it left benchmarks out: * newest whole run, * --benchmark-compare=0002"]
+    )
+    result = stored.latency("--benchmark-compare")
+    result.stdout.fnmatch_lines([f"sdopt: comparing with {whole}"])
+
+
+@pytest.mark.parametrize("value", [{"steps": 30}, {"cfg_cutoff": 0.4}])
+def test_a_stored_run_of_another_definition_of_the_level_fails(
+    value: dict[str, Any], stored: Project
+) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["benchmarks"][0]["extra_info"]["level_fields"].update(value)
+
+    stored.edit_history(change)
+    result = stored.latency("--benchmark-compare")
+    result.assert_outcomes(failed=1, passed=1)
+    ((name, before),) = value.items()
+    result.stdout.fnmatch_lines(
+        [f"*latency_ms: fault: the stored run measured another level: {name} {before} -> *"]
+    )
+
+
+def test_a_stored_run_of_another_guidance_scale_fails(stored: Project) -> None:
+    stored.edit_history(change_info(guidance_scale=3.0))
+    result = stored.latency("--benchmark-compare")
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*measured another level: guidance_scale 3.0 -> 7.5*"])

@@ -24,7 +24,10 @@ def test_no_stored_run(project: Project) -> None:
     result = project.latency("--benchmark-compare")
     refused(result, "no stored run for this hardware and source in *micro*")
     result.stdout.fnmatch_lines(
-        ["*next: pytest benchmarks/ --benchmark-autosave  # stores a run to compare with*"]
+        [
+            "*next: pytest benchmarks/ --sdopt-source=* --benchmark-autosave"
+            "  # stores a run to compare with*"
+        ]
     )
 
 
@@ -144,7 +147,7 @@ def test_a_level_that_the_stored_run_does_not_know(stored: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             "*[[]baseline] latency_ms: fault: there is no stored value*",
-            "*next: pytest benchmarks/ --benchmark-autosave  # *",
+            "*next: pytest benchmarks/ --sdopt-source=* --benchmark-autosave  # *",
         ]
     )
 

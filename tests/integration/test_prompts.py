@@ -38,7 +38,7 @@ def test_own_prompts_are_not_compared_with_the_built_in_ones(stored: Project) ->
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "mine.jsonl:2: not JSON: *"),
+        ("{", "mine.jsonl:2: not JSON: Expecting property name*; give one JSON object a line, *"),
         ("[1]", "mine.jsonl:2: not a JSON object*"),
         ('{"name": "a", "promt": "b", "seed": 1}', "mine.jsonl:2: unknown fields *promt*"),
         (json.dumps(GOOD), "mine.jsonl:2: the name 'own' was used before"),

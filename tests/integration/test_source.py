@@ -68,6 +68,12 @@ def test_baselines_may_stand_elsewhere(project: Project) -> None:
     assert not project.baselines.exists()
 
 
+def test_a_baselines_folder_that_does_not_exist_is_a_usage_error(project: Project) -> None:
+    result = project.latency("--sdopt-baselines=nowhere")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --sdopt-baselines nowhere: there is no such folder; *"])
+
+
 def test_histories_are_filed_by_hardware_and_source(stored: Project) -> None:
     import torch
 
