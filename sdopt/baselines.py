@@ -193,8 +193,28 @@ def _number(path: Path) -> int:
     return int(found.group(1)) if found else 0
 
 
+def read_runs(folder: Path) -> list[StoredRun]:
+    """Every run of a history folder, oldest first. Raises BrokenFileError if there is none."""
+    paths = sorted(_runs(folder), key=_number)
+    if not paths:
+        raise BrokenFileError(f"{folder} holds no stored run; give history/<hardware>/<source>")
+    return [_stored_run(path, *_checked(path)) for path in paths]
+
+
 def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
     """A stored run, checked. Raises BrokenFileError for a broken or foreign one."""
+    data, block = _checked(path)
+    for name, here in (("hardware", hardware.key), ("baseline_set", baseline_set)):
+        if block.get(name) != here:
+            raise BrokenFileError(
+                f"{path} is of another {name.replace('_', ' ')}: {block.get(name)!r}, "
+                f"this run is {here!r}"
+            )
+    return _stored_run(path, data, block)
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The whole file and its block of this suite."""
     data = _read_json(path)
     block = data.get("sdopt")
     if not isinstance(block, dict) or block.get("schema") != SCHEMA:
@@ -202,12 +222,10 @@ def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
             f"{path} was not written by this suite: its 'sdopt' block is "
             f"{'of another schema' if block else 'missing'}"
         )
-    for name, here in (("hardware", hardware.key), ("baseline_set", baseline_set)):
-        if block.get(name) != here:
-            raise BrokenFileError(
-                f"{path} is of another {name.replace('_', ' ')}: {block.get(name)!r}, "
-                f"this run is {here!r}"
-            )
+    return data, block
+
+
+def _stored_run(path: Path, data: dict[str, Any], block: dict[str, Any]) -> StoredRun:
     try:
         return StoredRun(
             path=path,

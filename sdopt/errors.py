@@ -4,7 +4,8 @@ ValueError
 └── SdoptError            every error of this package
     ├── UnknownNameError  a level, source or prompt word that does not exist
     ├── BrokenFileError   a baseline, history, prompt or model file that cannot be used
-    └── SourceError       weights that cannot be had
+    ├── SourceError       weights that cannot be had
+    └── MemoryLeftError   a freed level that gave its device memory not back
 """
 
 from __future__ import annotations
@@ -38,3 +39,7 @@ class BrokenFileError(SdoptError):
 
 class SourceError(SdoptError):
     """A source of weights that cannot be loaded here."""
+
+
+class MemoryLeftError(SdoptError):
+    """A level whose pipeline is gone and whose device memory is not."""

@@ -13,8 +13,10 @@ from sdopt.levels import Level, cost_is_comparable, get_level
 if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does not
     from sdopt.measure import Comparison, FirstCall, Latency, Memory, Work
 
-LATENCY_TOLERANCE = {"cuda": 0.10, "cpu": 0.50}
-"""By device. Unchanged runs on shared CPU cores differed by up to 31 %: see docs/pitfalls.md."""
+LATENCY_TOLERANCE = {"cuda": 0.10, "cuda, eager": 0.30, "cpu": 0.50}
+"""By device. Eager pictures on a fast GPU wait for the host's launches, which vary like its own
+work; unchanged runs on shared CPU cores differed by up to 31 %: see docs/pitfalls.md.
+"""
 MEMORY_TOLERANCE = 0.02
 UNITS = {"latency_ms": "ms", "tflop": "1e12"}
 MEMORY_METRICS = ("peak_allocated_mib", "peak_reserved_mib", "device_used_mib")
@@ -153,6 +155,11 @@ def fault(
     )
 
 
+def void(level: str, metric: str, disturbances: Sequence[str]) -> Verdict:
+    """A measurement that something disturbed: it fails, because nothing can be said of it."""
+    return fault(level, metric, f"the measurement is void: {'; '.join(disturbances)}")
+
+
 def recorded(level: str, metric: str, measured: float | None) -> Verdict:
     """A value with nothing to judge it against, which passes."""
     reason = "no comparison was asked for (--benchmark-compare)"
@@ -214,18 +221,24 @@ class Gate:
             stage_ms=record.stage_ms,
             first_call_s=first.seconds,
             compile_cache=first.compile_cache,
+            **({"gpu": asdict(record.gpu)} if record.gpu else {}),
         )
-        tolerance = LATENCY_TOLERANCE[self.device]
+        if record.disturbances:
+            return self._keep([void(level.name, "latency_ms", record.disturbances)])
+        bound_by_host = self.device == "cuda" and not level.compiled
+        tolerance = LATENCY_TOLERANCE["cuda, eager" if bound_by_host else self.device]
         return self._keep([self._against_history(level, "latency_ms", tolerance)])
 
     def memory(self, level: Level, record: Memory) -> Verdict:
         """Judge the allocated peak; the reserved and the device-wide one are recorded."""
-        self._record(level, **asdict(record))
+        self._record(level, **{name: getattr(record, name) for name in MEMORY_METRICS})
+        if record.disturbances:
+            return self._keep([void(level.name, GATED_MEMORY, record.disturbances)])
         return self._keep([self._against_history(level, GATED_MEMORY, MEMORY_TOLERANCE)])
 
     def work(self, level: Level, record: Work) -> Verdict:
         """Judge the counts: no recompile and no graph break ever, the rest as stored."""
-        self._record(level, **asdict(record))
+        self._record(level, **{k: v for k, v in asdict(record).items() if v is not None})
         exact = [self._against_history(level, metric, None) for metric in EXACT_COUNTS]
         return self._keep([*(self._zero(level, metric) for metric in ZERO_COUNTS), *exact])
 

@@ -10,9 +10,11 @@ from sdopt.errors import SdoptError, UnknownNameError
 
 Decoder = Literal["full-vae", "tiny-vae"]
 Scheduler = Literal["euler-ancestral", "dpm-solver++2m"]
+CompileMode = Literal["default", "max-autotune"]
 
 DECODERS: tuple[Decoder, ...] = ("full-vae", "tiny-vae")
 SCHEDULERS: tuple[Scheduler, ...] = ("euler-ancestral", "dpm-solver++2m")
+COMPILE_MODES: tuple[CompileMode, ...] = ("default", "max-autotune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,8 @@ class Level:
     """One optimization level.
 
     `reference` names the level that this one differs from by one change and against which its
-    quality cost is measured. `cfg_cutoff` is the fraction of the steps after which classifier-free
+    quality cost is measured. `compile_mode` says how hard Inductor searches for the fastest kernels
+    of a `compiled` level. `cfg_cutoff` is the fraction of the steps after which classifier-free
     guidance is dropped; None keeps it to the end.
     """
 
@@ -28,6 +31,7 @@ class Level:
     why: str
     reference: str | None = None
     compiled: bool = False
+    compile_mode: CompileMode = "default"
     channels_last: bool = False
     tf32: bool = False
     decoder: Decoder = "full-vae"
@@ -40,6 +44,8 @@ class Level:
             raise UnknownNameError("decoder", self.decoder, DECODERS)
         if self.scheduler not in SCHEDULERS:
             raise UnknownNameError("scheduler", self.scheduler, SCHEDULERS)
+        if self.compile_mode not in COMPILE_MODES:
+            raise UnknownNameError("compile mode", self.compile_mode, COMPILE_MODES)
         if not isinstance(self.steps, int) or self.steps < 1:
             raise SdoptError(
                 f"level {self.name!r}: steps is {self.steps!r}; it is an integer, 1 or more"

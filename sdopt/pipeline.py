@@ -21,6 +21,7 @@ from sdopt.levels import Level, get_level
 from sdopt.optimizations.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.optimizations.compilation import compile_decoder, compile_unet
 from sdopt.optimizations.settings import process_settings
+from sdopt.sd15 import random_parts, random_tiny_vae
 from sdopt.sources import Source, resolve
 
 
@@ -97,7 +98,7 @@ def build(source: Source, level: Level, device: torch.device | None = None) -> L
     Raises SourceError if the weights cannot be loaded.
     """
     device = device or default_device()
-    pipeline = load_weights(source, default_dtype(device))
+    pipeline = load_weights(source, device, default_dtype(device))
     pipeline.level, pipeline.source = level, source
     for apply in APPLY:
         apply(pipeline, level)
@@ -106,25 +107,37 @@ def build(source: Source, level: Level, device: torch.device | None = None) -> L
     return pipeline
 
 
-def load_weights(source: Source, dtype: torch.dtype) -> LevelPipeline:
-    """The source's parts as one eager pipeline on the CPU."""
+def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> LevelPipeline:
+    """The source's parts as one eager pipeline; random ones are made on the device."""
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    if source.kind == "random":
+        parts = random_parts(device, dtype)
+        return LevelPipeline(**parts, feature_extractor=None, **unchecked)
+    local: dict[str, Any] = {"dtype": dtype, "local_files_only": True, **unchecked}
     with quiet_loading(), reading(source):
-        pipeline: LevelPipeline = LevelPipeline.from_pretrained(
-            source.folder,
-            dtype=dtype,
-            safety_checker=None,
-            requires_safety_checker=False,
-            local_files_only=True,
-        )
+        pipeline: LevelPipeline
+        if source.kind == "checkpoint":
+            folder = str(source.folder)
+            pipeline = LevelPipeline.from_single_file(source.checkpoint, config=folder, **local)
+        else:
+            pipeline = LevelPipeline.from_pretrained(source.folder, **local)
     return pipeline
 
 
+def load_tiny_vae(source: Source, device: torch.device, dtype: torch.dtype) -> AutoencoderTiny:
+    """The source's Tiny VAE (TAESD, https://github.com/madebyollin/taesd)."""
+    if source.kind == "random":
+        return random_tiny_vae(device, dtype)
+    folder = source.tiny_vae_folder
+    with reading(source):
+        return AutoencoderTiny.from_pretrained(folder, dtype=dtype)
+
+
 def apply_decoder(pipeline: LevelPipeline, level: Level) -> None:
-    """Swap in the Tiny VAE (TAESD, https://github.com/madebyollin/taesd)."""
+    """Swap in the Tiny VAE."""
     if level.decoder == "tiny-vae":
-        folder = pipeline.source.tiny_vae_folder
-        with reading(pipeline.source):
-            tiny = AutoencoderTiny.from_pretrained(folder, dtype=pipeline.unet.dtype)
+        unet = pipeline.unet
+        tiny = load_tiny_vae(pipeline.source, unet.device, unet.dtype)
         pipeline.register_modules(vae=tiny)
 
 
@@ -156,8 +169,8 @@ def apply_cfg_cutoff(pipeline: LevelPipeline, level: Level) -> None:
 def apply_compiled(pipeline: LevelPipeline, level: Level) -> None:
     """Compile the UNet and the decoder with Inductor; nothing runs until the first call."""
     if level.compiled:
-        compile_unet(pipeline.unet)
-        compile_decoder(pipeline.vae)
+        compile_unet(pipeline.unet, level.compile_mode)
+        compile_decoder(pipeline.vae, level.compile_mode)
 
 
 # Weights are swapped and laid out before they are compiled; steps and TF32 act at each call.
@@ -177,8 +190,8 @@ def reading(source: Source) -> Iterator[None]:
         yield
     except Exception as error:  # a broken vocabulary raises just that: the base class
         raise SourceError(
-            f"source {source.name!r}: {source.folder} cannot be loaded: {error}; "
-            "check that the folder is complete, or save it again"
+            f"source {source.name!r}: {source.location} cannot be loaded: {error}; check that it "
+            "is complete; save it again, or delete it and download it again"
         ) from error
 
 

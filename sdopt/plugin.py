@@ -349,7 +349,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             "A cost in parentheses is the samplers' difference, not a loss."
         )
     if suite.accepted:
-        folder = suite.settings.baselines_root / "images" / suite.workload.baseline_set
+        folder = suite.settings.baselines_root / "images" / suite.baseline_set
         terminalreporter.write_line(f"stored {len(suite.accepted)} baseline images in {folder}")
     note = config._benchmarksession.storage.note  # type: ignore[attr-defined]
     if note:

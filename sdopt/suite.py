@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt import baselines
-from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.errors import BrokenFileError, MemoryLeftError, SdoptError
 from sdopt.gate import RUN, Gate, Limits
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.report.progress import Progress
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     Pictures = Mapping[str, NDArray[np.float32]]
     StoredPictures = Mapping[str, NDArray[np.uint8]]
 
+MEMORY_LEFT_MIB = 1.0
+"""What a freed level may leave allocated."""
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
@@ -71,6 +73,21 @@ class Suite:
         """The requests. Raises SdoptError for a bad prompts file."""
         return load_workload(self.source, self.settings.prompts)
 
+    @property
+    def baseline_set(self) -> str:
+        """The folder of this run's stored runs and pictures.
+
+        The miniature's float16 pictures differ from its float32 ones by more than a fault may: they
+        are a set of their own.
+        """
+        name = self.workload.baseline_set
+        return name.replace(self.source.name, self._source_set, 1)
+
+    @property
+    def _source_set(self) -> str:
+        in_half = self.source.is_embedded and self.dtype == "float16"
+        return f"{self.source.name}-float16" if in_half else self.source.name
+
     @cached_property
     def device(self) -> torch.device:
         """The device that every level runs on."""
@@ -88,7 +105,7 @@ class Suite:
     def history_folder(self) -> Path:
         """Where this run's history is read and written."""
         return baselines.history_folder(
-            self.settings.baselines_root, self.hardware, self.workload.baseline_set
+            self.settings.baselines_root, self.hardware, self.baseline_set
         )
 
     @cached_property
@@ -100,14 +117,14 @@ class Suite:
             return self.settings.unfit
         try:
             path = baselines.find_run(self.history_folder, self.settings.compare)
-            return baselines.load_run(path, self.hardware, self.workload.baseline_set)
+            return baselines.load_run(path, self.hardware, self.baseline_set)
         except BrokenFileError as error:
             return str(error)
 
     @cached_property
     def gate(self) -> Gate:
         """The judge of this run's numbers."""
-        limits_file = baselines.limits_path(self.settings.baselines_root, self.source.name)
+        limits_file = baselines.limits_path(self.settings.baselines_root, self._source_set)
         limits = baselines.load_limits(limits_file)
         gate = Gate(
             comparing=self.settings.compare is not None,
@@ -136,18 +153,31 @@ class Suite:
 
     @contextmanager
     def warm_pipeline(self, level: Level) -> Iterator[tuple[LevelPipeline, FirstCall]]:
-        """The level's pipeline after its first picture; freed on exit."""
+        """The level's pipeline after its first picture; freed on exit.
+
+        Raises MemoryLeftError if freeing it leaves device memory allocated.
+        """
         from sdopt.measure import first_call
+        from sdopt.measure.cuda_memory import allocated_mib
         from sdopt.pipeline import build
 
+        before_mib = allocated_mib(self.device)
         with self.progress.during(f"[{level.name}] loading PyTorch, diffusers and the weights"):
             pipeline = build(self.source, level, self.device)
         what = "first picture, compiling" if level.compiled else "first picture"
         with self.progress.during(f"[{level.name}] {what}"):
             first = first_call(pipeline, self.workload.requests[0])
         yield pipeline, first
-        del pipeline
+        # Whoever still holds the pipeline itself holds none of its parts.
+        pipeline.__dict__.clear()
         free_memory(self.device)
+        left_mib = allocated_mib(self.device) - before_mib
+        if left_mib > MEMORY_LEFT_MIB:
+            raise MemoryLeftError(
+                f"[{level.name}] {left_mib:.1f} MiB stay allocated on {self.device} after its "
+                f"pipeline was freed, {MEMORY_LEFT_MIB:g} MiB are allowed; something still refers "
+                "to it"
+            )
 
     def pictures(self, level: Level, pipeline: LevelPipeline) -> Pictures:
         """Every request's picture by that pipeline, made once a run."""
@@ -219,7 +249,7 @@ class Suite:
 
     def _image_path(self, level: Level, request: Request) -> Path:
         return baselines.image_path(
-            self.settings.baselines_root, self.workload.baseline_set, level.name, request.name
+            self.settings.baselines_root, self.baseline_set, level.name, request.name
         )
 
     def identity(self, level: Level) -> dict[str, Any]:
@@ -284,7 +314,7 @@ class Suite:
         return {
             "schema": baselines.SCHEMA,
             "hardware": self.hardware.key,
-            "baseline_set": self.workload.baseline_set,
+            "baseline_set": self.baseline_set,
             "source": self.source.name,
             "judged": sorted(self.judged),
             "environment": self.environment,
@@ -298,7 +328,7 @@ class Suite:
             + ("" if self.device.type == "cuda" else "; memory and kernel figures need CUDA"),
             f"sdopt: source {source.name} ({source.why}), {source.size_px} x {source.size_px}, "
             f"guidance scale {source.guidance_scale:g}, {len(self.workload.requests)} prompts",
-            f"sdopt: baselines {settings.baselines_root}, set {self.workload.baseline_set}, "
+            f"sdopt: baselines {settings.baselines_root}, set {self.baseline_set}, "
             f"hardware key {self.hardware.key}",
         ]
         if isinstance(self.stored, str):
@@ -322,4 +352,5 @@ def free_memory(device: torch.device) -> None:
 
     gc.collect()
     if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()

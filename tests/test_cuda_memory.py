@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from sdopt.levels import BASELINE
 from sdopt.measure import Memory, cuda_memory, memory
+from sdopt.measure.gpu_state import Watch
 from sdopt.pipeline import build
 from sdopt.sources import Source
 from sdopt.workload import Request
@@ -42,6 +44,7 @@ def test_the_peaks_are_those_of_one_picture(
     for name in counters:
         monkeypatch.setattr(torch.cuda, name, standing_in_for(name))
     monkeypatch.setattr(cuda_memory, "generate", lambda *_: done.append("picture"))
+    monkeypatch.setattr(cuda_memory, "watched", lambda _: nullcontext(Watch()))
     pipeline: Any = SimpleNamespace(device=torch.device("cuda"))
     assert memory(pipeline, micro_request) == Memory(
         peak_allocated_mib=1.5, peak_reserved_mib=2.0, device_used_mib=40.0

@@ -45,7 +45,7 @@ def judge(level: Level, pictures: dict[str, Picture]) -> Verdict:
         request.name: baselines.load_image(
             baselines.image_path(ROOT, "embedded", level.name, request.name),
             request,
-            level,
+            LEVELS[level.name],
             SOURCE.guidance_scale,
         )
         for request in REQUESTS

@@ -15,7 +15,8 @@ from micro import Rung
 
 from sdopt import pipeline as building
 from sdopt.levels import BASELINE, COMPILED, FINAL, LEVELS, Level
-from sdopt.measure import missing_effects, observe
+from sdopt.measure import Observation, missing_effects, observe
+from sdopt.measure.gpu_activity import GpuActivity, GpuCall
 from sdopt.optimizations.settings import process_settings
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.sources import Source
@@ -268,3 +269,39 @@ def test_a_baseline_compiled_by_accident_is_named(ladder: dict[str, Rung]) -> No
         "compile: Inductor code ran in 30 of 30 unet calls, the level wants 0",
         "compile: Inductor code ran in 1 of 1 decoder calls, the level wants 0",
     )
+
+
+def on_the_gpu(seen: Observation, fused: int, graphs: int) -> Observation:
+    """The observation as if each call had launched so many Inductor kernels and CUDA graphs."""
+    calls = tuple(
+        GpuCall(part=call.part, kernels=9, fused_kernels=fused, graph_launches=graphs)
+        for call in seen.calls
+    )
+    gpu = GpuActivity(kernel_launches=9, gpu_busy_ms=1.0, host_syncs=0, calls=calls)
+    return replace(seen, gpu=gpu)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fused", "graphs", "complaints"),
+    [
+        (3, 1, []),
+        (0, 1, ["Inductor kernels ran in 0 of 20 unet calls", "Inductor kernels ran in 0 of 1"]),
+        (3, 0, ["one CUDA graph ran in 0 of 20 unet calls", "one CUDA graph ran in 0 of 1"]),
+        (3, 2, ["one CUDA graph ran in 0 of 20 unet calls", "one CUDA graph ran in 0 of 1"]),
+    ],
+)
+def test_on_cuda_compiled_kernels_really_run_in_one_graph_a_call(
+    fused: int, graphs: int, complaints: list[str], ladder: dict[str, Rung]
+) -> None:
+    seen = on_the_gpu(ladder["final"].seen, fused, graphs)
+    found = missing_effects(FINAL, seen, "float32")
+    assert len(found) == len(complaints)
+    for sentence, complaint in zip(found, complaints, strict=True):
+        assert complaint in sentence
+
+
+def test_on_cuda_an_eager_level_has_neither(micro_source: Source, micro_request: Request) -> None:
+    seen = observe(build(micro_source, PLAIN), micro_request)
+    assert missing_effects(PLAIN, on_the_gpu(seen, 0, 0), "float32") == ()
+    assert len(missing_effects(PLAIN, on_the_gpu(seen, 1, 1), "float32")) == 4

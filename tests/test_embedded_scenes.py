@@ -119,7 +119,7 @@ def test_textures_are_fine_detail(texture):
     picture = render(
         parse_caption(f"a large {texture} red square at the center on a blue background")
     )
-    row = picture[64, 48:80, 0].astype(int)
+    row = picture[60, 48:80, 0].astype(int)
     assert np.ptp(row) > 50
     middle = (row.min() + row.max()) / 2
     swings = np.count_nonzero(np.diff(row > middle + 5))

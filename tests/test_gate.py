@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from sdopt.gate import (
     first_failure,
     recorded,
 )
-from sdopt.levels import LEVELS
+from sdopt.levels import BASELINE, LEVELS
 from sdopt.measure import Comparison, FirstCall, Latency, Likeness, Memory, Work
 
 FINAL = LEVELS["final"]
@@ -402,3 +403,39 @@ def test_the_latency_tolerance_is_that_of_the_device(
 ) -> None:
     verdict = a_gate(device=device).latency(FINAL, latency(rounds_ms), FIRST)
     assert verdict.outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("rounds_ms", "outcome"), [(129.0, Outcome.PASS), (131.0, Outcome.REGRESSION)]
+)
+def test_an_eager_level_on_cuda_waits_for_the_host(rounds_ms: float, outcome: Outcome) -> None:
+    gate = a_gate(device="cuda", stored={"baseline": STORED})
+    assert gate.latency(BASELINE, latency(rounds_ms), FIRST).outcome is outcome
+
+
+VOID = ("process 77 used the GPU too (3 MiB)", "heat held the GPU back 20 % of the time")
+
+
+@pytest.mark.parametrize("comparing", [True, False])
+def test_a_disturbed_time_is_void_by_name(comparing: bool) -> None:
+    gate = a_gate(comparing=comparing)
+    verdict = gate.latency(FINAL, replace(latency(100.0), disturbances=VOID), FIRST)
+    assert verdict.outcome is Outcome.FAULT
+    assert "the measurement is void: process 77 used the GPU too" in verdict.message
+    assert "heat held the GPU back" in verdict.message
+
+
+def test_memory_is_void_when_another_process_used_the_gpu() -> None:
+    verdict = a_gate().memory(FINAL, replace(memory(1000.0), disturbances=VOID[:1]))
+    assert (verdict.outcome, verdict.metric) == (Outcome.FAULT, "peak_allocated_mib")
+    assert "void" in verdict.message
+
+
+def test_what_the_gpu_did_is_kept_where_there_is_one() -> None:
+    gate = a_gate()
+    gate.work(FINAL, work(kernel_launches=5, gpu_busy_ms=1.5, host_syncs=2))
+    kept = gate.measured["final"]
+    assert (kept["kernel_launches"], kept["gpu_busy_ms"], kept["host_syncs"]) == (5, 1.5, 2)
+    without = a_gate()
+    without.work(FINAL, work())
+    assert "kernel_launches" not in without.measured["final"]

@@ -155,6 +155,7 @@ def test_as_dict_holds_every_field() -> None:
         "why": "to test it",
         "reference": None,
         "compiled": False,
+        "compile_mode": "default",
         "channels_last": False,
         "tf32": False,
         "decoder": "full-vae",

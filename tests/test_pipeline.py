@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import PipelineCallback
+from ldm_checkpoint import save_checkpoint
 from micro import SIZE_PX, Rung
 
 import sdopt
@@ -289,7 +290,7 @@ def test_broken_weights_name_the_source(
     folder = tmp_path / "broken"
     shutil.copytree(micro, folder)
     damage(folder / weights)
-    with pytest.raises(SourceError, match=r"source 'broken'.*cannot be loaded.*folder is complete"):
+    with pytest.raises(SourceError, match=r"source 'broken'.*cannot be loaded.*it is complete"):
         build(sdopt.sources.resolve(str(folder)), EAGER_FINAL)
 
 
@@ -330,3 +331,31 @@ def test_a_source_without_a_tiny_vae_still_runs_the_other_levels(
     ):
         build(source, EAGER_FINAL)
     assert picture(build(source, PLAIN)).shape == (SIZE_PX, SIZE_PX, 3)
+
+
+def test_one_file_of_weights_draws_as_the_folder_does(
+    micro_source: Source, micro_request: Request, tmp_path: Path
+) -> None:
+    level = replace(BASELINE, steps=2)
+    expected = build(micro_source, level)
+    folder = tmp_path / "models"
+    shutil.copytree(micro_source.folder, folder)
+    for weights in folder.rglob("*.safetensors"):
+        if weights.parent.name != "tiny_vae":
+            weights.unlink()
+    save_checkpoint(expected, folder / "v1.safetensors")
+    source = sdopt.sources.resolve(str(folder / "v1.safetensors"))
+    drawn = generate(build(source, level), micro_request)
+    np.testing.assert_allclose(drawn, generate(expected, micro_request), atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 1000], ids=["empty", "garbage"])
+def test_a_broken_file_of_weights_names_it(
+    content: bytes, micro_source: Source, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(micro_source.folder, folder)
+    path = folder / "v1.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"source 'v1': .*v1\.safetensors cannot be loaded"):
+        build(sdopt.sources.resolve(str(path)), BASELINE)

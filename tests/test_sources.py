@@ -69,16 +69,49 @@ def test_an_unknown_source_is_named_with_the_choices_and_the_next_step() -> None
     with pytest.raises(UnknownNameError) as caught:
         resolve("embeded")
     assert str(caught.value) == (
-        "unknown source 'embeded' (did you mean 'embedded'?); choose from: auto, embedded; "
-        "or the path of an existing diffusers folder"
+        "unknown source 'embeded' (did you mean 'embedded'?); choose from: auto, embedded, "
+        "sd15-random; or a diffusers folder, a .safetensors file, or a repository of the Hugging "
+        "Face hub such as stable-diffusion-v1-5/stable-diffusion-v1-5"
     )
 
 
-def test_a_file_is_no_source(tmp_path: Path) -> None:
-    weights = tmp_path / "model.safetensors"
+def test_a_file_of_another_kind_is_no_source(tmp_path: Path) -> None:
+    weights = tmp_path / "model.ckpt"
     weights.write_bytes(b"")
-    with pytest.raises(UnknownNameError, match="path of an existing diffusers folder"):
+    with pytest.raises(UnknownNameError, match=r"a \.safetensors file"):
         resolve(str(weights))
+
+
+def test_a_file_beside_a_diffusers_folders_configs_takes_them(tmp_path: Path) -> None:
+    folder = diffusers_folder(tmp_path / "models")
+    weights = folder / "my model.safetensors"
+    weights.write_bytes(b"")
+    source = resolve(str(weights))
+    assert (source.name, source.kind) == ("my-model", "checkpoint")
+    assert (source.checkpoint, source.folder) == (weights, folder)
+    assert (source.size_px, source.guidance_scale, source.location) == (512, 7.5, weights)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"there is no file .*none\.safetensors"):
+        resolve(str(tmp_path / "none.safetensors"))
+
+
+def test_random_weights_are_those_of_stable_diffusion_by_name() -> None:
+    source = resolve("sd15-random")
+    assert (source.name, source.kind, source.folder) == ("sd15-random", "random", None)
+    assert (source.size_px, source.guidance_scale, source.is_embedded) == (512, 7.5, False)
+
+
+def test_auto_takes_random_weights_on_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+    import torch
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    source = resolve("auto")
+    assert source.name == "sd15-random"
+    assert "no real weights in the local cache" in source.why
 
 
 def test_a_folder_without_an_index_is_no_diffusers_folder(tmp_path: Path) -> None:

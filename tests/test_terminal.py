@@ -65,6 +65,14 @@ def test_without_a_baseline_time_there_is_no_speed_up(base: dict[str, Any]) -> N
     assert cells({"baseline": base, "final": {"latency_ms": 5.0}})["final"][1:3] == ["5.0", "-"]
 
 
+def test_what_only_a_gpu_has_is_shown_where_there_is_one() -> None:
+    of_gpu = {"gpu_busy_ms": 393.2, "kernel_launches": 36258, "peak_allocated_mib": 2630.4}
+    (heading, line) = ladder_table(list(LEVELS), {"final": {"latency_ms": 130.0, **of_gpu}}, [])
+    assert "GPU ms  kernels  alloc MiB" in heading
+    assert line.split()[:6] == ["final", "130.0", "-", "393.2", "36258", "2630"]
+    assert "GPU ms" not in ladder_table(list(LEVELS), MEASURED, [])[0]
+
+
 def test_lines_stand_in_the_order_of_the_ladder() -> None:
     shuffled = dict(reversed(MEASURED.items()))
     assert list(cells(shuffled)) == ["baseline", "dpm-20", "final"]

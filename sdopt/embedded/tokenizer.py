@@ -1,7 +1,7 @@
-"""The CLIP tokenizer files of a small vocabulary: exactly one token per word."""
+"""CLIP tokenizer files of a small vocabulary: exactly one token per word."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,16 +20,28 @@ _WORD_END = "</w>"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Writes vocab.json, merges.txt and tokenizer_config.json of `build_tokenizer` to `folder`."""
+def write_tokenizer(
+    folder: Path,
+    words: Sequence[str] = VOCABULARY,
+    *,
+    length: int = MAX_TOKENS,
+    letters: str = _LETTERS,
+    marks: Mapping[str, int] | None = None,
+) -> None:
+    """Writes vocab.json, merges.txt and tokenizer_config.json to `folder`.
+
+    Each of `words` is one token, others are spelt in `letters`. Captions are padded to `length`
+    tokens; `marks` gives START and END other ids than the last two.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    merges = learn_merges(VOCABULARY)
+    merges = learn_merges(words)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    (folder / "vocab.json").write_text(json.dumps(_vocabulary(merges), indent=0) + "\n")
+    vocabulary = _vocabulary(merges, letters) | dict(marks or {})
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, indent=0) + "\n")
     settings = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": MAX_TOKENS,
+        "model_max_length": length,
         "bos_token": START,
         "eos_token": END,
         "pad_token": END,
@@ -89,7 +101,7 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    letters = [*_LETTERS, *(letter + _WORD_END for letter in _LETTERS)]
-    tokens = dict.fromkeys([*letters, *(left + right for left, right in merges), START, END])
+def _vocabulary(merges: list[tuple[str, str]], letters: str = _LETTERS) -> dict[str, int]:
+    spelt = [*letters, *(letter + _WORD_END for letter in letters)]
+    tokens = dict.fromkeys([*spelt, *(left + right for left, right in merges), START, END])
     return {token: number for number, token in enumerate(tokens)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sdopt.measure.gpu_state import watched
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:
@@ -20,12 +21,21 @@ class Memory:
     """Peaks of one picture in MiB.
 
     `peak_allocated_mib` misses the private pools of CUDA graphs, so what the allocator reserved and
-    what the device as a whole has in use are kept beside it.
+    what the device as a whole has in use are kept beside it. `disturbances` says what voids them.
     """
 
     peak_allocated_mib: float
     peak_reserved_mib: float
     device_used_mib: float
+    disturbances: tuple[str, ...] = ()
+
+
+def allocated_mib(device: torch.device) -> float:
+    """What tensors hold at this moment, cuBLAS's workspaces left out; 0 on the CPU."""
+    if device.type != "cuda":
+        return 0.0
+    torch._C._cuda_clearCublasWorkspaces()
+    return torch.cuda.memory_allocated(device) / MIB
 
 
 def memory(pipeline: LevelPipeline, request: Request) -> Memory | None:
@@ -35,11 +45,14 @@ def memory(pipeline: LevelPipeline, request: Request) -> Memory | None:
         return None
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    generate(pipeline, request)
-    torch.cuda.synchronize(device)
-    free, total = torch.cuda.mem_get_info(device)
+    with watched(device) as watch:
+        generate(pipeline, request)
+        torch.cuda.synchronize(device)
+        free, total = torch.cuda.mem_get_info(device)
     return Memory(
         peak_allocated_mib=torch.cuda.max_memory_allocated(device) / MIB,
         peak_reserved_mib=torch.cuda.max_memory_reserved(device) / MIB,
         device_used_mib=(total - free) / MIB,
+        # A GPU held back by heat or power needs no more memory than a fast one.
+        disturbances=watch.strangers,
     )

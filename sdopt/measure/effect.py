@@ -73,6 +73,7 @@ def _evaluations(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
 
 
 def _compiled(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    yield from _replayed(level, seen)
     for part in ("unet", "decoder"):
         calls = seen.calls_of(part)
         compiled = sum(call.graphs > 0 for call in calls)
@@ -82,6 +83,23 @@ def _compiled(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
                 f"compile: Inductor code ran in {compiled} of {len(calls)} {part} calls, "
                 f"the level wants {wanted}"
             )
+
+
+def _replayed(level: Level, seen: Observation) -> Iterator[str]:
+    """On CUDA: kernels that Inductor generated really ran, replayed by one graph per call."""
+    if seen.gpu is None:
+        return
+    for part in ("unet", "decoder"):
+        calls = [call for call in seen.gpu.calls if call.part == part]
+        fused = sum(call.fused_kernels > 0 for call in calls)
+        replayed = sum(call.graph_launches == 1 for call in calls)
+        wanted = len(calls) if level.compiled else 0
+        for what, found in (("Inductor kernels", fused), ("one CUDA graph", replayed)):
+            if found != wanted:
+                yield (
+                    f"compile: {what} ran in {found} of {len(calls)} {part} calls on the GPU, "
+                    f"the level wants {wanted}"
+                )
 
 
 def _solver(name: str, algorithm: str | None, order: int | None) -> str:

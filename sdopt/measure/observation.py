@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from sdopt.measure.gpu_activity import GpuActivity, events_of, gpu_activity
+from sdopt.optimizations.cuda_graphs import eager_calls
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class Observation:
     """What happened during one picture.
 
     `channels_last` tells for the UNet and the decoder whether every weight of a convolution wider
-    than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled meanwhile.
+    than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled meanwhile. `gpu` is what
+    the device did during another picture, or None without CUDA.
     """
 
     calls: tuple[Call, ...]
@@ -53,6 +56,7 @@ class Observation:
     channels_last: dict[str, bool]
     tf32: tuple[bool, ...]
     new_graphs: int
+    gpu: GpuActivity | None = None
 
     def calls_of(self, part: str) -> tuple[Call, ...]:
         """The calls of one of PARTS, in order."""
@@ -65,16 +69,20 @@ class Observation:
 
 
 def observe(pipeline: LevelPipeline, request: Request) -> Observation:
-    """Make the request's picture under watch; a pass of its own, never a timed one."""
+    """Make the request's picture under watch; a pass of its own, never a timed one.
+
+    In it CUDA graphs are not replayed, so that the code that was captured in them is seen. What the
+    device does when they are is watched in a second pass.
+    """
     calls: list[Call] = []
     tf32: list[bool] = []
-    with ExitStack() as stack:
+    with ExitStack() as stack, eager_calls():
         for part, module in parts(pipeline).items():
             stack.enter_context(_recording(part, module, calls))
         stack.enter_context(_before_call(pipeline.unet, lambda: tf32.append(tf32_is_on())))
         steps = stack.enter_context(_counting_steps(pipeline.scheduler))
         graphs_before = compiled_graphs()
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
             generate(pipeline, request)
         new_graphs = compiled_graphs() - graphs_before
     return Observation(
@@ -90,7 +98,24 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
         },
         tf32=tuple(tf32),
         new_graphs=new_graphs,
+        gpu=observe_gpu(pipeline, request) if pipeline.device.type == "cuda" else None,
     )
+
+
+def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
+    """Make the request's picture while the device is watched."""
+    calls: list[Call] = []
+    with ExitStack() as stack:
+        for part, module in parts(pipeline).items():
+            stack.enter_context(_recording(part, module, calls))
+        both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+        # torch 2.11 warns of what it would do in a second cycle, unless it is to keep all events.
+        with profile(activities=both, acc_events=True) as profiler:
+            generate(pipeline, request)
+            torch.cuda.synchronize(pipeline.device)
+    spans = {name: (start, end) for name, start, end in _marked_times(profiler)}
+    marks = [(call.part, *spans[f"{CALL_MARK}{index}"]) for index, call in enumerate(calls)]
+    return gpu_activity(events_of(_kineto_results(profiler), (CALL_MARK, GRAPH_MARK)), marks)
 
 
 def parts(pipeline: LevelPipeline) -> dict[str, Any]:
@@ -192,14 +217,20 @@ def _marked_times(profiler: profile) -> list[tuple[str, int, int]]:
 
     Read from the raw trace: `profiler.events()` takes seconds to link the other 100,000 events.
     """
+    return [
+        (event.name(), event.start_ns(), event.end_ns())
+        for event in _kineto_results(profiler).events()
+        if event.name().startswith((GRAPH_MARK, CALL_MARK))
+        # A region that the host marks appears a second time, around its work on the GPU.
+        and str(event.device_type()) == "DeviceType.CPU"
+    ]
+
+
+def _kineto_results(profiler: profile) -> Any:
     results = profiler.profiler.kineto_results if profiler.profiler else None
     if results is None:
         raise RuntimeError("the profiler recorded nothing; is another profiler running?")
-    return [
-        (event.name(), event.start_ns(), event.end_ns())
-        for event in results.events()
-        if event.name().startswith((GRAPH_MARK, CALL_MARK))
-    ]
+    return results
 
 
 def _with_graphs(calls: list[Call], times: list[tuple[str, int, int]]) -> tuple[Call, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from sdopt.measure.gpu_state import GpuState, watched
 from sdopt.measure.observation import compiled_graphs
 from sdopt.workload import Request, generate
 
@@ -37,11 +38,14 @@ class Latency:
     """Host wall time of one whole picture, in milliseconds, the device synchronized at both ends.
 
     `rounds_ms` is empty when pytest-benchmark was told not to measure. `stage_ms` holds the medians
-    of text, denoise and decode, from passes of their own.
+    of text, denoise and decode, from passes of their own. `gpu` was read right after the rounds;
+    `disturbances` says what voids them.
     """
 
     rounds_ms: tuple[float, ...]
     stage_ms: dict[str, float]
+    gpu: GpuState | None = None
+    disturbances: tuple[str, ...] = ()
 
     @property
     def median_ms(self) -> float | None:
@@ -69,16 +73,19 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
         generate(pipeline, request)
         synchronize(device)
 
-    benchmark.pedantic(
-        one_picture,
-        setup=lambda: synchronize(device),
-        rounds=ROUNDS[device.type],
-        warmup_rounds=WARMUP_ROUNDS,
-    )
+    with watched(device) as watch:
+        benchmark.pedantic(
+            one_picture,
+            setup=lambda: synchronize(device),
+            rounds=ROUNDS[device.type],
+            warmup_rounds=WARMUP_ROUNDS,
+        )
     rounds = () if benchmark.disabled else benchmark.stats.stats.data
     return Latency(
         rounds_ms=tuple(1e3 * seconds for seconds in rounds),
         stage_ms=stage_times(pipeline, request),
+        gpu=watch.state,
+        disturbances=watch.disturbances,
     )
 
 

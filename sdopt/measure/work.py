@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdopt.measure.gpu_activity import GpuActivity
 from sdopt.measure.observation import Call, Observation, Shapes, parts
 
 if TYPE_CHECKING:
@@ -24,13 +25,16 @@ class Work:
 
     `unet_evaluations` counts samples, so a guided step counts 2; `tflop` is 1e12 floating-point
     operations, a multiplication and an addition counted apart; `recompiles` and `graph_breaks` have
-    to be 0.
+    to be 0. The rest is None without CUDA, see `GpuActivity`.
     """
 
     unet_evaluations: int
     tflop: float
     recompiles: int
     graph_breaks: int
+    kernel_launches: int | None = None
+    gpu_busy_ms: float | None = None
+    host_syncs: int | None = None
 
 
 def work_of(pipeline: LevelPipeline, seen: Observation) -> Work:
@@ -40,7 +44,13 @@ def work_of(pipeline: LevelPipeline, seen: Observation) -> Work:
         tflop=sum(_flop_of_call(pipeline, call) for call in seen.calls) / 1e12,
         recompiles=seen.new_graphs,
         graph_breaks=sum(max(call.graphs - 1, 0) for call in seen.calls),
+        **_gpu_counts(seen.gpu),
     )
+
+
+def _gpu_counts(gpu: GpuActivity | None) -> dict[str, Any]:
+    names = ("kernel_launches", "gpu_busy_ms", "host_syncs")
+    return {name: getattr(gpu, name) for name in names} if gpu else {}
 
 
 def _flop_of_call(pipeline: LevelPipeline, call: Call) -> int:

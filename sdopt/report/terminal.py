@@ -3,48 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sdopt.gate import Outcome, Verdict
 
-HEADINGS = ("level", "ms", "speed-up", "UNet evals", "drift", "cost", "truth", "verdict")
 ABSENT = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One measured value of the table; one of the GPU is left out where no level has it."""
+
+    heading: str
+    metric: str
+    form: str
+    of_gpu: bool = False
+
+
+COLUMNS = (
+    Column(heading="ms", metric="latency_ms", form=".1f"),
+    Column(heading="speed-up", metric="speed_up", form=".2f"),
+    Column(heading="GPU ms", metric="gpu_busy_ms", form=".1f", of_gpu=True),
+    Column(heading="kernels", metric="kernel_launches", form="d", of_gpu=True),
+    Column(heading="alloc MiB", metric="peak_allocated_mib", form=".0f", of_gpu=True),
+    Column(heading="reserved", metric="peak_reserved_mib", form=".0f", of_gpu=True),
+    Column(heading="used", metric="device_used_mib", form=".0f", of_gpu=True),
+    Column(heading="UNet evals", metric="unet_evaluations", form="d"),
+    Column(heading="drift", metric="ssim_drift", form=".6f"),
+    Column(heading="cost", metric="ssim_cost", form=".4f"),
+    Column(heading="truth", metric="ssim_truth", form=".4f"),
+)
 
 
 def ladder_table(
     levels: Sequence[str], measured: Mapping[str, Mapping[str, Any]], verdicts: Sequence[Verdict]
 ) -> list[str]:
-    """One line per measured level: time, work, likeness to three references, worst verdict.
+    """One line per measured level: time, memory, work, likeness to three references, worst verdict.
 
     Speed-up is over `baseline` of the same run. A cost in parentheses is not comparable: the two
     samplers draw different noise.
     """
-    base_ms = measured.get("baseline", {}).get("latency_ms")
-    rows = [
-        _row(level, measured.get(level, {}), base_ms, [v for v in verdicts if v.level == level])
+    shown = [
+        level
         for level in levels
-        if level in measured or any(v.level == level for v in verdicts)
+        if level in measured or any(verdict.level == level for verdict in verdicts)
     ]
-    return _aligned([HEADINGS, *rows]) if rows else []
+    if not shown:
+        return []
+    rows = {level: with_speed_up(level, measured) for level in shown}
+    columns = [
+        column
+        for column in COLUMNS
+        if not column.of_gpu or any(column.metric in row for row in rows.values())
+    ]
+    lines = [("level", *(column.heading for column in columns), "verdict")]
+    for level, row in rows.items():
+        judged = summary([verdict for verdict in verdicts if verdict.level == level])
+        lines.append((level, *(_cell(column, row) for column in columns), judged))
+    return _aligned(lines)
 
 
-def _row(
-    level: str, values: Mapping[str, Any], base_ms: float | None, verdicts: Sequence[Verdict]
-) -> tuple[str, ...]:
-    latency_ms = values.get("latency_ms")
-    cost = _number(values.get("ssim_cost"), ".4f")
-    if cost != ABSENT and not values.get("cost_is_comparable", True):
-        cost = f"({cost})"
-    return (
-        level,
-        _number(latency_ms, ".1f"),
-        f"{base_ms / latency_ms:.2f}x" if base_ms and latency_ms else ABSENT,
-        _number(values.get("unet_evaluations"), "d"),
-        _number(values.get("ssim_drift"), ".6f"),
-        cost,
-        _number(values.get("ssim_truth"), ".4f"),
-        summary(verdicts),
-    )
+def with_speed_up(level: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The level's values with `speed_up`, the latency of `baseline` over its own."""
+    values = dict(measured.get(level, {}))
+    base_ms, own_ms = measured.get("baseline", {}).get("latency_ms"), values.get("latency_ms")
+    values["speed_up"] = base_ms / own_ms if base_ms and own_ms else None
+    return values
+
+
+def _cell(column: Column, values: Mapping[str, Any]) -> str:
+    value = values.get(column.metric)
+    if value is None:
+        return ABSENT
+    text = format(value, column.form) + ("x" if column.metric == "speed_up" else "")
+    in_parentheses = column.metric == "ssim_cost" and not values.get("cost_is_comparable", True)
+    return f"({text})" if in_parentheses else text
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
@@ -55,10 +89,6 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     if any(v.outcome is Outcome.RECORDED and v.metric == "latency_ms" for v in verdicts):
         return "pass (latency recorded)"
     return "pass" if verdicts else ABSENT
-
-
-def _number(value: Any, form: str) -> str:
-    return ABSENT if value is None else format(value, form)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

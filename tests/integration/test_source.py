@@ -50,7 +50,7 @@ def test_an_unknown_source_is_a_usage_error_with_the_choices(project: Project) -
     result.stderr.fnmatch_lines(
         [
             "ERROR: unknown source 'embeded' (did you mean 'embedded'?); "
-            "choose from: auto, embedded; or the path of an existing diffusers folder"
+            "choose from: auto, embedded, sd15-random; or a diffusers folder, *"
         ]
     )
 

@@ -1,0 +1,107 @@
+"""The state of the GPU around a measurement, by NVML: clocks, heat, power, and who else uses it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MOST_THROTTLED = 0.01
+"""The share of a measurement's time in which the GPU may have been held back by heat or power."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuState:
+    """One reading of NVML."""
+
+    sm_clock_mhz: int
+    memory_clock_mhz: int
+    temperature_c: int
+    power_w: float
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """What was read around a measurement, and what makes it void: other processes, throttling."""
+
+    state: GpuState | None = None
+    strangers: tuple[str, ...] = ()
+    throttling: tuple[str, ...] = ()
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """Everything that makes a time void."""
+        return self.strangers + self.throttling
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[Watch]:
+    """Read the GPU before and after, never during, the measurement inside; nothing on a CPU."""
+    watch = Watch()
+    if device.type != "cuda":
+        yield watch
+        return
+    gpu = _Gpu(device)
+    strangers, held_back, started = gpu.strangers(), gpu.held_back_s(), time.monotonic()
+    yield watch
+    elapsed = time.monotonic() - started
+    watch.state = gpu.state()
+    strangers |= gpu.strangers()
+    watch.strangers = tuple(
+        f"process {pid} used the GPU too ({mib} MiB)" for pid, mib in sorted(strangers.items())
+    )
+    now = gpu.held_back_s()
+    shares = {cause: (now[cause] - before) / elapsed for cause, before in held_back.items()}
+    watch.throttling = tuple(
+        f"{cause} held the GPU back {100 * share:.0f} % of the time"
+        for cause, share in shares.items()
+        if share > MOST_THROTTLED
+    )
+
+
+class _Gpu:
+    """NVML's handle of a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        import pynvml
+
+        self.nvml = pynvml
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(device).uuid
+        self.handle: Any = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+
+    def state(self) -> GpuState:
+        nvml, handle = self.nvml, self.handle
+        return GpuState(
+            sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        )
+
+    def strangers(self) -> dict[int, int]:
+        """MiB by process id of every other process that computes on the GPU."""
+        running = self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle)
+        used = {process.pid: (process.usedGpuMemory or 0) // 2**20 for process in running}
+        if used.pop(os.getpid(), None) is None and len(used) == 1:
+            # In a container NVML gives the host's process ids: a single one is this process.
+            return {}
+        return used
+
+    def held_back_s(self) -> dict[str, float]:
+        """Seconds since the driver started in which each cause lowered the clocks."""
+        nvml = self.nvml
+        policies = {"power": nvml.NVML_PERF_POLICY_POWER, "heat": nvml.NVML_PERF_POLICY_THERMAL}
+        found = {}
+        for cause, policy in policies.items():
+            try:
+                status = nvml.nvmlDeviceGetViolationStatus(self.handle, policy)
+            except nvml.NVMLError_NotSupported:
+                continue
+            found[cause] = status.violationTime / 1e9
+        return found

@@ -1,0 +1,114 @@
+"""CUDA graphs: a function's kernels captured once per shape of its inputs, then replayed.
+
+One launch replaces hundreds, so a fast GPU does not wait for a slow host. `torch.compile` can do
+this itself (mode "reduce-overhead"), but keeps its graphs and their memory for the whole process;
+these belong to the pipeline that they were captured for, and go with it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+MOST_GRAPHS = 8
+"""Shapes kept per function. SD 1.5 needs two: the UNet's batch with guidance and without."""
+WARMUP_CALLS = 2
+"""Before capture: the first compiles, the second runs what autotuning chose."""
+
+_replaying = True
+
+
+@contextmanager
+def eager_calls() -> Iterator[None]:
+    """No replay in here: every call runs its function, so that it can be watched."""
+    global _replaying
+    before, _replaying = _replaying, False
+    try:
+        yield
+    finally:
+        _replaying = before
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: Any
+
+
+class GraphedFunction:
+    """A function of CUDA tensors that is captured at its first call with new shapes.
+
+    Outputs are copies, safe to keep. `weights` are the tensors that the function reads besides its
+    arguments: when one has moved, the graphs that read its old place are dropped. Inputs that are
+    not on a CUDA device, or that need gradients, are passed on to the function.
+    """
+
+    def __init__(self, function: Callable[..., Any], weights: Sequence[Tensor]) -> None:
+        self.function = function
+        self.weights = weights
+        self.pool: Any = None
+        self.graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self.places: tuple[int, ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `function(*args, **kwargs)` returns."""
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not _replaying or not self._can_capture(tensors):
+            return self.function(*args, **kwargs)
+        self._forget_moved_weights()
+        key = (structure, tuple(_signature(leaf) for leaf in leaves))
+        captured = self.graphs.get(key)
+        if captured is None:
+            captured = self._capture(leaves, structure)
+            self.graphs[key] = captured
+            if len(self.graphs) > MOST_GRAPHS:
+                self.graphs.popitem(last=False)
+        self.graphs.move_to_end(key)
+        for static, tensor in zip(captured.inputs, tensors, strict=True):
+            static.copy_(tensor)
+        captured.graph.replay()
+        return pytree.tree_map_only(Tensor, torch.clone, captured.outputs)
+
+    def _can_capture(self, tensors: Sequence[Tensor]) -> bool:
+        grad = torch.is_grad_enabled()
+        return bool(tensors) and all(t.is_cuda and not (grad and t.requires_grad) for t in tensors)
+
+    def _forget_moved_weights(self) -> None:
+        places = tuple(map(Tensor.data_ptr, self.weights))
+        if places != self.places:
+            self.graphs.clear()
+            self.places = places
+
+    def _capture(self, leaves: list[Any], structure: Any) -> _Captured:
+        static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(static, structure)
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP_CALLS):
+                self.function(*args, **kwargs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # The graphs of a pipeline run one after the other and their outputs are copied at once,
+        # so they can share their memory.
+        with torch.cuda.graph(graph, pool=self.pool):
+            outputs = self.function(*args, **kwargs)
+        inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
+        return _Captured(graph=graph, inputs=inputs, outputs=outputs)
+
+
+def _signature(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return (leaf.shape, leaf.dtype, leaf.device, leaf.stride())
+    return leaf  # type: ignore[no-any-return]
