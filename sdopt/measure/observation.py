@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
         stack.enter_context(_before_call(pipeline.unet, lambda: tf32.append(tf32_is_on())))
         steps = stack.enter_context(_counting_steps(pipeline.scheduler))
         graphs_before = compiled_graphs()
-        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        with profiled(ProfilerActivity.CPU) as profiler:
             generate(pipeline, request)
         new_graphs = compiled_graphs() - graphs_before
     return Observation(
@@ -108,9 +109,7 @@ def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
     with ExitStack() as stack:
         for part, module in parts(pipeline).items():
             stack.enter_context(_recording(part, module, calls))
-        both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-        # torch 2.11 warns of what it would do in a second cycle, unless it is to keep all events.
-        with profile(activities=both, acc_events=True) as profiler:
+        with profiled(ProfilerActivity.CPU, ProfilerActivity.CUDA) as profiler:
             generate(pipeline, request)
             torch.cuda.synchronize(pipeline.device)
     spans = {name: (start, end) for name, start, end in _marked_times(profiler)}
@@ -153,6 +152,21 @@ def is_channels_last(module: torch.nn.Module) -> bool:
         weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
         for weight in weights
     )
+
+
+@contextmanager
+def profiled(*activities: ProfilerActivity) -> Iterator[profile]:
+    """A profile of what runs inside, whose raw events can be read afterwards."""
+    profiler = profile(activities=activities)
+    with warnings.catch_warnings():
+        # torch 2.11 warns of what it would do in a second cycle. `acc_events=True` would silence it
+        # by linking all events at once, which takes seconds.
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)
+        profiler.start()
+    try:
+        yield profiler
+    finally:
+        profiler.stop()
 
 
 @contextmanager
