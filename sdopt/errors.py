@@ -5,6 +5,7 @@ ValueError
     ├── UnknownNameError  a level, source or prompt word that does not exist
     ├── BrokenFileError   a baseline, history, prompt or model file that cannot be used
     ├── SourceError       weights that cannot be had
+    ├── OutOfMemoryError  a level that needs more memory than its device has free
     └── MemoryLeftError   a freed level that gave its device memory not back
 """
 
@@ -39,6 +40,10 @@ class BrokenFileError(SdoptError):
 
 class SourceError(SdoptError):
     """A source of weights that cannot be loaded here."""
+
+
+class OutOfMemoryError(SdoptError):
+    """A level that needs more memory than its device has free."""
 
 
 class MemoryLeftError(SdoptError):

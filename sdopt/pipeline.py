@@ -16,7 +16,7 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from sdopt.errors import SourceError
+from sdopt.errors import OutOfMemoryError, SourceError
 from sdopt.levels import Level, get_level
 from sdopt.optimizations.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.optimizations.compilation import compile_decoder, compile_unet
@@ -46,7 +46,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         self._check_prompts(arguments)
         if self.step_callback is not None:
             self._add_step_callback(arguments)
-        with process_settings(self.level):
+        with process_settings(self.level), naming_the_hungry(self.level, self.device):
             return super().__call__(**arguments)
 
     def _defaults(self) -> dict[str, Any]:
@@ -95,14 +95,15 @@ def load_pipeline(
 def build(source: Source, level: Level, device: torch.device | None = None) -> LevelPipeline:
     """Load the source's weights and apply the level's fields to them.
 
-    Raises SourceError if the weights cannot be loaded.
+    Raises SourceError if the weights cannot be loaded, OutOfMemoryError if they do not fit.
     """
     device = device or default_device()
-    pipeline = load_weights(source, device, default_dtype(device))
-    pipeline.level, pipeline.source = level, source
-    for apply in APPLY:
-        apply(pipeline, level)
-        pipeline.to(device)
+    with naming_the_hungry(level, device):
+        pipeline = load_weights(source, device, default_dtype(device))
+        pipeline.level, pipeline.source = level, source
+        for apply in APPLY:
+            apply(pipeline, level)
+            pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -192,6 +193,20 @@ def reading(source: Source) -> Iterator[None]:
         raise SourceError(
             f"source {source.name!r}: {source.location} cannot be loaded: {error}; check that it "
             "is complete; save it again, or delete it and download it again"
+        ) from error
+
+
+@contextmanager
+def naming_the_hungry(level: Level, device: torch.device) -> Iterator[None]:
+    """Name the level that ran out of memory, what it held and what it asked for."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        held = torch.cuda.max_memory_allocated(device) / 2**20
+        raise OutOfMemoryError(
+            f"level {level.name!r} does not fit on {device}: it held {held:.0f} MiB when this "
+            f"failed: {error}; end what else uses the device, draw fewer or smaller pictures, or "
+            "pick a level with the Tiny VAE"
         ) from error
 
 

@@ -20,7 +20,7 @@ from ldm_checkpoint import save_checkpoint
 from micro import SIZE_PX, Rung
 
 import sdopt
-from sdopt.errors import SourceError, UnknownNameError
+from sdopt.errors import OutOfMemoryError, SourceError, UnknownNameError
 from sdopt.levels import BASELINE, DPM_20_CUTOFF, FINAL, LEVELS
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.sources import Source
@@ -359,3 +359,39 @@ def test_a_broken_file_of_weights_names_it(
     path.write_bytes(content)
     with pytest.raises(SourceError, match=r"source 'v1': .*v1\.safetensors cannot be loaded"):
         build(sdopt.sources.resolve(str(path)), BASELINE)
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def hungry(error: Exception) -> list[str]:
+    """What an error should say of a level that does not fit, and does not."""
+    words = ("level 'baseline'", "held 3072 MiB", "Tried to allocate 20.00 MiB", "Tiny VAE")
+    return [word for word in words if word not in str(error)]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+
+
+@pytest.mark.usefixtures("held")
+def test_a_picture_that_does_not_fit_names_the_level_and_what_it_needed(
+    micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, PLAIN)
+    pipeline.unet.forward = full
+    with pytest.raises(OutOfMemoryError) as caught:
+        generate(pipeline, micro_request)
+    assert hungry(caught.value) == []
+
+
+@pytest.mark.usefixtures("held")
+def test_weights_that_do_not_fit_name_the_level_too(
+    micro_source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdopt.pipeline.load_weights", full)
+    with pytest.raises(OutOfMemoryError) as caught:
+        build(micro_source, PLAIN)
+    assert hungry(caught.value) == []
