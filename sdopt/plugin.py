@@ -36,7 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--sdopt-source",
         default=os.environ.get("SDOPT_SOURCE", "auto"),
         metavar="NAME",
-        help="weights: auto, embedded or a diffusers folder (default: $SDOPT_SOURCE, else auto)",
+        help="weights: auto, embedded, sd15-random, a diffusers folder, a .safetensors file or a "
+        "repository of the Hugging Face hub (default: $SDOPT_SOURCE, else auto)",
     )
     group.addoption(
         "--sdopt-prompts",
