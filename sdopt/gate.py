@@ -27,9 +27,14 @@ ZERO_COUNTS = ("recompiles", "graph_breaks")
 
 
 class Outcome(enum.Enum):
-    """What a verdict says. RECORDED passes, because nothing was there to judge against."""
+    """What a verdict says.
+
+    RECORDED passes, because nothing was there to judge against. IMPROVEMENT passes and says that
+    the stored run should be renewed: whatever made it so much worse would hide a loss.
+    """
 
     PASS = "pass"
+    IMPROVEMENT = "improvement"
     RECORDED = "recorded"
     REGRESSION = "regression"
     FAULT = "fault"
@@ -59,7 +64,7 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether the test that carries this verdict passes."""
-        return self.outcome in (Outcome.PASS, Outcome.RECORDED)
+        return self.outcome in (Outcome.PASS, Outcome.IMPROVEMENT, Outcome.RECORDED)
 
     @property
     def message(self) -> str:
@@ -86,7 +91,10 @@ class Verdict:
 def at_most(
     level: str, metric: str, measured: float | None, stored: float | None, tolerance: float
 ) -> Verdict:
-    """Pass up to stored x (1 + tolerance); a fault if either number is missing, NaN or not > 0."""
+    """Pass up to stored x (1 + tolerance), an improvement below stored / (1 + tolerance).
+
+    A fault if either number is missing, NaN or not > 0.
+    """
     if measured is None or stored is None:
         side = "measured" if measured is None else "stored"
         return fault(level, metric, f"there is no {side} value", measured, stored)
@@ -95,10 +103,11 @@ def at_most(
             return fault(level, metric, f"the {side} value is {value!r}", measured, stored)
     limit = stored * (1 + tolerance)
     change = 100 * (measured / stored - 1)
+    better = Outcome.IMPROVEMENT if measured < stored / (1 + tolerance) else Outcome.PASS
     return Verdict(
         level=level,
         metric=metric,
-        outcome=Outcome.PASS if measured <= limit else Outcome.REGRESSION,
+        outcome=better if measured <= limit else Outcome.REGRESSION,
         reason=f"{change:+.1f} % against the stored run, {100 * tolerance:g} % are allowed",
         measured=measured,
         stored=stored,
@@ -170,7 +179,13 @@ def recorded(level: str, metric: str, measured: float | None) -> Verdict:
 
 def first_failure(verdicts: Sequence[Verdict]) -> Verdict:
     """The first verdict that fails, else the first judged one, else the first."""
-    ranked = (Outcome.FAULT, Outcome.REGRESSION, Outcome.PASS, Outcome.RECORDED)
+    ranked = (
+        Outcome.FAULT,
+        Outcome.REGRESSION,
+        Outcome.IMPROVEMENT,
+        Outcome.PASS,
+        Outcome.RECORDED,
+    )
     return min(verdicts, key=lambda verdict: ranked.index(verdict.outcome))
 
 

@@ -91,9 +91,15 @@ def resolve(name: str | None = None) -> Source:
         return _from_folder(path)
     if path.suffix == ".safetensors":
         return _from_checkpoint(path)
+    if not path.exists() and (path.is_absolute() or name.startswith(".")):
+        raise SourceError(f"there is no folder {name}; {_choices()}")
     if HUB_NAME.fullmatch(name) and not path.exists():
         return _from_hub(hub.parse(name))
     raise UnknownNameError("source", name, NAMED_SOURCES, OTHER_SOURCES)
+
+
+def _choices() -> str:
+    return f"a source is {', '.join(NAMED_SOURCES)}, {OTHER_SOURCES}"
 
 
 def _auto() -> Source:
@@ -147,11 +153,11 @@ def _of_repository(repository: hub.Repository, folder: Path, why: str) -> Source
 def _from_checkpoint(path: Path) -> Source:
     """One file with all weights; the rest comes from its folder, or from the hub's SD 1.5."""
     if not path.is_file():
-        choices = ", ".join(NAMED_SOURCES)
-        raise SourceError(f"there is no file {path}; a source is {choices}, {OTHER_SOURCES}")
+        raise SourceError(f"there is no file {path}; {_choices()}")
+    _check_header(path)
     folder = path.parent
     if not (folder / "model_index.json").is_file():
-        folder = hub.snapshot(hub.STABLE_DIFFUSION_15, hub.CONFIG_FILES)
+        folder = _configuration_for(path)
     return _from_folder(
         folder,
         name=_slug(path.stem),
@@ -167,6 +173,29 @@ def check_embedded_prompt(text: str) -> None:
     unknown = scenes.unknown_words(text)
     if unknown:
         raise UnknownNameError("prompt word", unknown[0], scenes.VOCABULARY)
+
+
+def _check_header(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            file.keys()
+    except (OSError, SafetensorError) as error:
+        raise SourceError(
+            f"{path} is not a whole safetensors file: {error}; download or convert it again"
+        ) from error
+
+
+def _configuration_for(path: Path) -> Path:
+    try:
+        return hub.snapshot(hub.STABLE_DIFFUSION_15, hub.CONFIG_FILES)
+    except SourceError as error:
+        raise SourceError(
+            f"{path} holds weights alone; its configuration and tokenizer are those of "
+            f"{hub.STABLE_DIFFUSION_15.repo_id}, and {error}; or put it into a diffusers folder "
+            "that has them"
+        ) from error
 
 
 def _from_folder(folder: Path, **fields: Any) -> Source:

@@ -86,7 +86,9 @@ def alike(*ssim: float, faults: dict[str, str] | None = None) -> Comparison:
 @pytest.mark.parametrize(
     ("measured", "outcome"),
     [
-        (50.0, Outcome.PASS),
+        (50.0, Outcome.IMPROVEMENT),
+        (math.nextafter(80.0, 0.0), Outcome.IMPROVEMENT),
+        (80.0, Outcome.PASS),
         (100.0, Outcome.PASS),
         (125.0, Outcome.PASS),
         (math.nextafter(125.0, INF), Outcome.REGRESSION),
@@ -96,6 +98,7 @@ def alike(*ssim: float, faults: dict[str, str] | None = None) -> Comparison:
 def test_at_most_passes_up_to_its_limit(measured: float, outcome: Outcome) -> None:
     verdict = at_most("final", "latency_ms", measured, 100.0, 0.25)
     assert verdict.outcome is outcome
+    assert verdict.passed is (outcome is not Outcome.REGRESSION)
     assert (verdict.measured, verdict.stored, verdict.limit) == (measured, 100.0, 125.0)
 
 

@@ -180,6 +180,16 @@ def test_without_network_and_cache_it_says_what_to_do(name: str, client: Client)
         assert words in refusal
 
 
+def test_a_file_without_a_folder_of_its_own_says_what_the_hub_is_asked_for(
+    client: Client, micro: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "v1.safetensors"
+    shutil.copy(micro / "vae" / "diffusion_pytorch_model.safetensors", path)
+    refusal = replace(client, endpoint="http://127.0.0.1:9").refusal(str(path))
+    for words in (str(path), "holds weights alone", "configuration and tokenizer", "HF_ENDPOINT"):
+        assert words in refusal
+
+
 def test_a_gated_repository_says_where_to_accept_its_terms(hub: FakeHub, client: Client) -> None:
     hub.gated.add(REPO)
     refusal = client.refusal(REPO)

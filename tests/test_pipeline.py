@@ -349,16 +349,12 @@ def test_one_file_of_weights_draws_as_the_folder_does(
     np.testing.assert_allclose(drawn, generate(expected, micro_request), atol=1e-5)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 1000], ids=["empty", "garbage"])
-def test_a_broken_file_of_weights_names_it(
-    content: bytes, micro_source: Source, tmp_path: Path
-) -> None:
+def test_a_file_of_other_weights_names_it(micro_source: Source, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     shutil.copytree(micro_source.folder, folder)
-    path = folder / "v1.safetensors"
-    path.write_bytes(content)
+    shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "v1.safetensors")
     with pytest.raises(SourceError, match=r"source 'v1': .*v1\.safetensors cannot be loaded"):
-        build(sdopt.sources.resolve(str(path)), BASELINE)
+        build(sdopt.sources.resolve(str(folder / "v1.safetensors")), BASELINE)
 
 
 def full(*_: object, **__: object) -> None:

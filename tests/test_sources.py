@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sdopt import embedded
 from sdopt.errors import BrokenFileError, SourceError, UnknownNameError
@@ -85,7 +87,7 @@ def test_a_file_of_another_kind_is_no_source(tmp_path: Path) -> None:
 def test_a_file_beside_a_diffusers_folders_configs_takes_them(tmp_path: Path) -> None:
     folder = diffusers_folder(tmp_path / "models")
     weights = folder / "my model.safetensors"
-    weights.write_bytes(b"")
+    save_file({"a": np.zeros(1)}, weights)
     source = resolve(str(weights))
     assert (source.name, source.kind) == ("my-model", "checkpoint")
     assert (source.checkpoint, source.folder) == (weights, folder)
@@ -95,6 +97,22 @@ def test_a_file_beside_a_diffusers_folders_configs_takes_them(tmp_path: Path) ->
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"there is no file .*none\.safetensors"):
         resolve(str(tmp_path / "none.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\xff" * 1000], ids=["empty", "short", "garbage"]
+)
+def test_a_file_that_holds_no_weights_is_named(content: bytes, tmp_path: Path) -> None:
+    path = diffusers_folder(tmp_path) / "v1.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"v1\.safetensors is not a whole safetensors file"):
+        resolve(str(path))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "none"), "./none", "../none"):
+        with pytest.raises(SourceError, match=f"there is no folder {name}; a source is auto, "):
+            resolve(name)
 
 
 def test_random_weights_are_those_of_stable_diffusion_by_name() -> None:

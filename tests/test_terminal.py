@@ -100,6 +100,10 @@ def test_nothing_measured_gives_no_table() -> None:
         ([verdict(Outcome.PASS)], "pass"),
         ([verdict(Outcome.RECORDED)], "pass (latency recorded)"),
         ([verdict(Outcome.RECORDED, "ssim_cost")], "pass"),
+        (
+            [verdict(Outcome.PASS, "tflop"), verdict(Outcome.IMPROVEMENT)],
+            "pass (better than stored: latency_ms)",
+        ),
         ([verdict(Outcome.REGRESSION)], "FAIL latency_ms"),
         ([verdict(Outcome.RECORDED), verdict(Outcome.FAULT, "tflop")], "FAIL tflop"),
         (

@@ -82,12 +82,15 @@ def _cell(column: Column, values: Mapping[str, Any]) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """'pass', 'recorded', or the metrics that failed."""
+    """'pass', 'recorded', the metrics that failed, or those so much better that one should look."""
     failed = dict.fromkeys(verdict.metric for verdict in verdicts if not verdict.passed)
     if failed:
         return "FAIL " + ", ".join(failed)
     if any(v.outcome is Outcome.RECORDED and v.metric == "latency_ms" for v in verdicts):
         return "pass (latency recorded)"
+    better = [v.metric for v in verdicts if v.outcome is Outcome.IMPROVEMENT]
+    if better:
+        return f"pass (better than stored: {', '.join(better)})"
     return "pass" if verdicts else ABSENT
 
 
