@@ -52,7 +52,7 @@ def test_the_drift_limit_is_the_largest_spread_times_the_margin(folders: list[Pa
 
 def test_equal_pictures_keep_a_little_room(folders: list[Path]) -> None:
     drift = limits.measured_limits([folders[0], folders[0]])["baseline"]["drift"]
-    assert drift["limit"] == pytest.approx(1 - limits.DRIFT_MARGIN * limits.LEAST_SPREAD, abs=1e-6)
+    assert drift["limit"] == pytest.approx(1 - limits.LEAST_DRIFT, abs=1e-6)
     assert drift["limit"] < drift["measured"] == 1
 
 
