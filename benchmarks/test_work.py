@@ -9,7 +9,9 @@ def test_effect(level, observation, dtype, gate):
     assert verdict.passed, verdict.message
 
 
-def test_work(level, pipeline, observation, gate):
-    """Counts that are the same on every machine."""
-    verdict = gate.work(level, measure.work_of(pipeline, observation))
+def test_work(level, pipeline, observation, suite, gate):
+    """Counts that are the same on every machine, and on a GPU what it did."""
+    record = measure.work_of(pipeline, observation)
+    suite.keep_work(level, record)
+    verdict = gate.work(level, record)
     assert verdict.passed, verdict.message

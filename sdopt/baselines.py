@@ -1,9 +1,8 @@
-"""Baselines on disk: histories per hardware and source, and pictures per level and prompt."""
+"""Baselines on disk: the hardware they are of, pictures, their limits, and counts of work."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import re
@@ -12,7 +11,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import BrokenFileError
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
-RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
-PARTIAL = "_partial"
-"""How the name of a run ends that left benchmarks out."""
 IMAGE_TEXT_KEY = "sdopt"
 LIMIT_KINDS = ("drift", "cost", "truth")
 SMI_FORMAT = ("--format=csv,noheader,nounits",)
@@ -119,136 +114,8 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredRun:
-    """One run of a history: its metrics per level and the tests that reached a verdict."""
-
-    path: Path
-    metrics: Mapping[str, Mapping[str, Any]]
-    judged: tuple[str, ...]
-    environment: Mapping[str, str]
-
-
-def history_folder(root: Path, hardware: Hardware, baseline_set: str) -> Path:
-    """Where the runs of this hardware and baseline set are kept."""
-    return root / "history" / hardware.key / baseline_set
-
-
-def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool = False) -> Path:
-    """Store a run under the next free number and return its path; never replaces a file.
-
-    `partial` is for a run that left benchmarks out: see `find_run`.
-    """
-    content = json.dumps(run, indent=1, allow_nan=False).encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    number = max((_number(path) for path in _runs(folder)), default=0)
-    while True:
-        number += 1
-        # Whoever makes this file has the number: two runs of different names would share it.
-        claim = folder / f"{number:04}.partial"
-        try:
-            claim.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        try:
-            if all(_number(other) != number for other in _runs(folder)):
-                path = folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
-                write_whole(path, content)
-                return path
-        finally:
-            claim.unlink()
-
-
-def find_run(folder: Path, wanted: str | None) -> Path:
-    """The newest run of a folder, or the newest that `wanted` names by number, name or path.
-
-    A whole run comes before any partial one, or storing one level would hide all the others.
-    Raises BrokenFileError that names the newest choices if there is none.
-    """
-    if wanted and Path(wanted).is_file():
-        return Path(wanted)
-    runs = sorted(_runs(folder), key=_number)
-    found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
-    if not found:
-        which = f"run {wanted!r}" if wanted else "stored run"
-        choices = f"; choose from: {', '.join(path.name for path in runs[-5:])}" if runs else ""
-        raise BrokenFileError(f"no {which} for this hardware and source in {folder}{choices}")
-    whole = [path for path in found if not path.stem.endswith(PARTIAL)]
-    return (whole or found)[-1]
-
-
-def _is_called(path: Path, wanted: str) -> bool:
-    """Whether `wanted` is the run's number, its name, or how its file name begins."""
-    if wanted.isdecimal():
-        return _number(path) == int(wanted)
-    return path.name.startswith(wanted) or path.stem.split("_", 1)[1] == wanted
-
-
-def _runs(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.json") if RUN_NAME.fullmatch(path.name)]
-
-
-def _number(path: Path) -> int:
-    found = RUN_NAME.fullmatch(path.name)
-    return int(found.group(1)) if found else 0
-
-
-def read_runs(folder: Path) -> list[StoredRun]:
-    """Every run of a history folder, oldest first. Raises BrokenFileError if there is none."""
-    paths = sorted(_runs(folder), key=_number)
-    if not paths:
-        raise BrokenFileError(f"{folder} holds no stored run; give history/<hardware>/<source>")
-    return [_stored_run(path, *_checked(path)) for path in paths]
-
-
-def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
-    """A stored run, checked. Raises BrokenFileError for a broken or foreign one."""
-    data, block = _checked(path)
-    for name, here in (("hardware", hardware.key), ("baseline_set", baseline_set)):
-        if block.get(name) != here:
-            raise BrokenFileError(
-                f"{path} is of another {name.replace('_', ' ')}: {block.get(name)!r}, "
-                f"this run is {here!r}"
-            )
-    return _stored_run(path, data, block)
-
-
-def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The whole file and its block of this suite."""
-    data = _read_json(path)
-    block = data.get("sdopt")
-    if not isinstance(block, dict) or block.get("schema") != SCHEMA:
-        raise BrokenFileError(
-            f"{path} was not written by this suite: its 'sdopt' block is "
-            f"{'of another schema' if block else 'missing'}"
-        )
-    return data, block
-
-
-def _stored_run(path: Path, data: dict[str, Any], block: dict[str, Any]) -> StoredRun:
-    try:
-        return StoredRun(
-            path=path,
-            metrics=_metrics(data["benchmarks"]),
-            judged=tuple(block["judged"]),
-            environment=dict(block["environment"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BrokenFileError(f"{path} is incomplete: {error!r}") from error
-
-
-def _metrics(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Metrics per level, with the latency from the raw rounds."""
-    metrics = {}
-    for entry in benchmarks:
-        info = dict(entry["extra_info"])
-        rounds = entry["stats"]["data"]
-        info["latency_ms"] = 1e3 * median(rounds) if rounds else math.nan
-        metrics[info["level"]] = info
-    return metrics
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises BrokenFileError if it is missing, broken or no object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -353,7 +220,7 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
     """The lowest SSIM that passes, per level and kind; empty if the file does not exist."""
     if not path.exists():
         return {}
-    data = _read_json(path)
+    data = read_json(path)
     try:
         limits = {
             level: {kind: float(row["limit"]) for kind, row in rows.items()}
@@ -368,3 +235,25 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
                 "maybe cost and truth; it was left as it is"
             )
     return limits
+
+
+def work_path(root: Path, baseline_set: str) -> Path:
+    """Where the counts of work of each level are kept, which are the same on every machine."""
+    return root / "work" / f"{baseline_set}.json"
+
+
+def load_work(path: Path) -> dict[str, dict[str, Any]]:
+    """The stored counts of work by level; empty if the file does not exist."""
+    if not path.exists():
+        return {}
+    levels = read_json(path).get("levels")
+    if not isinstance(levels, dict) or not all(isinstance(row, dict) for row in levels.values()):
+        raise BrokenFileError(f"{path} holds no counts by level; it was left as it is")
+    return levels
+
+
+def save_work(path: Path, level: str, counts: Mapping[str, Any]) -> None:
+    """Store a level's counts of work beside those of the others."""
+    levels = {**load_work(path), level: dict(counts)}
+    content = json.dumps({"schema": SCHEMA, "levels": levels}, indent=1, allow_nan=False)
+    write_whole(path, content.encode())

@@ -6,7 +6,9 @@ ValueError
     ├── BrokenFileError   a baseline, history, prompt or model file that cannot be used
     ├── SourceError       weights that cannot be had
     ├── OutOfMemoryError  a level that needs more memory than its device has free
-    └── MemoryLeftError   a freed level that gave its device memory not back
+    ├── MemoryLeftError   a freed level that gave its device memory not back
+    ├── RevisionError     a git revision that cannot be had
+    └── WorkerError       a process of an A/B run that did not do its part
 """
 
 from __future__ import annotations
@@ -48,3 +50,11 @@ class OutOfMemoryError(SdoptError):
 
 class MemoryLeftError(SdoptError):
     """A level whose pipeline is gone and whose device memory is not."""
+
+
+class RevisionError(SdoptError):
+    """A git revision that cannot be checked out here, or not be removed again."""
+
+
+class WorkerError(SdoptError):
+    """A process of an A/B run that died, hung or could not do what it was asked."""

@@ -2,191 +2,27 @@
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sdopt.levels import Level, cost_is_comparable, get_level
+from sdopt.rules import PRIORS, at_least, by_history, exactly, is_sound, noise_class
+from sdopt.statistics import Prior
+from sdopt.verdict import Outcome, Verdict, fault, first_failure, recorded, void
 
 if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does not
     from sdopt.measure import Comparison, FirstCall, Latency, Memory, Work
 
-LATENCY_TOLERANCE = {"cuda": 0.10, "cuda, eager": 0.30, "cpu": 0.50}
-"""By device. Eager pictures on a fast GPU wait for the host's launches, which vary like its own
-work; unchanged runs on shared CPU cores differed by up to 31 %: see docs/pitfalls.md.
-"""
-MEMORY_TOLERANCE = 0.02
-UNITS = {"latency_ms": "ms", "tflop": "1e12"}
 MEMORY_METRICS = ("peak_allocated_mib", "peak_reserved_mib", "device_used_mib")
 GATED_MEMORY = "peak_allocated_mib"
 RUN = "pytest benchmarks/"
-EXACT_COUNTS = ("unet_evaluations", "tflop")
 ZERO_COUNTS = ("recompiles", "graph_breaks")
-
-
-class Outcome(enum.Enum):
-    """What a verdict says.
-
-    RECORDED passes, because nothing was there to judge against. IMPROVEMENT passes and says that
-    the stored run should be renewed: whatever made it so much worse would hide a loss.
-    """
-
-    PASS = "pass"
-    IMPROVEMENT = "improvement"
-    RECORDED = "recorded"
-    REGRESSION = "regression"
-    FAULT = "fault"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Verdict:
-    """One judgement of one metric of one level, with all that a reader needs to act on it.
-
-    `stored` and `limit` are None where nothing was stored; `next_step` is a command line.
-    """
-
-    level: str
-    metric: str
-    outcome: Outcome
-    reason: str
-    measured: float | None = None
-    stored: float | None = None
-    limit: float | None = None
-    file: str | None = None
-    next_step: str = ""
-
-    def __repr__(self) -> str:
-        # Short, because pytest prints it below the message of a failed assertion.
-        return f"<Verdict [{self.level}] {self.metric}: {self.outcome.value}>"
-
-    @property
-    def passed(self) -> bool:
-        """Whether the test that carries this verdict passes."""
-        return self.outcome in (Outcome.PASS, Outcome.IMPROVEMENT, Outcome.RECORDED)
-
-    @property
-    def message(self) -> str:
-        """The verdict in a few lines: what, measured, stored, limit, file, next command."""
-        unit = UNITS.get(self.metric, "MiB" if self.metric.endswith("_mib") else "")
-        numbers = [
-            f"{name} {value:.6g}{' ' + unit if unit else ''}"
-            for name, value in (
-                ("measured", self.measured),
-                ("stored", self.stored),
-                ("limit", self.limit),
-            )
-            if value is not None
-        ]
-        lines = [
-            f"[{self.level}] {self.metric}: {self.outcome.value}: {self.reason}",
-            ", ".join(numbers),
-            f"file: {self.file}" if self.file else "",
-            f"next: {self.next_step}" if self.next_step else "",
-        ]
-        return "\n  ".join(line for line in lines if line)
-
-
-def at_most(
-    level: str, metric: str, measured: float | None, stored: float | None, tolerance: float
-) -> Verdict:
-    """Pass up to stored x (1 + tolerance), an improvement below stored / (1 + tolerance).
-
-    A fault if either number is missing, NaN or not > 0.
-    """
-    if measured is None or stored is None:
-        side = "measured" if measured is None else "stored"
-        return fault(level, metric, f"there is no {side} value", measured, stored)
-    for side, value in (("measured", measured), ("stored", stored)):
-        if not _is_sound(value):
-            return fault(level, metric, f"the {side} value is {value!r}", measured, stored)
-    limit = stored * (1 + tolerance)
-    change = 100 * (measured / stored - 1)
-    better = Outcome.IMPROVEMENT if measured < stored / (1 + tolerance) else Outcome.PASS
-    return Verdict(
-        level=level,
-        metric=metric,
-        outcome=better if measured <= limit else Outcome.REGRESSION,
-        reason=f"{change:+.1f} % against the stored run, {100 * tolerance:g} % are allowed",
-        measured=measured,
-        stored=stored,
-        limit=limit,
-    )
-
-
-def at_least(level: str, metric: str, measured: float, limit: float | None, what: str) -> Verdict:
-    """Pass from `limit` on; recorded without one; a fault if it is NaN. For SSIM."""
-    if not math.isfinite(measured):
-        outcome, what = Outcome.FAULT, f"the measured value is {measured}, {what}"
-    elif limit is None:
-        outcome = Outcome.RECORDED
-    else:
-        outcome = Outcome.PASS if measured >= limit else Outcome.REGRESSION
-    return Verdict(
-        level=level, metric=metric, outcome=outcome, reason=what, measured=measured, limit=limit
-    )
-
-
-def exactly(level: str, metric: str, measured: float | None, stored: float | None) -> Verdict:
-    """Pass if equal; a fault if either number is missing."""
-    if measured is None or stored is None:
-        side = "measured" if measured is None else "stored"
-        return fault(level, metric, f"there is no {side} value", measured, stored)
-    # Sums of exact counts in 1e12 differ in the last digits with their order.
-    same = math.isclose(measured, stored, rel_tol=1e-12)
-    return Verdict(
-        level=level,
-        metric=metric,
-        outcome=Outcome.PASS if same else Outcome.REGRESSION,
-        reason="equal" if same else "has to equal the stored run",
-        measured=measured,
-        stored=stored,
-        limit=stored,
-    )
-
-
-def fault(
-    level: str,
-    metric: str,
-    reason: str,
-    measured: float | None = None,
-    stored: float | None = None,
-) -> Verdict:
-    """A verdict that could not be reached, which fails."""
-    return Verdict(
-        level=level,
-        metric=metric,
-        outcome=Outcome.FAULT,
-        reason=reason,
-        measured=measured,
-        stored=stored,
-    )
-
-
-def void(level: str, metric: str, disturbances: Sequence[str]) -> Verdict:
-    """A measurement that something disturbed: it fails, because nothing can be said of it."""
-    return fault(level, metric, f"the measurement is void: {'; '.join(disturbances)}")
-
-
-def recorded(level: str, metric: str, measured: float | None) -> Verdict:
-    """A value with nothing to judge it against, which passes."""
-    reason = "no comparison was asked for (--benchmark-compare)"
-    return Verdict(
-        level=level, metric=metric, outcome=Outcome.RECORDED, reason=reason, measured=measured
-    )
-
-
-def first_failure(verdicts: Sequence[Verdict]) -> Verdict:
-    """The first verdict that fails, else the first judged one, else the first."""
-    ranked = (
-        Outcome.FAULT,
-        Outcome.REGRESSION,
-        Outcome.IMPROVEMENT,
-        Outcome.PASS,
-        Outcome.RECORDED,
-    )
-    return min(verdicts, key=lambda verdict: ranked.index(verdict.outcome))
+EXACT_COUNTS = ("unet_evaluations", "tflop")
+"""The same on every machine: compared with the stored counts in every run."""
+WORK_DETAILS = ("calls", "tflop_by_module")
+"""What says where a count of work changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +49,10 @@ class Gate:
     level, and `history` its file; `refusal` says why there is none, and `refusal_hint` what to run.
     `redefined` says for a level of the stored run in what it was another one. `command` is what
     started this run, for the commands that verdicts suggest. `device` is 'cuda' or 'cpu'.
+
+    `series` holds, by level and metric, the values of all stored runs that this one is judged by,
+    oldest first, and `commit` what the newest of them ran. `work_stored` holds the stored counts of
+    work by level, whether comparing or not, and `work_file` where they stand.
     """
 
     comparing: bool = False
@@ -223,6 +63,10 @@ class Gate:
     refusal: str | None = None
     refusal_hint: str | None = None
     redefined: Mapping[str, str] = field(default_factory=dict)
+    series: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    commit: str | None = None
+    work_stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    work_file: str | None = None
     limits: Mapping[str, Limits] = field(default_factory=dict)
     limits_file: str | None = None
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -240,22 +84,28 @@ class Gate:
         )
         if record.disturbances:
             return self._keep([void(level.name, "latency_ms", record.disturbances)])
-        bound_by_host = self.device == "cuda" and not level.compiled
-        tolerance = LATENCY_TOLERANCE["cuda, eager" if bound_by_host else self.device]
-        return self._keep([self._against_history(level, "latency_ms", tolerance)])
+        prior = PRIORS["latency_ms"][noise_class(self.device, level)]
+        return self._keep([self._against_history(level, "latency_ms", prior)])
 
     def memory(self, level: Level, record: Memory) -> Verdict:
         """Judge the allocated peak; the reserved and the device-wide one are recorded."""
         self._record(level, **{name: getattr(record, name) for name in MEMORY_METRICS})
         if record.disturbances:
             return self._keep([void(level.name, GATED_MEMORY, record.disturbances)])
-        return self._keep([self._against_history(level, GATED_MEMORY, MEMORY_TOLERANCE)])
+        prior = PRIORS[GATED_MEMORY]["cuda"]
+        return self._keep([self._against_history(level, GATED_MEMORY, prior)])
 
     def work(self, level: Level, record: Work) -> Verdict:
         """Judge the counts: no recompile and no graph break ever, the rest as stored."""
         self._record(level, **{k: v for k, v in asdict(record).items() if v is not None})
-        exact = [self._against_history(level, metric, None) for metric in EXACT_COUNTS]
-        return self._keep([*(self._zero(level, metric) for metric in ZERO_COUNTS), *exact])
+        zero = [self._zero(level, metric) for metric in ZERO_COUNTS]
+        exact = [self._same_work(level, metric) for metric in EXACT_COUNTS]
+        on_gpu = self._gpu_work(level) if record.kernel_launches is not None else []
+        verdicts = [*zero, *exact, *on_gpu]
+        speaking = first_failure(verdicts)
+        kept = [*self._complete_all([*zero, *on_gpu]), *self._complete_all(exact, self.work_file)]
+        self.verdicts.extend(kept)
+        return next(v for v in kept if v.metric == speaking.metric)
 
     def effect(self, level: Level, missing: Sequence[str]) -> Verdict:
         """Judge the proof that every field of the level took effect: nothing may be missing."""
@@ -324,13 +174,21 @@ class Gate:
     def _broken(self, level: Level, metric: str, comparison: Comparison) -> Verdict:
         """The verdict on pictures that are NaN, black or constant."""
         reason = "; ".join(f"{name}: {what}" for name, what in comparison.faults.items())
-        return self._keep([fault(level.name, metric, reason)], file=self.limits_file)
+        verdict = Verdict(
+            level=level.name,
+            metric=metric,
+            outcome=Outcome.REGRESSION,
+            reason=reason,
+            next_step=f"{self._again(level.name)}  # once the pictures are sound: these are not "
+            "accepted",
+        )
+        return self._keep([verdict], file=self.limits_file)
 
     def _record(self, level: Level, **values: Any) -> None:
         self.measured.setdefault(level.name, {}).update(values)
 
-    def _against_history(self, level: Level, metric: str, tolerance: float | None) -> Verdict:
-        """Judge one metric by the stored run; without a tolerance it has to be equal."""
+    def _against_history(self, level: Level, metric: str, prior: Prior | None) -> Verdict:
+        """Judge one metric by the stored runs; without a prior it has to equal the newest one."""
         measured = self.measured[level.name].get(metric)
         if not self.comparing:
             return recorded(level.name, metric, measured)
@@ -339,10 +197,41 @@ class Gate:
         if level.name in self.redefined:
             reason = f"the stored run measured another level: {self.redefined[level.name]}"
             return fault(level.name, metric, reason, measured)
-        stored = self.stored.get(level.name, {}).get(metric)
-        if tolerance is None:
-            return exactly(level.name, metric, measured, stored)
-        return at_most(level.name, metric, measured, stored, tolerance)
+        if prior is None:
+            newest = self.stored.get(level.name, {})
+            changes = ", ".join(changed_work(newest, self.measured[level.name]))
+            return exactly(level.name, metric, measured, newest.get(metric), changes)
+        stored = self.series.get(level.name, {}).get(metric, ())
+        return by_history(level.name, metric, measured, stored, prior, self.comparisons)
+
+    @property
+    def comparisons(self) -> int:
+        """How many judgements by history a whole run makes: they share one error rate."""
+        metrics = sum(self.device in _devices(classes) for classes in PRIORS.values())
+        return max(1, len(self.stored)) * metrics
+
+    def _same_work(self, level: Level, metric: str) -> Verdict:
+        """Compare a count with the stored one, which holds for every machine."""
+        measured, stored = self.measured[level.name], self.work_stored.get(level.name, {})
+        changes = ", ".join(changed_work(stored, measured)) if stored else ""
+        verdict = exactly(level.name, metric, measured[metric], stored.get(metric), changes)
+        if verdict.outcome is Outcome.FAULT:
+            accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's counts"
+            return replace(verdict, next_step=accept)
+        return verdict
+
+    def _gpu_work(self, level: Level) -> list[Verdict]:
+        """Judge what the GPU did by the runs of this hardware.
+
+        cuDNN's search for the fastest algorithm does not always end with the same one, and their
+        numbers of kernels differ: only without it is their count exact.
+        """
+        kernels = PRIORS["kernel_launches"]["cuda"] if level.tf32 else None
+        return [
+            self._against_history(level, "gpu_busy_ms", PRIORS["gpu_busy_ms"]["cuda"]),
+            self._against_history(level, "kernel_launches", kernels),
+            self._against_history(level, "host_syncs", None),
+        ]
 
     def _zero(self, level: Level, metric: str) -> Verdict:
         count = self.measured[level.name][metric]
@@ -357,9 +246,12 @@ class Gate:
 
     def _keep(self, verdicts: Sequence[Verdict], file: str | None = None) -> Verdict:
         """Complete and store the verdicts; give back the one that speaks for them all."""
-        completed = [self._complete(verdict, file) for verdict in verdicts]
+        completed = self._complete_all(verdicts, file)
         self.verdicts.extend(completed)
         return first_failure(completed)
+
+    def _complete_all(self, verdicts: Sequence[Verdict], file: str | None = None) -> list[Verdict]:
+        return [self._complete(verdict, file) for verdict in verdicts]
 
     def _complete(self, verdict: Verdict, file: str | None) -> Verdict:
         next_step = verdict.next_step or self._next_step(verdict)
@@ -376,22 +268,61 @@ class Gate:
             return f"TORCH_LOGS=recompiles,graph_breaks {again} -s  # says where"
         if verdict.metric == "effect":
             return f"{again}  # once it is repaired"
+        if verdict.metric in EXACT_COUNTS:
+            return f"{again} --sdopt-accept  # if the new work is meant"
         if verdict.metric.startswith("ssim_"):
-            if verdict.outcome is Outcome.FAULT:
-                return f"{again}  # once the pictures are sound: these are not accepted"
             limits = "" if verdict.metric == "ssim_drift" else ", then python -m sdopt.limits"
             return f"{again} --sdopt-accept{limits}  # if meant"
+        return self._next_step_of_history(verdict, again, store)
+
+    def _next_step_of_history(self, verdict: Verdict, again: str, store: str) -> str:
         if self.refusal:
             return self.refusal_hint or f"{store}  # stores a run to compare with"
-        if verdict.outcome is Outcome.FAULT and not _is_sound(verdict.measured):
+        if verdict.outcome is Outcome.INSUFFICIENT:
+            return f"{again} --benchmark-compare  # on a device that nothing else uses"
+        if verdict.outcome is Outcome.FAULT and not _is_measured(verdict):
             return f"{again} --benchmark-compare  # measures it again"
+        if verdict.outcome is Outcome.FAULT and verdict.stored is not None:
+            return f"{store} --sdopt-accept  # leaves the unsound value behind"
         if verdict.outcome is Outcome.FAULT:
-            return f"{store}  # stores a sound value"
-        return f"{store}  # if the new value is meant"
+            return f"{store}  # stores a run to compare with"
+        settle = f"{again} --sdopt-ab={self.commit or 'BASE'}  # settles it in pairs of runs"
+        return f"{settle}\n  or:   {store} --sdopt-accept  # if the new value is meant"
 
 
-def _is_sound(value: float | None) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+def changed_work(stored: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
+    """'unet called 20 -> 19 times' and the like for each part and module whose work changed."""
+    changes = []
+    for name, before, now in _pairs(stored.get("calls"), measured.get("calls")):
+        if before != now:
+            changes.append(f"{name} called {before} -> {now} times")
+    for name, before, now in _pairs(stored.get("tflop_by_module"), measured.get("tflop_by_module")):
+        if not math.isclose(before, now, rel_tol=1e-9):
+            changes.append(f"{name} {before:.6g} -> {now:.6g} TFLOP")
+    for name, before, now in _pairs(stored.get("kernels_by_part"), measured.get("kernels_by_part")):
+        if before != now:
+            changes.append(f"{name} {before} -> {now} kernels")
+    return changes
+
+
+def _pairs(
+    stored: Mapping[str, float] | None, measured: Mapping[str, float] | None
+) -> Iterator[tuple[str, float, float]]:
+    """Name, stored and measured value of what either side holds; nothing without both sides."""
+    if stored is None or measured is None:
+        return
+    for name in {**stored, **measured}:
+        yield name, stored.get(name, 0), measured.get(name, 0)
+
+
+def _is_measured(verdict: Verdict) -> bool:
+    """Whether the run itself did its part; a loop that never waits has 0 `host_syncs`."""
+    return is_sound(verdict.measured) or (verdict.metric, verdict.measured) == ("host_syncs", 0)
+
+
+def _devices(classes: Mapping[str, Prior]) -> set[str]:
+    """'cuda' for the noise classes 'cuda' and 'cuda, eager'."""
+    return {name.split(",")[0] for name in classes}
 
 
 def _mean(values: Mapping[str, float]) -> float:

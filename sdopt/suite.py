@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt import baselines
+from sdopt import baselines, history
 from sdopt.errors import BrokenFileError, MemoryLeftError, SdoptError
-from sdopt.gate import RUN, Gate, Limits
+from sdopt.gate import EXACT_COUNTS, RUN, WORK_DETAILS, Gate, Limits
+from sdopt.history import StoredRun
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.report.progress import Progress
+from sdopt.rules import PRIORS
 from sdopt.sources import Source, resolve
 from sdopt.workload import Request, Workload, generate, load_workload
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from sdopt.measure import FirstCall
+    from sdopt.measure import FirstCall, Work
     from sdopt.pipeline import LevelPipeline
 
     Pictures = Mapping[str, NDArray[np.float32]]
@@ -61,6 +63,7 @@ class Suite:
     progress: Progress
     accepted: list[Path] = field(default_factory=list)
     judged: list[str] = field(default_factory=list)
+    failed_by_verdict: list[str] = field(default_factory=list)
     _pictures: dict[str, Pictures] = field(default_factory=dict)
 
     @cached_property
@@ -104,52 +107,73 @@ class Suite:
     @cached_property
     def history_folder(self) -> Path:
         """Where this run's history is read and written."""
-        return baselines.history_folder(
+        return history.history_folder(
             self.settings.baselines_root, self.hardware, self.baseline_set
         )
 
     @cached_property
-    def stored(self) -> baselines.StoredRun | str | None:
-        """The run to compare with, the reason why there is none, or None if none was asked for."""
+    def history(self) -> list[StoredRun] | str | None:
+        """The runs to compare with, oldest first, the reason why there are none, or None.
+
+        None if no comparison was asked for.
+        """
         if self.settings.compare is None:
             return None
         if self.settings.unfit:
             return self.settings.unfit
         try:
-            path = baselines.find_run(self.history_folder, self.settings.compare)
-            return baselines.load_run(path, self.hardware, self.baseline_set)
+            path = history.find_run(self.history_folder, self.settings.compare)
+            return history.load_until(path, self.hardware, self.baseline_set)
         except BrokenFileError as error:
             return str(error)
+
+    @property
+    def stored(self) -> StoredRun | None:
+        """The newest run to compare with, if there is one."""
+        return self.history[-1] if isinstance(self.history, list) else None
 
     @cached_property
     def gate(self) -> Gate:
         """The judge of this run's numbers."""
         limits_file = baselines.limits_path(self.settings.baselines_root, self._source_set)
         limits = baselines.load_limits(limits_file)
+        work_file = baselines.work_path(self.settings.baselines_root, self.workload.baseline_set)
         gate = Gate(
             comparing=self.settings.compare is not None,
             device=self.device.type,
             command=self.settings.command,
             limits={level: Limits(**kinds) for level, kinds in limits.items()},
             limits_file=str(limits_file),
+            work_stored=baselines.load_work(work_file),
+            work_file=str(work_file),
         )
-        if isinstance(self.stored, str):
-            gate.refusal = self.stored
+        if isinstance(self.history, str):
+            gate.refusal = self.history
             if self.settings.unfit:
                 gate.refusal_hint = f"{gate.command} --benchmark-compare  # without that option"
-        elif self.stored is not None:
-            gate.stored, gate.history = self.stored.metrics, str(self.stored.path)
-            gate.redefined = self._redefined(self.stored)
+        elif self.history is not None:
+            newest = self.history[-1]
+            gate.stored, gate.history = newest.metrics, str(newest.path)
+            gate.commit = newest.commit
+            changes = {name: self._redefined(name, row) for name, row in newest.metrics.items()}
+            gate.redefined = {name: what for name, what in changes.items() if what}
+            gate.series = history.series(self.history, PRIORS, self._redefined)
         return gate
 
-    def _redefined(self, stored: baselines.StoredRun) -> dict[str, str]:
-        """For each level that the stored run knows with other settings: with which."""
-        found = {
-            name: baselines.redefinition(metrics, LEVELS[name], self.source.guidance_scale)
-            for name, metrics in stored.metrics.items()
-            if name in LEVELS
-        }
-        return {name: changes for name, changes in found.items() if changes}
+    def _redefined(self, level: str, stored: Mapping[str, Any]) -> str | None:
+        """In what a stored measurement of a level is of other settings than this run's."""
+        if level not in LEVELS:
+            return None
+        return baselines.redefinition(stored, LEVELS[level], self.source.guidance_scale)
+
+    def keep_work(self, level: Level, work: Work) -> None:
+        """Under `--sdopt-accept`: store the counts that are the same on every machine."""
+        if not self.settings.accept:
+            return
+        path = Path(self.gate.work_file or "")
+        counts = {name: getattr(work, name) for name in (*EXACT_COUNTS, *WORK_DETAILS)}
+        baselines.save_work(path, level.name, counts)
+        self.gate.work_stored = baselines.load_work(path)
 
     @contextmanager
     def warm_pipeline(self, level: Level) -> Iterator[tuple[LevelPipeline, FirstCall]]:
@@ -284,7 +308,7 @@ class Suite:
 
     def changed_environment(self) -> list[str]:
         """'torch 2.12.0 -> 2.13.0' for each version that differs from the stored run's."""
-        if not isinstance(self.stored, baselines.StoredRun):
+        if self.stored is None:
             return []
         before = self.stored.environment
         return [
@@ -299,7 +323,7 @@ class Suite:
         `scopes` are the node id prefixes this run was asked for, `deselected` the node ids it left
         out on request. A removed, renamed or skipped benchmark ends up here.
         """
-        if not isinstance(self.stored, baselines.StoredRun):
+        if self.stored is None:
             return []
         return [
             test
@@ -316,6 +340,7 @@ class Suite:
             "hardware": self.hardware.key,
             "baseline_set": self.baseline_set,
             "source": self.source.name,
+            "accepted": self.settings.accept,
             "judged": sorted(self.judged),
             "environment": self.environment,
         }
@@ -331,11 +356,15 @@ class Suite:
             f"sdopt: baselines {settings.baselines_root}, set {self.baseline_set}, "
             f"hardware key {self.hardware.key}",
         ]
-        if isinstance(self.stored, str):
-            lines.append(f"sdopt: comparing with nothing: {self.stored}")
-        elif self.stored is not None:
+        if isinstance(self.history, str):
+            lines.append(f"sdopt: comparing with nothing: {self.history}")
+        elif self.history is not None:
             changes = self.changed_environment()
-            lines.append(f"sdopt: comparing with {self.stored.path}")
+            earlier = len(self.history) - 1
+            lines.append(
+                f"sdopt: comparing with {self.history[-1].path}"
+                + (f" and {earlier} earlier" if earlier else "")
+            )
             lines += [f"sdopt: changed since then: {', '.join(changes)}"] if changes else []
         return lines
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,18 +19,17 @@ from PIL.PngImagePlugin import PngInfo
 from sdopt.baselines import (
     IMAGE_TEXT_KEY,
     Hardware,
-    find_run,
     hardware_of,
-    history_folder,
     image_path,
     limits_path,
     load_image,
     load_limits,
     load_picture,
-    load_run,
+    load_work,
     request_fields,
     save_image,
-    save_run,
+    save_work,
+    work_path,
     write_whole,
 )
 from sdopt.errors import BrokenFileError
@@ -43,36 +40,12 @@ H100 = Hardware(name="NVIDIA H100 80GB HBM3", memory_gib=80, detail="700 W")
 REQUEST = Request(name="cat", prompt="a cat", negative_prompt="blurry", seed=3)
 
 
-def a_run(**block: Any) -> dict[str, Any]:
-    """A run of one level as pytest-benchmark and the plugin write it; None drops a key."""
-    whole = {
-        "schema": 1,
-        "hardware": H100.key,
-        "baseline_set": "embedded",
-        "judged": ["benchmarks/test_latency.py::test_latency[final]"],
-        "environment": {"torch": "2.13.0"},
-        **block,
-    }
-    info = {"level": "final", "unet_evaluations": 29}
-    return {
-        "sdopt": {name: value for name, value in whole.items() if value is not None},
-        "benchmarks": [{"extra_info": info, "stats": {"data": [0.3, 0.1, 0.2]}}],
-    }
-
-
 def written(path: Path, content: bytes | str | dict[str, Any]) -> Path:
     """The path, holding bytes, text or JSON."""
     if isinstance(content, dict):
         content = json.dumps(content)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-def runs(folder: Path, *names: str) -> Path:
-    """The folder, with an empty run of each name."""
-    for name in names:
-        (folder / f"{name}.json").touch()
-    return folder
 
 
 def picture() -> NDArray[np.uint8]:
@@ -216,181 +189,6 @@ def test_an_interruption_while_writing_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "file", b"content")
     assert names_in(tmp_path) == []
-
-
-# Histories
-
-
-def test_a_history_is_filed_by_hardware_and_baseline_set(tmp_path: Path) -> None:
-    folder = history_folder(tmp_path, H100, "embedded--mine")
-    assert folder == tmp_path / "history" / H100.key / "embedded--mine"
-
-
-def test_the_first_run_is_number_one(tmp_path: Path) -> None:
-    path = save_run(tmp_path / "new" / "folder", "nightly", a_run())
-    assert path == tmp_path / "new" / "folder" / "0001_nightly.json"
-    assert json.loads(path.read_text()) == a_run()
-
-
-@pytest.mark.parametrize(
-    ("before", "number"),
-    [
-        (["0001_a"], "0002"),
-        (["0001_a", "0007_b"], "0008"),
-        (["9999_a"], "10000"),
-        (["9999_a", "10000_b"], "10001"),
-        (["123_a", "notes", "limits"], "0001"),
-    ],
-)
-def test_a_run_gets_the_next_number(before: list[str], number: str, tmp_path: Path) -> None:
-    path = save_run(runs(tmp_path, *before), "new", a_run())
-    assert path.name == f"{number}_new.json"
-
-
-def test_a_number_that_another_process_is_taking_is_left_to_it(tmp_path: Path) -> None:
-    (tmp_path / "0001.partial").touch()
-    assert save_run(tmp_path, "new", a_run()).name == "0002_new.json"
-
-
-@pytest.mark.parametrize("same_name", [True, False])
-def test_runs_saved_at_once_get_distinct_numbers(same_name: bool, tmp_path: Path) -> None:
-    start = threading.Barrier(8)
-
-    def save(worker: int) -> None:
-        start.wait()
-        for _ in range(4):
-            save_run(tmp_path, "same" if same_name else f"worker{worker}", {})
-
-    workers = [threading.Thread(target=save, args=(number,)) for number in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    numbers = [name.split("_")[0] for name in names_in(tmp_path)]
-    assert numbers == [f"{number:04}" for number in range(1, 33)]
-
-
-def test_an_error_while_saving_a_run_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.fsync", failing)
-    with pytest.raises(OSError, match="No space left"):
-        save_run(tmp_path, "new", a_run())
-    assert names_in(tmp_path) == []
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_run_with_a_number_that_json_cannot_hold_is_not_saved(
-    value: float, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        save_run(tmp_path, "new", {"ssim": value})
-    assert names_in(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("wanted", "found"),
-    [
-        (None, "10000_c"),
-        ("", "10000_c"),
-        ("1", "0001_a"),
-        ("0001", "0001_a"),
-        ("1000", "1000_b"),
-        ("10000", "10000_c"),
-        ("a", "0003_a"),
-        ("b", "1000_b"),
-        ("0001_a", "0001_a"),
-        ("0001_a.json", "0001_a"),
-        ("0003_", "0003_a"),
-    ],
-)
-def test_a_run_is_found_by_number_or_name(wanted: str | None, found: str, tmp_path: Path) -> None:
-    folder = runs(tmp_path, "0001_a", "0003_a", "1000_b", "10000_c", "notes")
-    assert find_run(folder, wanted) == folder / f"{found}.json"
-
-
-def test_a_run_is_found_by_its_path(tmp_path: Path) -> None:
-    path = written(tmp_path / "elsewhere.json", "{}")
-    assert find_run(tmp_path / "history", str(path)) == path
-
-
-@pytest.mark.parametrize("wanted", ["2", "nightly", "0001_b", "\u00b2", "/nowhere/0001_a.json"])
-def test_a_run_that_does_not_exist_is_named_with_the_choices(wanted: str, tmp_path: Path) -> None:
-    with pytest.raises(BrokenFileError) as caught:
-        find_run(runs(tmp_path, "0001_a", "0003_a"), wanted)
-    message = str(caught.value)
-    assert f"no run {wanted!r} for this hardware and source in {tmp_path}" in message
-    assert message.endswith("choose from: 0001_a.json, 0003_a.json")
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_an_empty_history_is_named(exists: bool, tmp_path: Path) -> None:
-    folder = tmp_path if exists else tmp_path / "missing"
-    with pytest.raises(BrokenFileError) as caught:
-        find_run(folder, None)
-    assert str(caught.value) == f"no stored run for this hardware and source in {folder}"
-
-
-def test_a_saved_run_is_loaded_with_its_median_latency(tmp_path: Path) -> None:
-    path = save_run(tmp_path, "new", a_run())
-    run = load_run(path, H100, "embedded")
-    assert run.metrics == {
-        "final": {"level": "final", "unet_evaluations": 29, "latency_ms": pytest.approx(200.0)}
-    }
-    assert run.judged == ("benchmarks/test_latency.py::test_latency[final]",)
-    assert (run.path, run.environment) == (path, {"torch": "2.13.0"})
-
-
-def test_a_run_without_rounds_has_no_latency(tmp_path: Path) -> None:
-    run = a_run()
-    run["benchmarks"][0]["stats"]["data"] = []
-    stored = load_run(written(tmp_path / "0001_a.json", run), H100, "embedded")
-    assert math.isnan(stored.metrics["final"]["latency_ms"])
-
-
-WHOLE = json.dumps(a_run())
-UNUSABLE: dict[str, tuple[bytes | str | dict[str, Any], list[str]]] = {
-    "empty": ("", ["cannot be read", "left as it is"]),
-    "truncated": (WHOLE[: len(WHOLE) // 2], ["cannot be read", "left as it is"]),
-    "not text": (b"\xff\xfe\x00", ["cannot be read", "left as it is"]),
-    "a list": ("[]", ["holds no JSON object", "left as it is"]),
-    "of pytest-benchmark alone": ({"benchmarks": []}, ["not written by this suite", "missing"]),
-    "with a block that is none": ({"sdopt": 1}, ["not written by this suite"]),
-    "of no schema": (a_run(schema=None), ["another schema"]),
-    "of another schema": (a_run(schema=2), ["another schema"]),
-    "of other hardware": (a_run(hardware="tpu"), ["another hardware", "'tpu'", H100.key]),
-    "of other prompts": (
-        a_run(baseline_set="embedded--mine"),
-        ["another baseline set", "'embedded--mine'", "'embedded'"],
-    ),
-    "without verdicts": (a_run(judged=None), ["incomplete", "judged"]),
-    "without versions": (a_run(environment=None), ["incomplete", "environment"]),
-    "with foreign versions": (a_run(environment="torch"), ["incomplete"]),
-    "without benchmarks": ({"sdopt": a_run()["sdopt"]}, ["incomplete", "benchmarks"]),
-    "with null benchmarks": ({**a_run(), "benchmarks": None}, ["incomplete"]),
-    "with foreign benchmarks": ({**a_run(), "benchmarks": [{"name": "x"}]}, ["incomplete"]),
-    "with foreign metrics": (
-        {**a_run(), "benchmarks": [{"extra_info": "abc", "stats": {"data": []}}]},
-        ["incomplete"],
-    ),
-    "with foreign rounds": (
-        {**a_run(), "benchmarks": [{"extra_info": {"level": "final"}, "stats": {"data": ["x"]}}]},
-        ["incomplete"],
-    ),
-}
-
-
-@pytest.mark.parametrize(("content", "words"), UNUSABLE.values(), ids=UNUSABLE)
-def test_a_run_that_cannot_be_used_is_named_and_left_as_it_is(
-    content: bytes | str | dict[str, Any], words: list[str], tmp_path: Path
-) -> None:
-    path = written(tmp_path / "0001_a.json", content)
-    before = path.read_bytes()
-    with pytest.raises(BrokenFileError) as caught:
-        load_run(path, H100, "embedded")
-    message = str(caught.value)
-    assert [word for word in [str(path), *words] if word not in message] == []
-    assert path.read_bytes() == before
 
 
 # Images
@@ -556,4 +354,84 @@ def test_broken_limits_are_named_and_left_as_they_are(
         load_limits(path)
     message = str(caught.value)
     assert [word for word in [str(path), *words] if word not in message] == []
+    assert path.read_bytes() == before
+
+
+# Work
+
+
+COUNTS = {
+    "unet_evaluations": 29,
+    "tflop": 0.1 + 0.2,
+    "calls": {"unet": 20},
+    "tflop_by_module": {"unet.mid_block": 1e-9},
+}
+
+
+def test_counts_of_work_are_filed_by_baseline_set_for_all_hardware(tmp_path: Path) -> None:
+    assert work_path(tmp_path, "embedded--mine") == tmp_path / "work" / "embedded--mine.json"
+
+
+def test_stored_counts_come_back_to_the_last_digit(tmp_path: Path) -> None:
+    path = work_path(tmp_path / "new", "embedded")
+    save_work(path, "final", COUNTS)
+    assert load_work(path) == {"final": COUNTS}
+    assert names_in(path.parent) == ["embedded.json"]
+
+
+def test_a_levels_counts_replace_its_own_alone(tmp_path: Path) -> None:
+    path = tmp_path / "embedded.json"
+    save_work(path, "final", COUNTS)
+    save_work(path, "baseline", {**COUNTS, "unet_evaluations": 60})
+    save_work(path, "final", {**COUNTS, "unet_evaluations": 28})
+    stored = load_work(path)
+    assert list(stored) == ["final", "baseline"]
+    assert [row["unet_evaluations"] for row in stored.values()] == [28, 60]
+
+
+def test_without_stored_counts_there_are_none(tmp_path: Path) -> None:
+    assert load_work(tmp_path / "embedded.json") == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_counts_that_json_cannot_hold_are_not_stored(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "embedded.json"
+    save_work(path, "final", COUNTS)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_work(path, "final", {**COUNTS, "tflop": value})
+    assert load_work(path) == {"final": COUNTS}
+
+
+def test_an_error_while_storing_counts_leaves_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "embedded.json"
+    save_work(path, "final", COUNTS)
+    monkeypatch.setattr("os.fsync", failing)
+    with pytest.raises(OSError, match="No space left"):
+        save_work(path, "baseline", COUNTS)
+    assert load_work(path) == {"final": COUNTS}
+    assert names_in(tmp_path) == ["embedded.json"]
+
+
+BROKEN_WORK: list[tuple[str | dict[str, Any], str]] = [
+    ("", "cannot be read"),
+    ('{"levels": {"final": ', "cannot be read"),
+    ("[]", "holds no JSON object"),
+    ({}, "holds no counts by level"),
+    ({"levels": ["final"]}, "holds no counts by level"),
+    ({"levels": {"final": 29}}, "holds no counts by level"),
+]
+
+
+@pytest.mark.parametrize(("content", "complaint"), BROKEN_WORK)
+def test_broken_counts_are_named_and_left_as_they_are(
+    content: str | dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "embedded.json", content)
+    before = path.read_bytes()
+    for use in (load_work, lambda path: save_work(path, "final", COUNTS)):
+        with pytest.raises(BrokenFileError, match=f"{complaint}.*left as it is") as caught:
+            use(path)
+        assert str(path) in str(caught.value)
     assert path.read_bytes() == before

@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sdopt.gate import (
-    DEFAULT_LIMITS,
-    Gate,
-    Limits,
-    Outcome,
-    Verdict,
-    at_least,
-    at_most,
-    exactly,
-    fault,
-    first_failure,
-    recorded,
-)
-from sdopt.levels import BASELINE, LEVELS
+from sdopt.gate import DEFAULT_LIMITS, EXACT_COUNTS, Gate, Limits, changed_work
+from sdopt.levels import BASELINE, LEVELS, TUNED, Level
 from sdopt.measure import Comparison, FirstCall, Latency, Likeness, Memory, Work
+from sdopt.rules import PRIORS
+from sdopt.statistics import judge_by_history
+from sdopt.verdict import Outcome, Verdict
 
 FINAL = LEVELS["final"]
 DPM_20 = LEVELS["dpm-20"]
 FIRST = FirstCall(seconds=2.5, compile_cache="cold")
-NAN, INF = math.nan, math.inf
+NAN = math.nan
 STORED = {
     "latency_ms": 100.0,
     "peak_allocated_mib": 1000.0,
+    "gpu_busy_ms": 90.0,
+    "kernel_launches": 5000,
+    "host_syncs": 2,
+    "kernels_by_part": {"unet": 4000, "decoder": 900, "between": 100},
+}
+WORK = {
     "unet_evaluations": 29,
     "tflop": 1.5,
+    "calls": {"unet": 20, "decoder": 1},
+    "tflop_by_module": {"unet.mid_block": 1.0, "decoder.conv_in": 0.5},
 }
+ON_GPU = {name: STORED[name] for name in ("gpu_busy_ms", "kernel_launches", "host_syncs")}
+METRICS = ("latency_ms", "peak_allocated_mib", "gpu_busy_ms", "kernel_launches")
 
 Judge = Callable[[Gate], Verdict]
 
 
+def series_of(*runs: Mapping[str, Any], level: str = "final") -> dict[str, dict[str, list[float]]]:
+    return {level: {metric: [run[metric] for run in runs] for metric in METRICS}}
+
+
 def a_gate(**fields: Any) -> Gate:
-    """A gate that compares with STORED."""
+    """A gate that compares with one run that measured STORED and with the counts WORK."""
     stored: dict[str, Any] = {
         "comparing": True,
         "stored": {"final": STORED},
+        "series": series_of(STORED),
+        "commit": "0123456789ab",
         "history": "history/0007_run.json",
+        "work_stored": {"final": WORK},
+        "work_file": "work/set.json",
         "limits": {"final": Limits(drift=0.999, cost=0.8, truth=0.7)},
         "limits_file": "images/limits.json",
     }
@@ -60,16 +69,19 @@ def memory(allocated: float) -> Memory:
 
 
 def work(**counts: Any) -> Work:
-    unchanged = {"unet_evaluations": 29, "tflop": 1.5, "recompiles": 0, "graph_breaks": 0}
-    return Work(**{**unchanged, **counts})
+    return Work(**{**WORK, "recompiles": 0, "graph_breaks": 0, **counts})
+
+
+def gpu_work(**counts: Any) -> Work:
+    return work(**{**ON_GPU, "kernels_by_part": STORED["kernels_by_part"], **counts})
 
 
 def slower(gate: Gate) -> Verdict:
-    return gate.latency(FINAL, latency(111.0), FIRST)
+    return gate.latency(FINAL, latency(200.0), FIRST)
 
 
 def larger(gate: Gate) -> Verdict:
-    return gate.memory(FINAL, memory(1021.0))
+    return gate.memory(FINAL, memory(1100.0))
 
 
 def judged_by(kind: str, record: Any) -> Judge:
@@ -83,134 +95,40 @@ def alike(*ssim: float, faults: dict[str, str] | None = None) -> Comparison:
     return Comparison(likeness=likeness, faults=faults or {})
 
 
-@pytest.mark.parametrize(
-    ("measured", "outcome"),
-    [
-        (50.0, Outcome.IMPROVEMENT),
-        (math.nextafter(80.0, 0.0), Outcome.IMPROVEMENT),
-        (80.0, Outcome.PASS),
-        (100.0, Outcome.PASS),
-        (125.0, Outcome.PASS),
-        (math.nextafter(125.0, INF), Outcome.REGRESSION),
-        (1e9, Outcome.REGRESSION),
-    ],
-)
-def test_at_most_passes_up_to_its_limit(measured: float, outcome: Outcome) -> None:
-    verdict = at_most("final", "latency_ms", measured, 100.0, 0.25)
-    assert verdict.outcome is outcome
-    assert verdict.passed is (outcome is not Outcome.REGRESSION)
-    assert (verdict.measured, verdict.stored, verdict.limit) == (measured, 100.0, 125.0)
-
-
-def test_at_most_says_how_far_the_value_moved() -> None:
-    verdict = at_most("final", "latency_ms", 130.0, 100.0, 0.25)
-    assert verdict.reason == "+30.0 % against the stored run, 25 % are allowed"
-
-
-@pytest.mark.parametrize("value", [NAN, INF, -INF, 0.0, 0, -1.0, None])
-@pytest.mark.parametrize("side", ["measured", "stored"])
-def test_at_most_faults_a_value_that_cannot_be_judged(value: float | None, side: str) -> None:
-    numbers = {"measured": 100.0, "stored": 100.0, side: value}
-    verdict = at_most("final", "latency_ms", tolerance=0.25, **numbers)
-    assert verdict.outcome is Outcome.FAULT
-    assert side in verdict.reason
-
-
-@pytest.mark.parametrize(
-    ("measured", "stored", "outcome"),
-    [
-        (29, 29, Outcome.PASS),
-        (0.1 + 0.2, 0.3, Outcome.PASS),
-        (30, 29, Outcome.REGRESSION),
-        (28, 29, Outcome.REGRESSION),
-        (1.5, 1.5 + 1e-9, Outcome.REGRESSION),
-        (NAN, 29, Outcome.REGRESSION),
-        (29, NAN, Outcome.REGRESSION),
-        (NAN, NAN, Outcome.REGRESSION),
-        (None, 29, Outcome.FAULT),
-        (29, None, Outcome.FAULT),
-        (None, None, Outcome.FAULT),
-    ],
-)
-def test_exactly_passes_the_stored_count_only(
-    measured: float | None, stored: float | None, outcome: Outcome
-) -> None:
-    assert exactly("final", "tflop", measured, stored).outcome is outcome
-
-
-@pytest.mark.parametrize(
-    ("measured", "limit", "outcome"),
-    [
-        (1.0, 0.99, Outcome.PASS),
-        (0.99, 0.99, Outcome.PASS),
-        (math.nextafter(0.99, 0), 0.99, Outcome.REGRESSION),
-        (-1.0, 0.99, Outcome.REGRESSION),
-        (1.0, NAN, Outcome.REGRESSION),
-        (0.1, None, Outcome.RECORDED),
-        (NAN, 0.99, Outcome.FAULT),
-        (NAN, None, Outcome.FAULT),
-        (INF, 0.99, Outcome.FAULT),
-    ],
-)
-def test_at_least_passes_from_its_limit_on(
-    measured: float, limit: float | None, outcome: Outcome
-) -> None:
-    assert at_least("final", "ssim_drift", measured, limit, "what").outcome is outcome
-
-
-@pytest.mark.parametrize(
-    ("outcome", "passed"),
-    [
-        (Outcome.PASS, True),
-        (Outcome.RECORDED, True),
-        (Outcome.REGRESSION, False),
-        (Outcome.FAULT, False),
-    ],
-)
-def test_a_verdict_passes_unless_it_regressed_or_could_not_be_reached(
-    outcome: Outcome, passed: bool
-) -> None:
-    verdict = Verdict(level="final", metric="effect", outcome=outcome, reason="why")
-    assert verdict.passed is passed
-
-
-def test_the_first_failure_speaks_for_all_verdicts() -> None:
-    outcomes = (Outcome.RECORDED, Outcome.PASS, Outcome.REGRESSION, Outcome.FAULT)
-    verdicts = [Verdict(level="a", metric="m", outcome=o, reason="") for o in outcomes]
-    assert first_failure(verdicts).outcome is Outcome.FAULT
-    assert first_failure(verdicts[:3]).outcome is Outcome.REGRESSION
-    assert first_failure(verdicts[:2]).outcome is Outcome.PASS
-
-
-def test_a_message_names_the_unit() -> None:
-    assert "measured 130 ms, stored 100 ms, limit 125 ms" in (
-        at_most("final", "latency_ms", 130.0, 100.0, 0.25).message
-    )
-    assert "measured 1000 MiB" in recorded("final", "peak_allocated_mib", 1000.0).message
-
-
-def test_a_verdict_is_short_where_pytest_prints_it() -> None:
-    assert repr(fault("final", "tflop", "long" * 99)) == "<Verdict [final] tflop: fault>"
-
-
+RUN_FILE, SETTLE = "0007_run.json", "--sdopt-ab=0123456789ab"
 REGRESSIONS: dict[str, tuple[Judge, list[str]]] = {
-    "latency": (slower, ["latency_ms", "measured 111", "limit 110", "0007_run.json"]),
-    "memory": (larger, ["peak_allocated_mib", "measured 1021", "limit 1020", "0007_run.json"]),
+    "latency": (slower, ["latency_ms", "measured 200 ms", "stored 100 ms", RUN_FILE, SETTLE]),
+    "memory": (
+        larger,
+        ["peak_allocated_mib", "measured 1100 MiB", "stored 1000 MiB", RUN_FILE, SETTLE],
+    ),
+    "busier": (
+        judged_by("work", gpu_work(gpu_busy_ms=180.0)),
+        ["gpu_busy_ms", "measured 180 ms", "stored 90 ms", RUN_FILE, SETTLE],
+    ),
+    "more kernels": (
+        judged_by("work", gpu_work(kernel_launches=9000)),
+        ["kernel_launches", "measured 9000", "stored 5000", RUN_FILE, SETTLE],
+    ),
+    "more waiting": (
+        judged_by("work", gpu_work(host_syncs=3)),
+        ["host_syncs", "measured 3", "stored 2", "limit 2", RUN_FILE, SETTLE],
+    ),
     "more evaluations": (
         judged_by("work", work(unet_evaluations=40)),
-        ["unet_evaluations", "measured 40", "stored 29", "limit 29", "0007_run.json"],
+        ["unet_evaluations", "measured 40", "stored 29", "limit 29", "set.json", "--sdopt-accept"],
     ),
     "less arithmetic": (
         judged_by("work", work(tflop=1.4)),
-        ["tflop", "measured 1.4 1e12", "stored 1.5 1e12", "limit 1.5", "0007_run.json"],
+        ["tflop", "measured 1.4 1e12", "stored 1.5 1e12", "limit 1.5", "set.json", "-accept"],
     ),
     "recompiles": (
         judged_by("work", work(recompiles=2)),
-        ["recompiles", "measured 2", "limit 0", "0007_run.json", "TORCH_LOGS"],
+        ["recompiles", "measured 2", "limit 0", RUN_FILE, "TORCH_LOGS"],
     ),
     "graph breaks": (
         judged_by("work", work(graph_breaks=1)),
-        ["graph_breaks", "measured 1", "limit 0", "0007_run.json", "TORCH_LOGS"],
+        ["graph_breaks", "measured 1", "limit 0", RUN_FILE, "TORCH_LOGS"],
     ),
     "drift": (
         judged_by("drift", alike(1.0, 0.5)),
@@ -254,20 +172,23 @@ def test_a_level_that_took_effect_passes() -> None:
     assert (verdict.outcome, verdict.next_step) == (Outcome.PASS, "")
 
 
-UNCHANGED: dict[str, Judge] = {
+BY_HISTORY: dict[str, Judge] = {
     "latency": lambda gate: gate.latency(FINAL, latency(90.0, 110.0, 500.0), FIRST),
-    "memory": lambda gate: gate.memory(FINAL, memory(1020.0)),
-    "work": lambda gate: gate.work(FINAL, work()),
+    "memory": lambda gate: gate.memory(FINAL, memory(1002.0)),
+    "gpu work": lambda gate: gate.work(FINAL, gpu_work()),
 }
+UNCHANGED: dict[str, Judge] = {**BY_HISTORY, "work": lambda gate: gate.work(FINAL, work())}
 
 
 @pytest.mark.parametrize("judge", UNCHANGED.values(), ids=UNCHANGED)
 def test_as_good_as_stored_passes(judge: Judge) -> None:
-    verdict = judge(a_gate())
+    gate = a_gate()
+    verdict = judge(gate)
     assert (verdict.outcome, verdict.next_step) == (Outcome.PASS, "")
+    assert {verdict.outcome for verdict in gate.verdicts} == {Outcome.PASS}
 
 
-@pytest.mark.parametrize("judge", UNCHANGED.values(), ids=UNCHANGED)
+@pytest.mark.parametrize("judge", BY_HISTORY.values(), ids=BY_HISTORY)
 def test_a_refusal_fails_whatever_needs_the_history(judge: Judge) -> None:
     verdict = judge(a_gate(refusal="no stored run in history/", history=None))
     assert verdict.outcome is Outcome.FAULT
@@ -275,28 +196,70 @@ def test_a_refusal_fails_whatever_needs_the_history(judge: Judge) -> None:
     assert "next: pytest benchmarks/ --benchmark-autosave" in verdict.message
 
 
-@pytest.mark.parametrize("judge", UNCHANGED.values(), ids=UNCHANGED)
+@pytest.mark.parametrize("judge", BY_HISTORY.values(), ids=BY_HISTORY)
+def test_a_refusal_may_know_a_better_command(judge: Judge) -> None:
+    verdict = judge(a_gate(refusal="unfit", refusal_hint="pytest without it"))
+    assert verdict.next_step == "pytest without it"
+
+
+@pytest.mark.parametrize("judge", BY_HISTORY.values(), ids=BY_HISTORY)
+def test_a_stored_run_of_another_level_fails_whatever_needs_it(judge: Judge) -> None:
+    verdict = judge(a_gate(redefined={"final": "steps 30 -> 20"}))
+    assert verdict.outcome is Outcome.FAULT
+    assert "the stored run measured another level: steps 30 -> 20" in verdict.message
+    assert verdict.next_step.startswith("pytest benchmarks/ --benchmark-autosave  # ")
+
+
+@pytest.mark.parametrize("judge", BY_HISTORY.values(), ids=BY_HISTORY)
 @pytest.mark.parametrize("stored", [{}, {"final": {}}, {"baseline": STORED}])
 def test_a_benchmark_missing_from_the_stored_run_fails(
     stored: dict[str, Any], judge: Judge
 ) -> None:
-    verdict = judge(a_gate(stored=stored))
+    verdict = judge(a_gate(stored=stored, series={level: {} for level in stored}))
     assert verdict.outcome is Outcome.FAULT
     assert "there is no stored value" in verdict.message
     assert "file: history/0007_run.json" in verdict.message
+    assert verdict.next_step == (
+        "pytest benchmarks/ --benchmark-autosave  # stores a run to compare with"
+    )
+
+
+def test_a_loop_that_never_waits_is_no_missing_measurement() -> None:
+    gate = a_gate(stored={"final": {}})
+    gate.work(FINAL, gpu_work(host_syncs=0))
+    (verdict,) = (verdict for verdict in gate.verdicts if verdict.metric == "host_syncs")
+    assert verdict.outcome is Outcome.FAULT
+    assert verdict.next_step.endswith("# stores a run to compare with")
 
 
 def test_a_benchmark_that_measured_nothing_fails() -> None:
     verdict = a_gate().latency(FINAL, latency(), FIRST)
     assert verdict.outcome is Outcome.FAULT
     assert "there is no measured value" in verdict.message
+    assert verdict.next_step.endswith("--benchmark-compare  # measures it again")
+
+
+def test_an_unsound_stored_value_is_left_behind_by_accepting() -> None:
+    series = series_of({**STORED, "latency_ms": NAN}, STORED)
+    verdict = a_gate(series=series).latency(FINAL, latency(100.0), FIRST)
+    assert (verdict.outcome, verdict.reason) == (Outcome.FAULT, "the stored value is nan")
+    assert verdict.next_step.startswith(
+        "pytest benchmarks/ --benchmark-autosave --sdopt-accept  # "
+    )
 
 
 @pytest.mark.parametrize("judge", [slower, larger])
 def test_without_a_comparison_time_and_memory_are_recorded(judge: Judge) -> None:
-    verdict = judge(a_gate(comparing=False, stored={}, history=None))
+    verdict = judge(a_gate(comparing=False, stored={}, series={}, history=None))
     assert verdict.outcome is Outcome.RECORDED
     assert "--benchmark-compare" in verdict.reason
+
+
+def test_without_a_comparison_what_the_gpu_did_is_recorded() -> None:
+    gate = a_gate(comparing=False, stored={}, series={}, history=None)
+    assert gate.work(FINAL, gpu_work(kernel_launches=9000, host_syncs=7)).passed
+    recorded = [v.metric for v in gate.verdicts if v.outcome is Outcome.RECORDED]
+    assert recorded == ["gpu_busy_ms", "kernel_launches", "host_syncs"]
 
 
 @pytest.mark.parametrize("counter", ["recompiles", "graph_breaks"])
@@ -305,15 +268,108 @@ def test_without_a_comparison_recompiles_and_graph_breaks_still_fail(counter: st
     assert (verdict.metric, verdict.outcome) == (counter, Outcome.REGRESSION)
 
 
+@pytest.mark.parametrize("state", [{"comparing": False}, {"refusal": "none"}, {}])
+@pytest.mark.parametrize(("metric", "value"), [("unet_evaluations", 28), ("tflop", 1.6)])
+def test_counts_of_work_are_compared_in_every_run(
+    metric: str, value: float, state: dict[str, Any]
+) -> None:
+    verdict = a_gate(**state).work(FINAL, work(**{metric: value}))
+    assert (verdict.metric, verdict.outcome) == (metric, Outcome.REGRESSION)
+    assert verdict.file == "work/set.json"
+    assert verdict.next_step == (
+        'pytest benchmarks/ -k "[final]" --sdopt-accept  # if the new work is meant'
+    )
+
+
+@pytest.mark.parametrize("comparing", [True, False])
+@pytest.mark.parametrize("stored", [{}, {"baseline": WORK}, {"final": {"tflop": 1.5}}])
+def test_counts_that_nobody_stored_are_a_fault_that_says_how_to_store_them(
+    stored: dict[str, Any], comparing: bool
+) -> None:
+    verdict = a_gate(comparing=comparing, work_stored=stored).work(FINAL, work())
+    assert (verdict.metric, verdict.outcome) == ("unet_evaluations", Outcome.FAULT)
+    assert verdict.reason == "there is no stored value"
+    assert "file: work/set.json" in verdict.message
+    assert verdict.next_step == (
+        'pytest benchmarks/ -k "[final]" --sdopt-accept  # stores this run\'s counts'
+    )
+
+
 def test_every_count_gets_a_verdict() -> None:
     gate = a_gate()
     gate.work(FINAL, work())
-    assert [verdict.metric for verdict in gate.verdicts] == [
-        "recompiles",
-        "graph_breaks",
-        "unet_evaluations",
-        "tflop",
-    ]
+    everywhere = ["recompiles", "graph_breaks", *EXACT_COUNTS]
+    assert [verdict.metric for verdict in gate.verdicts] == everywhere
+    on_gpu = a_gate()
+    on_gpu.work(FINAL, gpu_work())
+    assert {verdict.metric for verdict in on_gpu.verdicts} == {*everywhere, *ON_GPU}
+
+
+def test_a_changed_count_says_which_part_and_module_changed() -> None:
+    calls = {"unet": 19, "decoder": 1}
+    modules = {"unet.mid_block": 0.95, "decoder.conv_in": 0.5}
+    changed = work(tflop=1.45, calls=calls, tflop_by_module=modules)
+    verdict = a_gate().work(FINAL, changed)
+    assert verdict.reason == (
+        "has to equal what is stored: unet called 20 -> 19 times, unet.mid_block 1 -> 0.95 TFLOP"
+    )
+
+
+def test_a_changed_number_of_kernels_says_in_which_part() -> None:
+    eager = replace(BASELINE, compiled=False)
+    stored = {**STORED, "kernels_by_part": {"unet": 4000, "decoder": 900, "between": 100}}
+    gate = a_gate(
+        stored={"baseline": stored},
+        series=series_of(stored, level="baseline"),
+        work_stored={"baseline": WORK},
+    )
+    now = {"unet": 4001, "decoder": 900, "between": 100}
+    verdict = gate.work(eager, gpu_work(kernel_launches=5001, kernels_by_part=now))
+    assert (verdict.metric, verdict.outcome) == ("kernel_launches", Outcome.REGRESSION)
+    assert verdict.reason == "has to equal what is stored: unet 4000 -> 4001 kernels"
+
+
+@pytest.mark.parametrize(("level", "exact"), [(BASELINE, True), (TUNED, False), (FINAL, False)])
+def test_kernels_are_exact_without_the_search_for_algorithms_only(
+    level: Level, exact: bool
+) -> None:
+    gate = a_gate(
+        stored={level.name: STORED},
+        series=series_of(STORED, level=level.name),
+        work_stored={level.name: WORK},
+    )
+    gate.work(level, gpu_work(kernel_launches=5001))
+    (verdict,) = (verdict for verdict in gate.verdicts if verdict.metric == "kernel_launches")
+    assert verdict.outcome is (Outcome.REGRESSION if exact else Outcome.PASS)
+
+
+@pytest.mark.parametrize(
+    ("stored", "measured", "changes"),
+    [
+        ({}, WORK, []),
+        (WORK, {}, []),
+        (WORK, WORK, []),
+        ({"calls": {"unet": 20}}, {"calls": {"unet": 19}}, ["unet called 20 -> 19 times"]),
+        ({"calls": {}}, {"calls": {"text": 2}}, ["text called 0 -> 2 times"]),
+        ({"calls": {"text": 2}}, {"calls": {}}, ["text called 2 -> 0 times"]),
+        ({"tflop_by_module": {"a": 1.0}}, {"tflop_by_module": {"a": 1.0 + 1e-12}}, []),
+        (
+            {"tflop_by_module": {"a": 1.0, "b": 2.0}},
+            {"tflop_by_module": {"a": 1.0, "c": 0.25}},
+            ["b 2 -> 0 TFLOP", "c 0 -> 0.25 TFLOP"],
+        ),
+        (
+            {"kernels_by_part": {"unet": 5}},
+            {"kernels_by_part": {"unet": 6}},
+            ["unet 5 -> 6 kernels"],
+        ),
+        ({"kernels_by_part": {"unet": 5}}, {"kernels_by_part": None}, []),
+    ],
+)
+def test_changed_work_names_each_part_and_module_that_changed(
+    stored: dict[str, Any], measured: dict[str, Any], changes: list[str]
+) -> None:
+    assert changed_work(stored, measured) == changes
 
 
 def test_measurements_are_kept_per_level() -> None:
@@ -348,6 +404,14 @@ def test_drift_without_a_measured_limit_uses_the_default_and_says_so() -> None:
     assert "default limit" in verdict.reason
 
 
+def test_drift_without_a_stored_picture_is_a_fault_that_says_how_to_store_one() -> None:
+    verdict = a_gate().drift(FINAL, alike(1.0), {"p1": "no baseline image p1.png"})
+    assert (verdict.outcome, verdict.reason) == (Outcome.FAULT, "no baseline image p1.png")
+    assert verdict.next_step == (
+        'pytest benchmarks/ -k "[final]" --sdopt-accept  # stores this run\'s pictures'
+    )
+
+
 def test_cost_and_truth_are_means_over_the_prompts() -> None:
     gate = a_gate()
     gate.cost(FINAL, alike(0.8, 1.0))
@@ -379,41 +443,75 @@ def test_cost_and_truth_without_a_limit_are_recorded(kind: str, limits: dict[str
 
 @pytest.mark.parametrize("what", ["NaN or infinite pixels", "a black picture"])
 @pytest.mark.parametrize("kind", ["drift", "cost", "truth"])
-def test_worthless_pictures_are_a_fault_that_names_the_prompt(kind: str, what: str) -> None:
-    verdict = getattr(a_gate(), kind)(FINAL, alike(1.0, faults={"red-star": what}))
-    assert verdict.outcome is Outcome.FAULT
-    assert f"[final] ssim_{kind}: fault: red-star: {what}" in verdict.message
+def test_worthless_pictures_are_a_regression_that_names_the_prompt(kind: str, what: str) -> None:
+    gate = a_gate()
+    verdict = getattr(gate, kind)(FINAL, alike(1.0, faults={"red-star": what}))
+    assert verdict.outcome is Outcome.REGRESSION
+    assert gate.verdicts == [verdict]
+    assert f"[final] ssim_{kind}: regression: red-star: {what}" in verdict.message
     assert "file: images/limits.json" in verdict.message
 
 
-def test_worthless_pictures_are_not_offered_for_acceptance() -> None:
-    verdict = a_gate().drift(FINAL, alike(faults={"p0": "a black picture"}))
+@pytest.mark.parametrize("kind", ["drift", "cost", "truth"])
+def test_worthless_pictures_are_not_offered_for_acceptance(kind: str) -> None:
+    verdict = getattr(a_gate(), kind)(FINAL, alike(faults={"p0": "a black picture"}))
     assert "pytest benchmarks/" in verdict.next_step
     assert "--sdopt-accept" not in verdict.next_step
 
 
 @pytest.mark.parametrize(
-    ("device", "rounds_ms", "outcome"),
+    ("device", "level", "noise"),
     [
-        ("cuda", 109.0, Outcome.PASS),
-        ("cuda", 111.0, Outcome.REGRESSION),
-        ("cpu", 149.0, Outcome.PASS),
-        ("cpu", 151.0, Outcome.REGRESSION),
+        ("cuda", FINAL, "cuda"),
+        ("cuda", BASELINE, "cuda, eager"),
+        ("cpu", FINAL, "cpu"),
+        ("cpu", BASELINE, "cpu"),
     ],
 )
-def test_the_latency_tolerance_is_that_of_the_device(
-    device: str, rounds_ms: float, outcome: Outcome
+def test_the_latency_limit_is_that_of_the_levels_noise(
+    device: str, level: Level, noise: str
 ) -> None:
-    verdict = a_gate(device=device).latency(FINAL, latency(rounds_ms), FIRST)
-    assert verdict.outcome is outcome
+    gate = a_gate(
+        device=device,
+        stored={level.name: STORED},
+        series=series_of(STORED, STORED, level=level.name),
+    )
+    verdict = gate.latency(level, latency(100.0), FIRST)
+    prior = PRIORS["latency_ms"][noise]
+    expected = judge_by_history(100.0, [100.0, 100.0], prior, gate.comparisons)
+    assert (verdict.outcome, verdict.limit) == (Outcome.PASS, expected.limit)
+    assert (verdict.runs, verdict.detectable) == (2, expected.detectable)
+
+
+def test_a_latency_far_below_the_stored_one_is_an_improvement() -> None:
+    verdict = a_gate().latency(FINAL, latency(10.0), FIRST)
+    assert (verdict.outcome, verdict.next_step) == (Outcome.IMPROVEMENT, "")
 
 
 @pytest.mark.parametrize(
-    ("rounds_ms", "outcome"), [(129.0, Outcome.PASS), (131.0, Outcome.REGRESSION)]
+    ("device", "levels", "comparisons"),
+    [("cpu", 0, 1), ("cpu", 9, 9), ("cuda", 0, 4), ("cuda", 1, 4), ("cuda", 9, 36)],
 )
-def test_an_eager_level_on_cuda_waits_for_the_host(rounds_ms: float, outcome: Outcome) -> None:
-    gate = a_gate(device="cuda", stored={"baseline": STORED})
-    assert gate.latency(BASELINE, latency(rounds_ms), FIRST).outcome is outcome
+def test_all_judgements_of_a_run_share_one_error(
+    device: str, levels: int, comparisons: int
+) -> None:
+    stored = dict.fromkeys(list(LEVELS)[:levels], STORED)
+    assert Gate(device=device, stored=stored).comparisons == comparisons
+
+
+@pytest.mark.parametrize(("commit", "base"), [("0123456789ab", "0123456789ab"), (None, "BASE")])
+def test_a_slower_level_may_be_settled_in_pairs_or_accepted(commit: str | None, base: str) -> None:
+    verdict = slower(a_gate(commit=commit))
+    assert verdict.next_step.splitlines() == [
+        f'pytest benchmarks/ -k "[final]" --sdopt-ab={base}  # settles it in pairs of runs',
+        "  or:   pytest benchmarks/ --benchmark-autosave --sdopt-accept"
+        "  # if the new value is meant",
+    ]
+
+
+def test_next_steps_repeat_the_choices_of_this_run() -> None:
+    verdict = slower(a_gate(command="pytest benchmarks/ --sdopt-source=embedded"))
+    assert verdict.next_step.count("pytest benchmarks/ --sdopt-source=embedded ") == 2
 
 
 VOID = ("process 77 used the GPU too (3 MiB)", "heat held the GPU back 20 % of the time")
@@ -423,22 +521,25 @@ VOID = ("process 77 used the GPU too (3 MiB)", "heat held the GPU back 20 % of t
 def test_a_disturbed_time_is_void_by_name(comparing: bool) -> None:
     gate = a_gate(comparing=comparing)
     verdict = gate.latency(FINAL, replace(latency(100.0), disturbances=VOID), FIRST)
-    assert verdict.outcome is Outcome.FAULT
+    assert verdict.outcome is Outcome.INSUFFICIENT
     assert "the measurement is void: process 77 used the GPU too" in verdict.message
     assert "heat held the GPU back" in verdict.message
+    assert verdict.next_step.endswith("# on a device that nothing else uses")
 
 
 def test_memory_is_void_when_another_process_used_the_gpu() -> None:
     verdict = a_gate().memory(FINAL, replace(memory(1000.0), disturbances=VOID[:1]))
-    assert (verdict.outcome, verdict.metric) == (Outcome.FAULT, "peak_allocated_mib")
+    assert (verdict.outcome, verdict.metric) == (Outcome.INSUFFICIENT, "peak_allocated_mib")
     assert "void" in verdict.message
 
 
 def test_what_the_gpu_did_is_kept_where_there_is_one() -> None:
     gate = a_gate()
-    gate.work(FINAL, work(kernel_launches=5, gpu_busy_ms=1.5, host_syncs=2))
+    gate.work(FINAL, gpu_work(kernel_launches=5, gpu_busy_ms=1.5, host_syncs=2))
     kept = gate.measured["final"]
     assert (kept["kernel_launches"], kept["gpu_busy_ms"], kept["host_syncs"]) == (5, 1.5, 2)
+    assert kept["kernels_by_part"] == STORED["kernels_by_part"]
     without = a_gate()
     without.work(FINAL, work())
     assert "kernel_launches" not in without.measured["final"]
+    assert "kernels_by_part" not in without.measured["final"]

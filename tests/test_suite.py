@@ -6,14 +6,18 @@ import io
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sdopt import workload
-from sdopt.baselines import StoredRun
-from sdopt.errors import SdoptError
+from sdopt.baselines import load_work, work_path
+from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.gate import EXACT_COUNTS, WORK_DETAILS
+from sdopt.history import StoredRun, save_run
 from sdopt.levels import BASELINE, LEVELS, TUNED
+from sdopt.measure import Work
 from sdopt.report.progress import Progress
 from sdopt.suite import Settings, Suite
 
@@ -126,7 +130,7 @@ def test_what_is_stored_says_what_it_is_of(suite: Suite) -> None:
 def compared(suite: Suite, judged: tuple[str, ...] = (), **environment: str) -> Suite:
     """The suite as if it had found a stored run."""
     run = StoredRun(path=Path("0001_a.json"), metrics={}, judged=judged, environment=environment)
-    suite.__dict__["stored"] = run
+    suite.__dict__["history"] = [run]
     return suite
 
 
@@ -169,5 +173,144 @@ def test_nothing_is_unjudged_without_a_stored_run(suite: Suite) -> None:
 
 def test_an_unfit_run_says_why_before_it_looks_for_a_stored_one(suite: Suite) -> None:
     unfit = with_settings(suite, compare="", unfit="because")
-    assert unfit.stored == "because"
+    assert unfit.history == "because"
+    assert unfit.stored is None
     assert unfit.gate.refusal == "because"
+    assert unfit.gate.refusal_hint == f"{unfit.gate.command} --benchmark-compare" + (
+        "  # without that option"
+    )
+
+
+def measured(suite: Suite, latency_ms: float, **more: Any) -> dict[str, Any]:
+    """A run of `baseline` and `tuned` as the plugin stores it; `more` goes into its block."""
+    entries = [
+        {
+            "extra_info": {**suite.identity(LEVELS[name]), "host_syncs": 0},
+            "stats": {"data": [latency_ms / 1e3]},
+        }
+        for name in ("baseline", "tuned")
+    ]
+    return {
+        "sdopt": {**suite.history_block(), **more},
+        "benchmarks": entries,
+        "commit_info": {"id": "0123456789abcdef0123456789abcdef01234567"},
+    }
+
+
+def test_without_a_comparison_there_is_no_history(suite: Suite) -> None:
+    save_run(suite.history_folder, "a", measured(suite, 100.0))
+    assert (suite.history, suite.stored) == (None, None)
+    assert (suite.gate.comparing, suite.gate.stored, suite.gate.series) == (False, {}, {})
+    assert not [line for line in suite.header() if "comparing" in line]
+
+
+def test_a_comparison_without_a_stored_run_is_refused(suite: Suite) -> None:
+    comparing = with_settings(suite, compare="")
+    assert isinstance(comparing.history, str)
+    assert comparing.stored is None
+    assert comparing.gate.refusal == comparing.history
+    assert comparing.gate.refusal_hint is None
+    assert f"sdopt: comparing with nothing: {comparing.history}" in comparing.header()
+
+
+def test_the_gate_judges_by_all_stored_runs(suite: Suite) -> None:
+    for latency_ms in (100.0, 110.0):
+        newest = save_run(suite.history_folder, "a", measured(suite, latency_ms))
+    comparing = with_settings(suite, compare="")
+    gate = comparing.gate
+    assert gate.series["tuned"]["latency_ms"] == [pytest.approx(100.0), pytest.approx(110.0)]
+    assert gate.stored["tuned"]["latency_ms"] == pytest.approx(110.0)
+    assert (gate.history, gate.commit, gate.redefined) == (str(newest), "0123456789ab", {})
+    assert f"sdopt: comparing with {newest} and 1 earlier" in comparing.header()
+
+
+def test_the_gate_judges_by_the_runs_since_the_baseline_was_accepted(suite: Suite) -> None:
+    for latency_ms, accepted in ((100.0, False), (50.0, True), (51.0, False)):
+        save_run(suite.history_folder, "a", measured(suite, latency_ms, accepted=accepted))
+    gate = with_settings(suite, compare="").gate
+    assert gate.series["tuned"]["latency_ms"] == [pytest.approx(50.0), pytest.approx(51.0)]
+
+
+def test_a_run_named_by_number_is_judged_by_the_runs_up_to_it(suite: Suite) -> None:
+    for latency_ms in (100.0, 110.0, 120.0):
+        save_run(suite.history_folder, "a", measured(suite, latency_ms))
+    gate = with_settings(suite, compare="2").gate
+    assert gate.series["tuned"]["latency_ms"] == [pytest.approx(100.0), pytest.approx(110.0)]
+
+
+def test_runs_of_another_definition_of_a_level_are_not_judged_by(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_run(suite.history_folder, "a", measured(suite, 100.0))
+    monkeypatch.setitem(LEVELS, "tuned", replace(LEVELS["tuned"], steps=STEPS + 1))
+    stale = with_settings(suite, compare="").gate
+    assert stale.redefined == {"tuned": f"steps {STEPS} -> {STEPS + 1}"}
+    save_run(suite.history_folder, "b", measured(suite, 200.0))
+    gate = with_settings(suite, compare="").gate
+    assert gate.redefined == {}
+    assert gate.series["tuned"]["latency_ms"] == [pytest.approx(200.0)]
+    assert gate.series["baseline"]["latency_ms"] == [pytest.approx(100.0), pytest.approx(200.0)]
+
+
+def test_a_stored_level_that_left_the_ladder_is_not_redefined(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_run(suite.history_folder, "a", measured(suite, 100.0))
+    monkeypatch.delitem(LEVELS, "tuned")
+    assert with_settings(suite, compare="").gate.redefined == {}
+
+
+def test_one_broken_earlier_run_refuses_the_comparison(suite: Suite) -> None:
+    broken = save_run(suite.history_folder, "a", measured(suite, 100.0))
+    save_run(suite.history_folder, "a", measured(suite, 100.0))
+    broken.write_text("")
+    gate = with_settings(suite, compare="").gate
+    assert gate.refusal is not None
+    assert str(broken) in gate.refusal
+
+
+WORK = Work(
+    unet_evaluations=3,
+    tflop=0.5,
+    recompiles=0,
+    graph_breaks=0,
+    calls={"unet": 3},
+    tflop_by_module={"unet.mid_block": 0.25},
+)
+
+
+def test_counts_are_stored_when_they_are_accepted(suite: Suite) -> None:
+    accepting = with_settings(suite, accept=True)
+    assert accepting.gate.work(BASELINE, WORK).passed is False
+    accepting.keep_work(BASELINE, WORK)
+    path = work_path(suite.settings.baselines_root, "micro")
+    expected = {name: getattr(WORK, name) for name in (*EXACT_COUNTS, *WORK_DETAILS)}
+    assert load_work(path) == {"baseline": expected}
+    assert accepting.gate.work(BASELINE, WORK).passed
+    later = with_settings(suite).gate
+    assert (later.work_file, later.work_stored) == (str(path), {"baseline": expected})
+    assert later.work(BASELINE, WORK).passed
+
+
+def test_counts_are_not_stored_unless_they_are_accepted(suite: Suite) -> None:
+    suite.keep_work(BASELINE, WORK)
+    assert list(suite.settings.baselines_root.rglob("*")) == []
+
+
+def test_broken_counts_are_named_before_anything_is_judged(suite: Suite) -> None:
+    path = work_path(suite.settings.baselines_root, "micro")
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(BrokenFileError, match="cannot be read"):
+        suite.gate  # noqa: B018
+
+
+def test_counts_of_the_miniature_are_those_of_every_dtype(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = with_settings(suite, source="embedded")
+    monkeypatch.setattr(Suite, "dtype", "float16")
+    assert embedded.baseline_set == "embedded-float16"
+    root = suite.settings.baselines_root
+    assert embedded.gate.work_file == str(work_path(root, "embedded"))
+    assert embedded.gate.limits_file == str(root / "images" / "embedded-float16" / "limits.json")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sdopt.gate import Outcome, Verdict
 from sdopt.levels import LEVELS
 from sdopt.report.terminal import ladder_table, summary
+from sdopt.verdict import Outcome, Verdict
 
 MEASURED: dict[str, dict[str, Any]] = {
     "baseline": {"latency_ms": 1000.04, "unet_evaluations": 60, "ssim_drift": 1.0},
@@ -105,6 +105,7 @@ def test_nothing_measured_gives_no_table() -> None:
             "pass (better than stored: latency_ms)",
         ),
         ([verdict(Outcome.REGRESSION)], "FAIL latency_ms"),
+        ([verdict(Outcome.INSUFFICIENT)], "FAIL latency_ms"),
         ([verdict(Outcome.RECORDED), verdict(Outcome.FAULT, "tflop")], "FAIL tflop"),
         (
             [verdict(Outcome.FAULT, "tflop"), verdict(Outcome.FAULT, "effect")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,12 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdopt.embedded.tokenizer import MAX_TOKENS
-from sdopt.gate import Gate, Outcome
+from sdopt.gate import Gate, changed_work
 from sdopt.levels import BASELINE, FINAL, LEVELS, Level
 from sdopt.measure import observe, work_of
-from sdopt.measure.work import flop
+from sdopt.measure.gpu_activity import GpuActivity, GpuCall
+from sdopt.measure.work import WHOLE, flop_by_block
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.sources import Source
+from sdopt.verdict import Outcome
 from sdopt.workload import Request, generate
 
 PLAIN = replace(BASELINE, steps=2)
@@ -69,12 +71,95 @@ def test_tflop_does_not_depend_on_threads_or_layout(
     try:
         for pipeline, number in ((plain, 1), (plain, 3), (tuned, 2)):
             torch.set_num_threads(number)
-            flop.cache_clear()
+            flop_by_block.cache_clear()
             counts.append(work_of(pipeline, observe(pipeline, micro_request)))
     finally:
         torch.set_num_threads(threads)
     assert counts == [counts[0]] * 3
     assert counts[0].tflop > 0
+
+
+@pytest.mark.parametrize("level", [PLAIN, replace(EAGER_FINAL, steps=5)], ids=["plain", "final"])
+def test_the_work_is_split_by_parts_and_their_blocks(
+    level: Level, micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, level)
+    work = work_of(pipeline, observe(pipeline, micro_request))
+    assert work.calls == {"text_encoder": 2, "unet": level.steps, "decoder": 1}
+    assert sum(work.tflop_by_module.values()) == pytest.approx(work.tflop, rel=1e-12)
+    assert list(work.tflop_by_module) == sorted(work.tflop_by_module)
+    assert min(work.tflop_by_module.values()) > 0
+    of_the_unet = {name for name in work.tflop_by_module if name.startswith("unet.")}
+    assert of_the_unet == {
+        f"unet.{block}"
+        for block in (
+            *("conv_in", "time_embedding", "down_blocks.0", "down_blocks.1"),
+            *("mid_block.attentions.0", "mid_block.resnets.0", "mid_block.resnets.1"),
+            *("up_blocks.0", "up_blocks.1", "conv_out"),
+        )
+    }
+    assert {name.split(".")[0] for name in work.tflop_by_module} == set(work.calls)
+
+
+class Blocks(torch.nn.Module):
+    """A decoder with numbered blocks, numbered modules inside them, and one without a number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.decoder = torch.nn.Module()
+        inner = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Linear(width, width))
+        self.decoder.layers = torch.nn.ModuleList([inner, torch.nn.Linear(width, width)])
+        self.decoder.head = torch.nn.Linear(width, 1)
+        self.decoder.forward = self._decode
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        for layer in self.decoder.layers:
+            latents = layer(latents)
+        return self.decoder.head(latents)
+
+    @classmethod
+    def from_config(cls, config: dict[str, int]) -> Blocks:
+        return cls(**config)
+
+
+def test_a_block_is_the_first_numbered_module_or_one_without() -> None:
+    counted = flop_by_block(Blocks, '{"width": 4}', ((1, 4),))
+    assert counted == {WHOLE: 32 + 32 + 32 + 8, "layers.0": 64, "layers.1": 32, "head": 8}
+
+
+def test_a_skipped_step_is_named_by_part_and_block(
+    plain: LevelPipeline, micro_source: Source, micro_request: Request
+) -> None:
+    before = work_of(plain, observe(plain, micro_request))
+    shorter = build(micro_source, replace(PLAIN, steps=1))
+    after = work_of(shorter, observe(shorter, micro_request))
+    changes = changed_work(asdict(before), asdict(after))
+    assert changes[0] == "unet called 2 -> 1 times"
+    assert len(changes) == 1 + 10
+    assert all(change.startswith("unet.") for change in changes[1:])
+
+
+def test_without_a_gpu_its_counts_are_absent(plain: LevelPipeline, micro_request: Request) -> None:
+    work = work_of(plain, observe(plain, micro_request))
+    assert (work.kernel_launches, work.gpu_busy_ms, work.host_syncs) == (None, None, None)
+    assert work.kernels_by_part is None
+
+
+def test_kernels_are_split_by_part_and_what_ran_between_them(
+    plain: LevelPipeline, micro_request: Request
+) -> None:
+    def call(part: str, kernels: int) -> GpuCall:
+        return GpuCall(part=part, kernels=kernels, fused_kernels=0, graph_launches=0)
+
+    gpu = GpuActivity(
+        kernel_launches=100,
+        gpu_busy_ms=1.5,
+        host_syncs=2,
+        calls=(call("unet", 30), call("unet", 31), call("decoder", 9)),
+    )
+    work = work_of(plain, replace(observe(plain, micro_request), gpu=gpu))
+    assert work.kernels_by_part == {"text_encoder": 0, "unet": 61, "decoder": 9, "between": 30}
+    assert (work.kernel_launches, work.gpu_busy_ms, work.host_syncs) == (100, 1.5, 2)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdopt.baselines import read_runs, write_whole
+from sdopt.baselines import write_whole
 from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.history import read_runs
 from sdopt.levels import LEVELS
 
 PUBLISHED = Path(__file__).with_name("published.json")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdopt.gate import Outcome, Verdict
+from sdopt.verdict import Outcome, Verdict
 
 ABSENT = "-"
 

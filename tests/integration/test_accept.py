@@ -10,6 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from project import Project
 
+from sdopt.verdict import ExitCode
+
 QUALITY = "benchmarks/test_quality.py"
 COMMAND = 'pytest benchmarks/ --sdopt-source=*micro -k "[[]baseline]" --sdopt-accept'
 
@@ -45,6 +47,7 @@ def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
     repaint(stored.images / "castle.png")
     result = stored.run(tests=QUALITY)
     result.assert_outcomes(failed=1, skipped=2)
+    assert result.ret == ExitCode.REGRESSION
     result.stdout.fnmatch_lines(
         [
             "*[[]baseline] ssim_drift: regression: worst of 2 prompts: castle*",
@@ -91,6 +94,7 @@ def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
     before = path.read_bytes() if path.exists() else None
     result = stored.run(tests=QUALITY)
     result.assert_outcomes(failed=1, skipped=2)
+    assert result.ret == ExitCode.FAULT
     result.stdout.fnmatch_lines([complaint])
     result.stdout.fnmatch_lines([f"*{COMMAND}*", "baseline*FAIL ssim_drift"])
     assert "Traceback" not in result.stdout.str()
@@ -109,3 +113,32 @@ def test_a_picture_of_another_size_fails(stored: Project) -> None:
     result.stdout.fnmatch_lines(
         ["*castle.png has the shape (32, 32, 3), this run's is (64, 64, 3)*"]
     )
+
+
+WORK = "benchmarks/test_work.py"
+
+
+def test_accepting_stores_the_counts_of_work(project: Project) -> None:
+    assert project.run(tests=WORK).ret == ExitCode.FAULT
+    assert not project.baselines.exists()
+    project.run("--sdopt-accept", tests=WORK).assert_outcomes(passed=2)
+    counts = project.stored_counts()["baseline"]
+    assert set(counts) == {"unet_evaluations", "tflop", "calls", "tflop_by_module"}
+    assert (counts["unet_evaluations"], counts["calls"]["unet"]) == (6, 3)
+    assert sum(counts["tflop_by_module"].values()) == pytest.approx(counts["tflop"])
+    assert project.run(tests=WORK).ret == ExitCode.PASS
+
+
+def test_accepting_one_level_leaves_the_others_counts(stored: Project) -> None:
+    before = stored.stored_counts()
+    stored.run("--sdopt-accept", tests=WORK, level="tuned").assert_outcomes(passed=2)
+    after = stored.stored_counts()
+    assert set(after) == {"baseline", "tuned"}
+    assert after["baseline"] == before["baseline"]
+
+
+def test_accepting_again_replaces_the_counts(stored: Project) -> None:
+    before = stored.work_file.read_bytes()
+    stored.edit_work(unet_evaluations=5)
+    stored.run("--sdopt-accept", tests=WORK).assert_outcomes(passed=2)
+    assert stored.work_file.read_bytes() == before

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from project import Project
 
+from sdopt.verdict import ExitCode
+
 
 def refused(result: pytest.RunResult, complaint: str) -> None:
     """Both the benchmark and the closing check fail, saying why, and the header says it too."""
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.ret == ExitCode.FAULT
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines([f"sdopt: comparing with nothing: {complaint}"])
     result.stdout.fnmatch_lines([f"*[[]baseline] latency_ms: fault: {complaint}"])
@@ -123,8 +125,10 @@ def test_a_stored_number_that_means_nothing(
 
     stored.edit_history(change)
     result = stored.latency("--benchmark-compare")
+    assert result.ret == ExitCode.FAULT
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines([f"*[[]baseline] latency_ms: fault: {complaint}*"])
+    result.stdout.fnmatch_lines(["*next: * --benchmark-autosave --sdopt-accept  # *"])
 
 
 def test_no_stored_rounds(stored: Project) -> None:
@@ -147,9 +151,62 @@ def test_a_level_that_the_stored_run_does_not_know(stored: Project) -> None:
     result.stdout.fnmatch_lines(
         [
             "*[[]baseline] latency_ms: fault: there is no stored value*",
-            "*next: pytest benchmarks/ --sdopt-source=* --benchmark-autosave  # *",
+            "*next: pytest benchmarks/ --sdopt-source=* --benchmark-autosave"
+            "  # stores a run to compare with*",
         ]
     )
+
+
+def test_counts_of_work_that_nobody_stored(stored: Project) -> None:
+    stored.work_file.unlink()
+    result = stored.run(tests="benchmarks/test_work.py")
+    assert result.ret == ExitCode.FAULT
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*[[]baseline] unet_evaluations: fault: there is no stored value*",
+            f"*file: {stored.work_file}*",
+            '*next: pytest benchmarks/ --sdopt-source=* -k "[[]baseline]" --sdopt-accept'
+            "  # stores this run's counts*",
+            "baseline*FAIL unet_evaluations, tflop",
+        ]
+    )
+    assert not stored.work_file.exists()
+
+
+@pytest.mark.parametrize("metric", ["unet_evaluations", "tflop"])
+def test_a_count_of_work_that_is_missing(metric: str, stored: Project) -> None:
+    stored.edit_work(**{metric: None})
+    result = stored.run(tests="benchmarks/test_work.py")
+    assert result.ret == ExitCode.FAULT
+    result.stdout.fnmatch_lines([f"*[[]baseline] {metric}: fault: there is no stored value*"])
+
+
+def broken_counts(project: Project) -> Path:
+    return project.work_file
+
+
+def broken_limits(project: Project) -> Path:
+    return project.baselines / "images" / "micro" / "limits.json"
+
+
+@pytest.mark.parametrize("broken", [broken_counts, broken_limits])
+def test_counts_or_limits_that_cannot_be_read(
+    broken: Callable[[Project], Path], stored: Project
+) -> None:
+    path = broken(stored)
+    path.write_text("{")
+    result = stored.run(tests="benchmarks/test_work.py")
+    assert result.ret == ExitCode.FAULT
+    result.stdout.fnmatch_lines([f"*{path} cannot be read: *; it was left as it is*"])
+    assert path.read_text() == "{"
+
+
+def test_one_broken_run_among_those_to_judge_by(stored: Project) -> None:
+    (newest,) = stored.histories()
+    broken = newest.with_name("0000_older.json")
+    broken.write_text("{")
+    refused(stored.latency("--benchmark-compare"), f"{broken} cannot be read: *")
 
 
 def test_benchmarks_that_are_disabled(stored: Project) -> None:
@@ -164,7 +221,7 @@ def test_benchmarks_that_are_disabled_without_comparing_pass(stored: Project) ->
 def test_benchmarks_that_are_skipped(stored: Project) -> None:
     result = stored.latency("--benchmark-compare", "--benchmark-skip")
     result.assert_outcomes(failed=1, skipped=1)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.ret == ExitCode.FAULT
     result.stdout.fnmatch_lines(["*benchmarks are skipped (--benchmark-skip); drop it*"])
 
 
@@ -194,7 +251,7 @@ def test_a_benchmark_that_is_gone_from_this_run(
 ) -> None:
     stored.edit_benchmark(*edit("test_latency.py"))
     result = stored.latency("--benchmark-compare", "-rf")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.ret == ExitCode.FAULT
     assert result.parseoutcomes()["failed"] == 1
     result.stdout.fnmatch_lines(
         [
@@ -209,6 +266,7 @@ def test_a_benchmark_that_is_gone_from_this_run(
 def test_a_benchmark_file_that_is_gone(stored: Project) -> None:
     (stored.path / "benchmarks" / "test_work.py").unlink()
     result = stored.run("--benchmark-compare")
+    assert result.ret == ExitCode.FAULT
     result.assert_outcomes(failed=1, passed=2, skipped=3)
     result.stdout.fnmatch_lines(["2 tests of the stored run * reached no verdict in this run: *"])
 

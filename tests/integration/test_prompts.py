@@ -7,6 +7,8 @@ import json
 import pytest
 from project import Project
 
+from sdopt.verdict import ExitCode
+
 QUALITY = "benchmarks/test_quality.py"
 GOOD = {"name": "own", "prompt": "a lamp", "seed": 5}
 
@@ -31,7 +33,7 @@ def test_own_prompts_have_their_own_pictures(stored: Project) -> None:
 def test_own_prompts_are_not_compared_with_the_built_in_ones(stored: Project) -> None:
     option = write(stored, json.dumps(GOOD))
     result = stored.latency(option, "--benchmark-compare")
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.ret == ExitCode.FAULT
     result.stdout.fnmatch_lines(["*no stored run for this hardware and source in *micro--mine*"])
 
 

@@ -48,7 +48,7 @@ def test_a_level_that_took_no_effect_fails(
 
     kept = tuple(apply for apply in pipeline.APPLY if apply is not pipeline.apply_channels_last)
     monkeypatch.setattr(pipeline, "APPLY", kept)
-    result = project.run(tests="benchmarks/test_work.py", level="tuned")
+    result = project.run("--sdopt-accept", tests="benchmarks/test_work.py", level="tuned")
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(
         ["*[[]tuned] effect: regression: the level did not take effect: memory format: *"]

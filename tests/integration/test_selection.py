@@ -57,6 +57,7 @@ def test_a_level_is_built_once_for_all_its_benchmarks(
     result = project.pytester.runpytest(
         "benchmarks/test_work.py",
         *("-k", "[baseline] or [tuned]", "--sdopt-source", str(project.source)),
+        "--sdopt-accept",
     )
     result.assert_outcomes(passed=4)
     assert [level.name for level in built] == ["baseline", "tuned"]

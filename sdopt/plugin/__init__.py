@@ -9,22 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.junitxml import xml_key
 
-from sdopt import baselines
+from sdopt import history
 from sdopt.errors import SdoptError
 from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
+from sdopt.plugin import ab
 from sdopt.report.progress import Progress
 from sdopt.report.terminal import ladder_table
+from sdopt.report.verdicts import write_verdicts
 from sdopt.suite import Settings, Suite
+from sdopt.verdict import exit_code
 from sdopt.workload import Request
 
 if TYPE_CHECKING:
     from sdopt.measure import FirstCall, Observation
     from sdopt.pipeline import LevelPipeline
+    from sdopt.plugin.selftest import Bench  # noqa: F401 - for the annotation of BENCH
     from sdopt.suite import Pictures, StoredPictures
 
 SUITE = pytest.StashKey[Suite]()
+UNJUDGED = pytest.StashKey["Unjudged"]()
+COMPARISON = pytest.StashKey[ab.Comparison]()
+BENCH = pytest.StashKey["Bench"]()
+VERDICTS = "verdicts.json"
 DESELECTED = pytest.StashKey[Collection[str]]()
 DEFAULT_STORAGE = "file://./.benchmarks"
 
@@ -54,7 +63,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sdopt-accept",
         action="store_true",
-        help="store this run's images as the new baseline (default: compare with the stored ones)",
+        help="store this run's images and counts of work as the new baseline, and let a stored run "
+        "start a new history (default: compare with the stored ones)",
+    )
+    group.addoption(
+        "--sdopt-ab",
+        metavar="BASE",
+        help="compare the selected levels with that git revision instead, in pairs of fresh "
+        "processes that take turns (default: off)",
+    )
+    group.addoption(
+        "--sdopt-selftest",
+        action="store_true",
+        help="put faults into the suite and see whether it catches them (default: off)",
     )
 
 
@@ -72,6 +93,8 @@ def pytest_configure(config: pytest.Config) -> None:
     except SdoptError as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[SUITE] = suite
+    config.stash[UNJUDGED] = Unjudged(suite)
+    config.pluginmanager.register(config.stash[UNJUDGED], "sdopt-unjudged")
     config.option.benchmark_save_data = True
     config.option.benchmark_quiet = not config.option.benchmark_verbose
     # An existing folder, so that pytest-benchmark makes none; `_HistoryStorage` replaces it.
@@ -92,6 +115,7 @@ def _settings(config: pytest.Config) -> Settings:
             "and source; choose their folder with --sdopt-baselines DIR"
         )
     compare = option.benchmark_compare or None
+    _refuse_combinations(option)
     root = option.sdopt_baselines
     stores = option.sdopt_accept or option.benchmark_save or option.benchmark_autosave
     if root and not root.is_dir() and not stores:
@@ -108,6 +132,29 @@ def _settings(config: pytest.Config) -> Settings:
         unfit=_unfit(config),
         command=_command(option),
     )
+
+
+def _refuse_combinations(option: Any) -> None:
+    """An A/B run and the self-test measure in ways of their own."""
+    modes = [
+        name
+        for name, wanted in (
+            ("--sdopt-ab", option.sdopt_ab),
+            ("--sdopt-selftest", option.sdopt_selftest),
+        )
+        if wanted
+    ]
+    others = {
+        "--benchmark-compare": option.benchmark_compare,
+        "--benchmark-save": option.benchmark_save,
+        "--benchmark-autosave": option.benchmark_autosave,
+        "--benchmark-disable": option.benchmark_disable,
+        "--sdopt-accept": option.sdopt_accept,
+        "-n": getattr(option, "dist", "no") != "no",
+    }
+    wrong = [*modes[1:], *(name for name, wanted in others.items() if wanted)]
+    if modes and wrong:
+        raise pytest.UsageError(f"{modes[0]} cannot be combined with {', '.join(wrong)}; drop one")
 
 
 def _command(option: Any) -> str:
@@ -161,7 +208,7 @@ class _HistoryStorage:
         elif output_json["benchmarks"]:
             partial = _left_benchmarks_out(self.session.config)
             folder = self.suite.history_folder
-            path = baselines.save_run(folder, save, output_json, partial=partial)
+            path = history.save_run(folder, save, output_json, partial=partial)
             self.note = f"saved this run as {path}"
             if partial:
                 self.note += (
@@ -192,6 +239,8 @@ def pytest_collection_modifyitems(
     """
     collected = {item.nodeid for item in items}
     yield
+    if items and _replace_items(session, config, items):
+        return
     config.stash[DESELECTED] = collected - {item.nodeid for item in items}
     nothing_selected = collected and not items  # then pytest's own exit status 5 has to stand
     if config.stash[SUITE].settings.compare is not None and not nothing_selected:
@@ -200,8 +249,32 @@ def pytest_collection_modifyitems(
         )
 
 
+def _replace_items(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> bool:
+    """Under --sdopt-ab or --sdopt-selftest: put their tests in the place of the benchmarks."""
+    suite = config.stash[SUITE]
+    if config.option.sdopt_ab:
+        items[:], config.stash[COMPARISON] = ab.paired_items(
+            session, items, suite, config.option.sdopt_ab
+        )
+    elif config.option.sdopt_selftest:
+        from sdopt.plugin import selftest
+
+        bench = selftest.Bench(suite, config.rootpath / RUN.split()[1])
+        config.add_cleanup(bench.close)
+        config.stash[BENCH] = bench
+        items[:] = selftest.fault_items(session, bench)
+    else:
+        return False
+    config.stash[DESELECTED] = ()
+    return True
+
+
 class CompletenessCheck(pytest.Item):
     """Fails if a benchmark of the stored run was removed, renamed, skipped or not run."""
+
+    judges = True
 
     def runtest(self) -> None:
         """Compare the tests that reached a verdict with those of the stored run."""
@@ -251,14 +324,68 @@ def _left_benchmarks_out(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Remember which tests reached a verdict."""
+    """Remember which tests reached a verdict, and tell JUnit which."""
+    if not _is_benchmark(item):
+        yield
+        return
     suite = item.config.stash[SUITE]
-    before = len(suite.gate.verdicts) if "gate" in getattr(item, "fixturenames", ()) else 0
+    before = len(suite.gate.verdicts)
     try:
         yield
     finally:
-        if "gate" in getattr(item, "fixturenames", ()) and len(suite.gate.verdicts) > before:
+        reached = suite.gate.verdicts[before:]
+        if reached:
             suite.judged.append(item.nodeid)
+        if any(not verdict.passed for verdict in reached):
+            suite.failed_by_verdict.append(item.nodeid)
+        item.user_properties += [(f"sdopt {v.metric}", v.outcome.value) for v in reached]
+
+
+def _is_benchmark(item: pytest.Item) -> bool:
+    return "gate" in getattr(item, "fixturenames", ())
+
+
+class Unjudged:
+    """Collects the benchmarks, and the check of their number, that fail without a verdict."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self.node_ids: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called for setup, call and teardown of every test."""
+        by_verdict = report.when == "call" and report.nodeid in self.suite.failed_by_verdict
+        if report.failed and not by_verdict:
+            self.node_ids.append(report.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Turn the verdicts into the exit code, JUnit's property and verdicts.json."""
+    config = session.config
+    suite = config.stash[SUITE]
+    judging = any(_is_benchmark(i) or getattr(i, "judges", False) for i in session.items)
+    # The controller of a distributed run has no items of its own.
+    judging = judging or bool(suite.settings.unfit and suite.settings.compare is not None)
+    judging = judging and not config.option.collectonly
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not judging:
+        return
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return  # its controller does this for all
+    unjudged = config.stash[UNJUDGED].node_ids
+    # A broken file of limits or counts leaves no gate: each benchmark failed in its setup.
+    verdicts = suite.gate.verdicts if "gate" in vars(suite) else []
+    code = exit_code(verdicts, broken=bool(unjudged))
+    session.exitstatus = int(code)
+    xml = config.stash.get(xml_key, None)
+    if xml:
+        xml.add_global_property("sdopt_outcome", code.name.lower())
+    path = config.rootpath / VERDICTS
+    run = suite.history_block()
+    if COMPARISON in config.stash:
+        comparison = config.stash[COMPARISON]
+        run |= {"base": comparison.base, "pairs": comparison.samples()}
+    write_verdicts(path, verdicts, code, unjudged, run)
 
 
 @pytest.fixture(scope="session")
@@ -340,8 +467,19 @@ def gate(suite: Suite) -> Gate:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The ladder table, then what was written."""
     suite = config.stash[SUITE]
+    if BENCH in config.stash:
+        from sdopt.plugin import selftest
+
+        terminalreporter.section("self-test")
+        terminalreporter.write_line("\n".join(selftest.summary(config.stash[BENCH])))
+        return
     if "gate" not in vars(suite):
         return  # no test of the ladder ran
+    if COMPARISON in config.stash:
+        comparison = config.stash[COMPARISON]
+        terminalreporter.section(f"{comparison.base} against the working tree: {suite.hardware}")
+        terminalreporter.write_line("\n".join(ab.summary(comparison, suite.gate.verdicts)))
+        return
     table = ladder_table(list(LEVELS), suite.gate.measured, suite.gate.verdicts)
     if table:
         terminalreporter.section(f"ladder: {suite.source.name} on {suite.hardware}")

@@ -1,0 +1,131 @@
+"""`--sdopt-selftest`: every fault that needs no statistics, as a test that fails if missed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sdopt.levels import get_level
+from sdopt.selftest.fault import Finding
+from sdopt.selftest.harness import (
+    Folder,
+    harness_faults,
+    judge_harness_fault,
+    judge_saving_at_once,
+    prepared,
+)
+from sdopt.selftest.judging import judge_optimization_fault, judge_picture_fault
+from sdopt.selftest.matrix import matrix, totals
+from sdopt.selftest.optimizations import optimization_faults
+from sdopt.selftest.pictures import picture_faults
+
+if TYPE_CHECKING:
+    from sdopt.pipeline import LevelPipeline
+    from sdopt.suite import Suite
+
+LEVEL = "final"
+"""It has every optimization, so every fault can be put into it."""
+
+
+class Bench:
+    """What the faults of one session share: a warm pipeline, and a folder for harness runs."""
+
+    def __init__(self, suite: Suite, benchmarks: Path) -> None:
+        self.suite, self.benchmarks = suite, benchmarks
+        self.level = get_level(LEVEL)
+        self.findings: list[Finding] = []
+        self._stack = ExitStack()
+        self._pipeline: LevelPipeline | None = None
+        self._folder: Folder | None = None
+
+    @property
+    def pipeline(self) -> LevelPipeline:
+        """The level's pipeline, warm."""
+        if self._pipeline is None:
+            warm = self.suite.warm_pipeline(self.level)
+            self._pipeline = self._stack.enter_context(warm)[0]
+        return self._pipeline
+
+    @property
+    def folder(self) -> Folder:
+        """A folder with benchmarks and one stored run."""
+        if self._folder is None:
+            root = Path(self._stack.enter_context(_temporary_folder()))
+            with self.suite.progress.during("a folder with one stored run"):
+                self._folder = prepared(root / "template", self.benchmarks)
+        return self._folder
+
+    def close(self) -> None:
+        """Free the pipeline, remove the folder."""
+        self._stack.close()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="sdopt-selftest-") as folder:
+        yield folder
+
+
+class FaultItem(pytest.Item):
+    """One fault."""
+
+    def __init__(self, *, bench: Bench, find: Callable[[], Finding], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bench, self.find = bench, find
+
+    def runtest(self) -> None:
+        """Fail if the fault was not caught, or a control was."""
+        finding = self.find()
+        self.bench.findings.append(finding)
+        self.user_properties.append(("sdopt caught", finding.caught))
+        if not finding.caught:
+            raise Missed(f"{finding.id}: expected {finding.expected}, seen {finding.seen}")
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> str:
+        """The message alone."""
+        if isinstance(excinfo.value, Missed):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo, style))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where pytest says that this fault stands."""
+        return self.config.rootpath, None, self.name
+
+
+class Missed(Exception):
+    """A fault that the suite did not catch, or a control that it did."""
+
+
+def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
+    """One item for each fault; those that share the warm pipeline come first."""
+    suite, level = bench.suite, bench.level
+    finders: dict[str, Callable[[], Finding]] = {}
+    for fault in optimization_faults():
+        finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline
+        )
+    for fault in picture_faults():
+        finders[fault.id] = lambda fault=fault: judge_picture_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline
+        )
+    for number, broken in enumerate(harness_faults()):
+        finders[broken.id] = lambda broken=broken, number=number: judge_harness_fault(  # type: ignore[misc]
+            broken, bench.folder, bench.folder.path.with_name(str(number))
+        )
+    finders["harness: two processes saving at once"] = lambda: judge_saving_at_once(
+        bench.folder, bench.folder.path.with_name("twins")
+    )
+    return [
+        FaultItem.from_parent(session, name=name, bench=bench, find=find)
+        for name, find in finders.items()
+    ]
+
+
+def summary(bench: Bench) -> list[str]:
+    """The matrix and how many were right."""
+    return [*matrix(bench.findings), "", *totals(bench.findings)]
