@@ -1,0 +1,175 @@
+"""One worker as its coordinator sees it: started, asked, and ended whatever happens."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sdopt.ab.cleanup import Janitor, without_git_variables
+from sdopt.ab.result import Spec
+from sdopt.ab.rounds import Side
+from sdopt.errors import WorkerError
+from sdopt.sources import NAMED_SOURCES
+
+QUIT_TIMEOUT_S = 30.0
+LOG_LINES = 20
+LOG_BYTES = 16_384
+SLOW_COMMANDS = ("hello", "load")
+
+
+class Worker:
+    """A running worker of one side."""
+
+    def __init__(self, spec: Spec, side: Side) -> None:
+        self.spec, self.side = spec, side
+        tree = spec.sides.tree(side)
+        # A file without a name: nothing is left of it, whoever dies first.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._process = subprocess.Popen(
+            (sys.executable, str(spec.worker), str(tree), *_workload(spec)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            bufsize=0,
+            cwd=tree,
+            env=_environment(tree, side),
+            start_new_session=True,
+        )
+        self._stdin: Any = self._process.stdin
+        self._stdout: Any = self._process.stdout
+        self.group = self._process.pid
+
+    def ask(self, do: str, *, about: str = "", **arguments: Any) -> dict[str, Any]:
+        """Its answer to one command. Raises WorkerError for none, a bad one or an error.
+
+        `about` names the level that the worker has loaded.
+        """
+        self._asked = f"{do!r} of level {about!r}" if about else repr(do)
+        try:
+            self._stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        except BrokenPipeError:
+            self._fail_dead()
+        timeout_s = self.spec.load_timeout_s if do in SLOW_COMMANDS else self.spec.timeout_s
+        line = self._answer_line(timeout_s)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            self.fail(f"answered {line[:200]!r}, which is no JSON object")
+        if "error" in answer:
+            self.fail(f"failed: {answer['error']}")
+        return answer
+
+    def _answer_line(self, timeout_s: float) -> bytes:
+        line, deadline = b"", time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(deadline - time.monotonic(), 0)):
+                    self.fail(f"said nothing for {timeout_s:g} s")
+                read = os.read(self._stdout.fileno(), 65_536)
+                if not read:
+                    self._fail_dead()
+                line += read
+        return line
+
+    def _fail_dead(self) -> NoReturn:
+        try:
+            status = f"status {self._process.wait(QUIT_TIMEOUT_S)}"
+        except subprocess.TimeoutExpired:
+            status = "its stdout closed"
+        self.fail(f"ended ({status})")
+
+    def fail(self, what: str) -> NoReturn:
+        """Raise WorkerError, with the end of the worker's log."""
+        tree = self.spec.sides.tree(self.side)
+        log = self._log_tail()
+        raise WorkerError(
+            f"the {self.side} worker in {tree}, asked for {self._asked}, {what}\n"
+            + (f"the end of its log:\n{log}\n" if log else "its log is empty\n")
+            + f"next: repair it in the {self.side}, or leave this level out, and run it again"
+        )
+
+    def _log_tail(self) -> str:
+        # pread, because the worker writes at the position that it shares with this process.
+        size = os.fstat(self._log.fileno()).st_size
+        text = os.pread(self._log.fileno(), LOG_BYTES, max(size - LOG_BYTES, 0))
+        lines = text.decode(errors="replace").splitlines()[-LOG_LINES:]
+        return "\n".join(f"  {line}" for line in lines)
+
+    def quit(self) -> None:
+        """Let it end by itself; one that does not is killed by `end`."""
+        self.ask("quit")
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(QUIT_TIMEOUT_S)
+
+    def end(self) -> None:
+        """Kill what is left of it and of the processes that it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.group, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._stdin, self._stdout, self._log):
+            stream.close()
+
+
+@contextmanager
+def running(spec: Spec, side: Side, keeper: Janitor) -> Iterator[Worker]:
+    """A fresh worker, gone afterwards."""
+    worker = Worker(spec, side)
+    try:
+        keeper.guard(worker.group)
+        yield worker
+        worker.quit()
+    finally:
+        worker.end()
+        keeper.forget(worker.group)
+
+
+def _workload(spec: Spec) -> tuple[str, str]:
+    """Source and prompts as arguments that mean the same in another folder."""
+    source = spec.source
+    if source not in NAMED_SOURCES and Path(source).exists():
+        source = str(Path(source).resolve())
+    return source, str(spec.prompts.resolve()) if spec.prompts else ""
+
+
+def _environment(tree: Path, side: Side) -> dict[str, str]:
+    """The tree's package first, and a compile cache that is this side's own in every run.
+
+    In a shared one the first side would compile for the second, and its first calls look slow.
+    Unless the user says otherwise, OpenMP's threads sleep while they wait. By default they spin,
+    which takes the core from the thread that they wait for as soon as another program is busy too:
+    beside one, the same picture took 3 to 75 s at random, and 1 to 3 s with this.
+    """
+    inherited = without_git_variables()
+    paths = (str(tree.resolve()), inherited.get("PYTHONPATH", ""))
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "TORCHINDUCTOR_CACHE_DIR": str(inductor_cache() / "sdopt-ab" / side),
+    }
+
+
+def inductor_cache() -> Path:
+    """Where Inductor keeps its code: as torch says it, without importing torch."""
+    if set_by_user := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return Path(set_by_user).absolute()
+    try:
+        user = getpass.getuser()
+    except (KeyError, ModuleNotFoundError, OSError):
+        user = f"uid_{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"torchinductor_{re.sub(r'[^A-Za-z0-9._-]', '_', user)}"
