@@ -262,11 +262,13 @@ def test_a_worker_that_fails_is_named_and_none_is_left(
 
 
 RUNNER = """
-import io, sys
+import io, signal, sys
 from pathlib import Path
 from sdopt.ab import Sides, Spec, run_pairs
 from sdopt.report.progress import Progress
 
+# A test run in the background of a shell script inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, worker = map(Path, sys.argv[1:])
 sides = Sides(base=folder / "base", head=folder / "head")
 run_pairs(Spec(sides=sides, max_pairs=1, worker=worker), lambda *_: None, Progress(io.StringIO()))

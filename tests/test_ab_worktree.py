@@ -18,11 +18,13 @@ from sdopt.ab.janitor import groups_left
 from sdopt.errors import RevisionError
 
 HOLDER = """
-import subprocess, sys, threading, time
+import signal, subprocess, sys, threading, time
 from pathlib import Path
 from sdopt.ab import checked_out
 from sdopt.ab.cleanup import janitor
 
+# A test run in the background of a shell script inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with checked_out(Path(sys.argv[1]), "v1") as tree, janitor() as keeper:
     worker = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)"], cwd=tree, start_new_session=True

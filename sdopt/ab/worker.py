@@ -32,6 +32,7 @@ class Station:
         self.source_name = source
         self.prompts = prompts
         self.pipeline: Any = None
+        self.undo: Any = None
 
     def hello(self) -> dict[str, Any]:
         """Import the package; its levels and the device that it would draw on."""
@@ -60,6 +61,18 @@ class Station:
     def rounds(self, count: int) -> dict[str, Any]:
         """Wall times of whole pictures."""
         return {"ms": [self._picture_ms() for _ in range(count)]}
+
+    def inject(self, fault: str) -> dict[str, Any]:
+        """For the self-test: take the last fault out, and put this one in; 'none' is none."""
+        from sdopt.selftest.slowdowns import inject
+
+        if self.undo is not None:
+            self.undo()
+            self.undo = None
+        if fault != "none":
+            picture_ms = sorted(self._picture_ms() for _ in range(3))[1]
+            self.undo = inject(self.pipeline, fault, picture_ms)
+        return {}
 
     def memory(self) -> dict[str, Any]:
         """The peak of one picture, or null where there is no such figure."""
@@ -107,7 +120,7 @@ class Station:
             torch.cuda.synchronize(self.device)
 
 
-COMMANDS = ("hello", "load", "rounds", "memory", "work", "free")
+COMMANDS = ("hello", "load", "rounds", "inject", "memory", "work", "free")
 
 
 def check_origin(tree: Path) -> None:

@@ -2,7 +2,7 @@
 
 Puts the same runs, unchanged ones and ones with a known slowdown, through this project's judgements
 and through what others use, and prints a table of false alarms and of power. The runs are simulated
-with a given spread, or drawn from the pairs that `--sdopt-ab` left in verdicts.json.
+with a given spread, or drawn from the pairs that `sdopt.selftest.record` or `--sdopt-ab` recorded.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
+from sdopt.ab.rounds import BLOCK_ROUNDS, latency_pair
 from sdopt.rules import PRIORS
 from sdopt.selftest.matrix import interval
-from sdopt.statistics import PairedPlan, judge_by_history, judge_pairs
+from sdopt.selftest.record import UNCHANGED
+from sdopt.statistics import PairedPlan, judge_by_history, judge_pairs, student_t
 
 Rounds = NDArray[np.float64]
 """Times of one level, of shape (runs, rounds)."""
@@ -106,11 +109,7 @@ def simulated(between: float, within: float, rounds: int = 15) -> Draw:
 
 def recorded(files: Sequence[Path]) -> Draw:
     """Pairs drawn with replacement from recorded unchanged ones, which side is which by lot."""
-    pairs = [
-        pair
-        for path in files
-        for pair in json.loads(path.read_text(encoding="utf-8"))["run"]["pairs"]
-    ]
+    pairs = [pair for pair in read_pairs(files) if pair.get("fault", UNCHANGED) == UNCHANGED]
     runs = max(PAIRS, STORED_RUNS)
 
     def draw(random: np.random.Generator) -> tuple[Rounds, Rounds]:
@@ -123,6 +122,51 @@ def recorded(files: Sequence[Path]) -> Draw:
         return np.array([a for a, _ in sides]), np.array([b for _, b in sides])
 
     return draw
+
+
+def read_pairs(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every pair in verdicts.json files of A/B runs or in files of `sdopt.selftest.record`."""
+    return [
+        pair
+        for path in files
+        for pair in json.loads(path.read_text(encoding="utf-8"))["run"]["pairs"]
+    ]
+
+
+def fault_table(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each fault that was put in for real: what the pairs show, and what they say.
+
+    The interval is that of a paired t-test, 95 %; the answer that of the last look they reach.
+    """
+    lines = [
+        "| put in | pairs | head over base | spread of a pair | answer |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for fault in dict.fromkeys(pair["fault"] for pair in pairs):
+        sides = [_run_times(pair) for pair in pairs if pair["fault"] == fault]
+        ratios = np.log([head / base for base, head in sides])
+        mean, spread = float(ratios.mean()), float(ratios.std(ddof=1))
+        half = student_t(0.025, len(ratios) - 1) * spread / len(ratios) ** 0.5
+        low, high = (100 * np.expm1(mean + by) for by in (-half, half))
+        lines.append(
+            f"| {fault} | {len(ratios)} | {100 * np.expm1(mean):+.2f} % ({low:+.2f} to {high:+.2f})"
+            f" | {100 * spread:.2f} % | {_answer(sides)} |"
+        )
+    return lines
+
+
+def _run_times(pair: Mapping[str, Any]) -> tuple[float, float]:
+    block = BLOCK_ROUNDS[pair["device"]]
+    return latency_pair(pair["base_rounds_ms"], pair["head_rounds_ms"], block)
+
+
+def _answer(sides: Sequence[tuple[float, float]]) -> str:
+    plan = PairedPlan()
+    for look in (look for look in plan.looks if look <= len(sides)):
+        judged = judge_pairs([b for b, _ in sides[:look]], [h for _, h in sides[:look]], plan)
+        if judged is not None and judged.answer is not None:
+            return f"{judged.answer} after {look} pairs"
+    return "more pairs"
 
 
 def alarms(
@@ -172,6 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recorded(options.samples) if options.samples else simulated(options.between, options.within)
     )
     print("\n".join(table(draw, options.levels, options.trials)))
+    pairs = [pair for pair in read_pairs(options.samples or ()) if "fault" in pair]
+    if pairs:
+        print("\n" + "\n".join(fault_table(pairs)))
     return 0
 
 
