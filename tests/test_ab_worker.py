@@ -16,7 +16,7 @@ import pytest
 from ab_repository import commit_all, git, worktrees
 
 import sdopt
-from sdopt.ab import Sides, Spec, checked_out, run_pairs
+from sdopt.ab import Sides, Spec, checked_out, run_pairs, worker
 from sdopt.ab.result import WORKER
 from sdopt.errors import WorkerError
 from sdopt.report.progress import Progress
@@ -185,3 +185,36 @@ def test_real_workers_import_and_measure_their_own_trees(
     assert [len(side.rounds_ms) for side in (pair.base, pair.head)] == [12, 12]
     assert set(pair.metrics) == {"latency_ms"}
     assert [verdict.metric for verdict in result.verdicts] == ["latency_ms"]
+
+
+def test_a_station_draws_measures_and_carries_faults(micro: Path) -> None:
+    station = worker.Station(Path(sdopt.__file__).parents[1], str(micro), None)
+    hello = worker.perform(station, "hello", {})
+    assert "baseline" in hello["levels"]
+    loaded = worker.perform(station, "load", {"level": "baseline"})
+    assert loaded["level"]["steps"] == 30
+    assert loaded["first_call_s"] > 0
+    assert len(worker.perform(station, "rounds", {"count": 2})["ms"]) == 2
+    forward = station.pipeline.unet.forward
+    assert worker.perform(station, "inject", {"fault": "loop:0.01"}) == {}
+    assert station.pipeline.unet.forward is not forward
+    assert worker.perform(station, "inject", {"fault": "none"}) == {}
+    assert station.pipeline.unet.forward == forward
+    on_cuda = station.device.type == "cuda"
+    peak = worker.perform(station, "memory", {})["peak_allocated_mib"]
+    assert (peak is not None) is on_cuda
+    assert worker.perform(station, "work", {})["work"]["unet_evaluations"] == 60
+    assert worker.perform(station, "free", {}) == {}
+    assert station.pipeline is None
+
+
+@pytest.mark.parametrize(
+    ("do", "arguments", "words"),
+    [
+        ("dance", {}, "unknown command 'dance'; choose from: hello, "),
+        ("load", {"level": "fastest"}, "unknown level 'fastest'; choose from: baseline"),
+    ],
+)
+def test_a_station_names_what_it_cannot_do(do: str, arguments: dict[str, str], words: str) -> None:
+    station = worker.Station(Path(), "embedded", None)
+    assert words in worker.perform(station, do, arguments)["error"]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from project import BENCHMARKS
 
+from sdopt.gate import Gate
 from sdopt.levels import FINAL, Level
+from sdopt.measure.quality import to_uint8
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.selftest.fault import Fault, Faulty, Finding
-from sdopt.selftest.harness import all_caught, harness_faults
-from sdopt.selftest.judging import finding
+from sdopt.selftest.harness import Folder, HarnessFault, all_caught, harness_faults
+from sdopt.selftest.judging import finding, judge_optimization_fault, judge_picture_fault
 from sdopt.selftest.matrix import interval, matrix, totals
 from sdopt.selftest.optimizations import optimization_faults
 from sdopt.selftest.pictures import picture_faults
 from sdopt.sources import Source
-from sdopt.verdict import Outcome, Verdict
+from sdopt.verdict import ExitCode, Outcome, Verdict
 from sdopt.workload import Request, generate
 
 EAGER: Level = replace(FINAL, compiled=False, steps=6)
@@ -112,3 +119,62 @@ def test_the_matrix_shows_what_was_missed() -> None:
     ]
     assert not all_caught(findings)
     assert all_caught(findings[:1])
+
+
+OPTIMIZATION_FAULTS = {fault.name: fault for fault in optimization_faults()}
+CHEAP = [name for name in OPTIMIZATION_FAULTS if name != "a graph break in the decoder"]
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_fault_of_a_level_is_judged_by_what_was_seen(
+    name: str, pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
+) -> None:
+    fault = OPTIMIZATION_FAULTS[name]
+    suite: Any = SimpleNamespace(
+        gate=Gate(), workload=SimpleNamespace(requests=[micro_request]), dtype="float32"
+    )
+    seen = judge_optimization_fault(fault, suite, EAGER, pipeline)
+    # What needs compiled code to be missed cannot be missed by a pipeline that has none.
+    shows_on_eager_code = fault.caught_by is not None and name != "compiled code not used"
+    assert seen.caught is shows_on_eager_code, seen.seen
+    assert np.array_equal(generate(pipeline, micro_request), unchanged)
+
+
+def test_a_fault_of_the_picture_is_judged_against_the_stored_ones(
+    pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
+) -> None:
+    stored = {micro_request.name: to_uint8(unchanged)}
+    suite: Any = SimpleNamespace(
+        gate=Gate(),
+        workload=SimpleNamespace(requests=[micro_request]),
+        stored_pictures=lambda level, pictures: (stored, {}),
+    )
+    for name in ("none (control)", "noise of 0.03", "black"):
+        assert judge_picture_fault(PICTURE_FAULTS[name], suite, EAGER, pipeline).caught, name
+    missed = replace(PICTURE_FAULTS["none (control)"], caught_by="ssim_drift")
+    assert not judge_picture_fault(missed, suite, EAGER, pipeline).caught
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """What a harness run finds, with a stored run of one benchmark."""
+    run = tmp_path / "baselines" / "history" / "cpu" / "embedded" / "0001_first.json"
+    run.parent.mkdir(parents=True)
+    content = {"sdopt": {"hardware": "cpu"}, "benchmarks": [{"stats": {"data": [0.5]}}]}
+    run.write_text(json.dumps(content))
+    shutil.copytree(BENCHMARKS, tmp_path / "benchmarks")
+    return Folder(path=tmp_path)
+
+
+@pytest.mark.parametrize("fault", harness_faults(), ids=lambda fault: fault.name)
+def test_a_fault_of_the_harness_changes_files_or_options(
+    fault: HarnessFault, folder: Folder
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.path.rglob("*.*") if path.is_file()}
+
+    before = contents()
+    fault.change(folder)
+    changed = contents() != before
+    by_option = fault.options != ("--benchmark-compare",)
+    assert (changed or by_option) is (fault.code is not ExitCode.PASS)
