@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from sdopt.levels import Level
 from sdopt.statistics import (
@@ -58,15 +59,9 @@ def by_history(
 
     A fault if a number is missing, NaN or not > 0.
     """
-    newest = stored[-1] if stored else None
-    for side, values in (("measured", (measured,)), ("stored", stored or (None,))):
-        for value in values:
-            shown = value if side == "stored" else newest
-            if value is None:
-                return fault(level, metric, f"there is no {side} value", measured, shown)
-            if not is_sound(value):
-                return fault(level, metric, f"the {side} value is {value!r}", measured, shown)
-    assert measured is not None  # for mypy: the loop above saw to it
+    unsound = _unsound(level, metric, measured, stored)
+    if unsound is not None or measured is None:
+        return unsound or fault(level, metric, "there is no measured value")
     judged = judge_by_history(measured, stored, prior, comparisons)
     outcome, reason = _history_answer(measured, judged)
     return Verdict(
@@ -80,6 +75,21 @@ def by_history(
         detectable=judged.detectable,
         runs=judged.runs,
     )
+
+
+def _unsound(
+    level: str, metric: str, measured: float | None, stored: Sequence[float]
+) -> Verdict | None:
+    """The fault of the first number that cannot be judged, if there is one."""
+    newest = stored[-1] if stored else None
+    for side, values in (("measured", (measured,)), ("stored", stored or (None,))):
+        for value in values:
+            shown = value if side == "stored" else newest
+            if value is None:
+                return fault(level, metric, f"there is no {side} value", measured, shown)
+            if not is_sound(value):
+                return fault(level, metric, f"the {side} value is {value!r}", measured, shown)
+    return None
 
 
 def _history_answer(measured: float, judged: HistoryJudgement) -> tuple[Outcome, str]:
@@ -116,8 +126,8 @@ def by_pairs(
         metric=metric,
         outcome=ANSWERS[judged.answer],
         reason=_paired_reason(judged, plan),
-        measured=head[-1],
-        stored=base[-1],
+        measured=median(head),
+        stored=median(base),
         detectable=judged.detectable,
         runs=judged.pairs,
     )

@@ -90,7 +90,16 @@ class Comparison:
             for name, metric in result.undecided
             if name == level
         ]
-        return [*judged, *undecided, *_work_verdicts(level, result.work.get(level, {}))]
+        verdicts = [*judged, *undecided, *_work_verdicts(level, result.work.get(level, {}))]
+        return [replace(verdict, next_step=self._next_step(verdict)) for verdict in verdicts]
+
+    def _next_step(self, verdict: Verdict) -> str:
+        if verdict.passed:
+            return ""
+        if verdict.outcome is Outcome.REGRESSION:
+            return f"git diff {self.base} -- sdopt  # what made it so"
+        again = f'{self.suite.settings.command} --sdopt-ab={self.base} -k "[{verdict.level}]"'
+        return f"{again}  # when nothing else runs on the machine"
 
     def notes(self) -> list[str]:
         """What a reader has to know besides the verdicts."""

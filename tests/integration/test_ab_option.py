@@ -18,15 +18,15 @@ from sdopt.errors import RevisionError
 Verdicts = Callable[..., Any]
 
 
-def scripted(ratio: float, **fields: Any) -> Callable[..., Result]:
-    """Pairs in which the head takes that much of the base's time, with little noise."""
+def scripted(ratio: float, spread: float = 0.001, **fields: Any) -> Callable[..., Result]:
+    """Pairs in which the head takes that much of the base's time, more or less."""
 
     def run_pairs(spec: Spec, judge: Verdicts, progress: object) -> Result:
         pairs: list[LevelPair] = []
         verdict = None
         while verdict is None:
             number = len(pairs) + 1
-            noise = 1 + 0.001 * (number % 3)
+            noise = 1 + spread * (number % 3 - 1)
             sides = [
                 SideSample(rounds_ms=(100.0 * by,) * 12, first_call_s=1.0, peak_allocated_mib=None)
                 for by in (1.0, ratio * noise)
@@ -82,14 +82,20 @@ def test_an_unchanged_head_passes(compared: Any, project: Project) -> None:
     )
     run = written(project)["run"]
     assert (run["base"], len(run["pairs"])) == ("main", 4)
-    assert run["pairs"][0]["head_rounds_ms"] == [pytest.approx(100.1)] * 12
+    assert run["pairs"][0]["head_rounds_ms"] == [pytest.approx(100.0)] * 12
 
 
 def test_a_slower_head_is_a_regression_by_level_and_metric(compared: Any, project: Project) -> None:
     result = compared(1.05)
     result.assert_outcomes(failed=1)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*[[]baseline] latency_ms: regression: +5*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*[[]baseline] latency_ms: regression: +5*",
+            "*measured 105* ms, stored 100 ms",
+            "*next: git diff main -- sdopt  # what made it so",
+        ]
+    )
     (verdict,) = written(project)["verdicts"]
     assert (verdict["outcome"], verdict["level"], verdict["passed"]) == (
         "regression",
@@ -98,10 +104,18 @@ def test_a_slower_head_is_a_regression_by_level_and_metric(compared: Any, projec
     )
 
 
+def test_noise_is_insufficient_data(compared: Any) -> None:
+    result = compared(1.0, spread=0.3)
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(
+        ["*latency_ms: insufficient data: *", '*next: pytest benchmarks/ * --sdopt-ab=main -k "*"*']
+    )
+
+
 def test_a_faster_head_is_an_improvement(compared: Any) -> None:
     result = compared(0.9)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["[[]baseline] latency_ms: improvement: -9*"])
+    result.stdout.fnmatch_lines(["[[]baseline] latency_ms: improvement: -*"])
 
 
 def test_less_work_is_an_improvement_and_more_a_regression(compared: Any) -> None:
