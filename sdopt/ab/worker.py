@@ -64,7 +64,7 @@ class Station:
 
     def inject(self, fault: str) -> dict[str, Any]:
         """For the self-test: take the last fault out, and put this one in; 'none' is none."""
-        from sdopt.selftest.slowdowns import inject
+        from sdopt.ab.slowdowns import inject
 
         if self.undo is not None:
             self.undo()

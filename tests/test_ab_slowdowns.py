@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sdopt.ab.slowdowns import _spin, inject
 from sdopt.errors import UnknownNameError
 from sdopt.levels import BASELINE
 from sdopt.pipeline import LevelPipeline, build
-from sdopt.selftest.slowdowns import _spin, inject
 from sdopt.sources import Source
 from sdopt.workload import Request, generate
 
@@ -27,7 +27,7 @@ def pipeline(micro_source: Source) -> LevelPipeline:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The milliseconds of every wait, which are not waited."""
     waited: list[float] = []
-    monkeypatch.setattr("sdopt.selftest.slowdowns._spin", waited.append)
+    monkeypatch.setattr("sdopt.ab.slowdowns._spin", waited.append)
     return waited
 
 
