@@ -19,7 +19,7 @@ from sdopt.levels import FINAL, Level
 from sdopt.measure.quality import to_uint8
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.selftest.fault import Fault, Faulty, Finding
-from sdopt.selftest.harness import Folder, HarnessFault, all_caught, harness_faults
+from sdopt.selftest.harness import Folder, HarnessFault, harness_faults
 from sdopt.selftest.judging import finding, judge_optimization_fault, judge_picture_fault
 from sdopt.selftest.matrix import interval, matrix, totals
 from sdopt.selftest.optimizations import optimization_faults
@@ -117,8 +117,6 @@ def test_the_matrix_shows_what_was_missed() -> None:
         "picture: 1 of 1 right (95 % interval 3 to 100 %)",
         "harness: 0 of 1 right (95 % interval 0 to 98 %)",
     ]
-    assert not all_caught(findings)
-    assert all_caught(findings[:1])
 
 
 OPTIMIZATION_FAULTS = {fault.name: fault for fault in optimization_faults()}

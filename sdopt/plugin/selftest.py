@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,8 @@ class Bench:
     def folder(self) -> Folder:
         """A folder with benchmarks and one stored run."""
         if self._folder is None:
-            root = Path(self._stack.enter_context(_temporary_folder()))
+            temporary = tempfile.TemporaryDirectory(prefix="sdopt-selftest-")
+            root = Path(self._stack.enter_context(temporary))
             with self.suite.progress.during("a folder with one stored run"):
                 self._folder = prepared(root / "template", self.benchmarks)
         return self._folder
@@ -63,12 +64,6 @@ class Bench:
     def close(self) -> None:
         """Free the pipeline, remove the folder."""
         self._stack.close()
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="sdopt-selftest-") as folder:
-        yield folder
 
 
 class FaultItem(pytest.Item):

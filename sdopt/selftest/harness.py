@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -265,8 +265,3 @@ def _is_whole(path: Path) -> bool:
 def _contents(folder: Folder) -> Mapping[str, bytes]:
     files = sorted((folder.path / "baselines").rglob("*"))
     return {str(path): path.read_bytes() for path in files if path.is_file()}
-
-
-def all_caught(findings: Sequence[Finding]) -> bool:
-    """Whether every fault was caught and no control was."""
-    return all(finding.caught for finding in findings)
