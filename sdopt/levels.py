@@ -38,6 +38,10 @@ class Level:
     scheduler: Scheduler = "euler-ancestral"
     steps: int = 30
     cfg_cutoff: float | None = None
+    whole_graph: bool = False
+    fused: bool = False
+    hoisted: bool = False
+    feature_cache: bool = False
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
@@ -129,6 +133,35 @@ DPM_20_CUTOFF = DPM_20.then(
 FINAL = DPM_20_CUTOFF.then(
     "final", why="everything above with the Tiny VAE: the published end point", decoder="tiny-vae"
 )
+ONE_GRAPH = DPM_20.then(
+    "one-graph",
+    why="text encoder, all steps and the decoder as one CUDA graph: the host launches once",
+    whole_graph=True,
+)
+FUSED = ONE_GRAPH.then(
+    "fused",
+    why="kernels of our own instead of Inductor's: convolutions over boxes, joined products",
+    compiled=False,
+    fused=True,
+)
+HOISTED = FUSED.then(
+    "hoisted",
+    why="time embeddings and the prompts' keys and values are computed once, not at every step",
+    hoisted=True,
+)
+HOISTED_CUTOFF = HOISTED.then(
+    "hoisted-cutoff",
+    why="no unconditional branch once guidance has set the layout",
+    cfg_cutoff=0.4,
+)
+EXPRESS = HOISTED_CUTOFF.then(
+    "express", why="the algorithm of `final` on the engine: the Tiny VAE", decoder="tiny-vae"
+)
+TURBO = EXPRESS.then(
+    "turbo",
+    why="the UNet's deep features are computed at 5 of 20 steps and reused at the others",
+    feature_cache=True,
+)
 
 LEVELS: dict[str, Level] = {
     level.name: level
@@ -142,6 +175,12 @@ LEVELS: dict[str, Level] = {
         EULER_20_CUTOFF,
         DPM_20_CUTOFF,
         FINAL,
+        ONE_GRAPH,
+        FUSED,
+        HOISTED,
+        HOISTED_CUTOFF,
+        EXPRESS,
+        TURBO,
     )
 }
 

@@ -16,13 +16,20 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from sdopt.errors import OutOfMemoryError, SourceError
+from sdopt.engine.call import drawn_whole
+from sdopt.engine.modules import fuse_modules
+from sdopt.engine.picture import PictureEngine
+from sdopt.engine.ops import LEAST_CAPABILITY
+from sdopt.errors import OutOfMemoryError, SdoptError, SourceError
 from sdopt.levels import Level, get_level
 from sdopt.optimizations.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.optimizations.compilation import compile_decoder, compile_unet
 from sdopt.optimizations.settings import process_settings
 from sdopt.sd15 import random_parts, random_tiny_vae
 from sdopt.sources import Source, resolve
+
+
+_SIGNATURE = inspect.signature(StableDiffusionPipeline.__call__)
 
 
 class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
@@ -36,14 +43,24 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     level: Level
     source: Source
     step_callback: Any = None
+    engine: PictureEngine | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is; diffusers' own property walks all modules, milliseconds a picture."""
+        device: torch.device = self.unet.conv_in.weight.device
+        return device
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as StableDiffusionPipeline does, with the level's settings in force."""
-        call = inspect.signature(StableDiffusionPipeline.__call__).bind(self, *args, **kwargs)
+        call = _SIGNATURE.bind(self, *args, **kwargs)
         arguments = {**self._defaults(), **call.arguments, **call.arguments.get("kwargs", {})}
         for name in ("self", "kwargs"):
             arguments.pop(name, None)
         self._check_prompts(arguments)
+        if self.engine is not None:
+            with process_settings(self.level), naming_the_hungry(self.level, self.device):
+                return drawn_whole(self, self.engine, arguments)
         if self.step_callback is not None:
             self._add_step_callback(arguments)
         with process_settings(self.level), naming_the_hungry(self.level, self.device):
@@ -174,6 +191,19 @@ def apply_compiled(pipeline: LevelPipeline, level: Level) -> None:
         compile_decoder(pipeline.vae, level.compile_mode)
 
 
+def apply_fused(pipeline: LevelPipeline, level: Level) -> None:
+    """Our own forward passes over Triton kernels; on the CPU over PyTorch's operations."""
+    if level.fused:
+        check_capability(level, pipeline.device)
+        fuse_modules(pipeline)
+
+
+def apply_whole_graph(pipeline: LevelPipeline, level: Level) -> None:
+    """One CUDA graph for a whole picture, captured at the first call with a new kind of one."""
+    if level.whole_graph:
+        pipeline.engine = PictureEngine(pipeline=pipeline, level=level)
+
+
 # Weights are swapped and laid out before they are compiled; steps and TF32 act at each call.
 APPLY: tuple[Callable[[LevelPipeline, Level], None], ...] = (
     apply_decoder,
@@ -181,7 +211,22 @@ APPLY: tuple[Callable[[LevelPipeline, Level], None], ...] = (
     apply_scheduler,
     apply_cfg_cutoff,
     apply_compiled,
+    apply_fused,
+    apply_whole_graph,
 )
+
+
+def check_capability(level: Level, device: torch.device) -> None:
+    """Raise SdoptError on a GPU that the fused kernels cannot run on."""
+    if device.type != "cuda":
+        return
+    found = torch.cuda.get_device_capability(device)
+    if found < LEAST_CAPABILITY:
+        raise SdoptError(
+            f"level {level.name!r}: its kernels need a GPU of compute capability "
+            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or newer (Hopper), {device} has "
+            f"{found[0]}.{found[1]}; choose 'one-graph' or another level without them"
+        )
 
 
 @contextmanager

@@ -36,6 +36,11 @@ def eager_calls() -> Iterator[None]:
         _replaying = before
 
 
+def replaying() -> bool:
+    """Whether captured graphs may be replayed here; not inside of `eager_calls`."""
+    return _replaying
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph

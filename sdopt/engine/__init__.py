@@ -1,0 +1,1 @@
+"""One picture as one CUDA graph over fused kernels: text encoder, denoising loop and decoder."""

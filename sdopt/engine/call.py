@@ -1,0 +1,139 @@
+"""A diffusers call drawn by the picture engine: the arguments it takes, and refusal of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from torch import Tensor
+
+from sdopt.errors import SdoptError
+
+if TYPE_CHECKING:
+    from sdopt.engine.picture import PictureEngine
+    from sdopt.pipeline import LevelPipeline
+
+ARGUMENTS = (
+    "prompt",
+    "negative_prompt",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "num_images_per_prompt",
+    "generator",
+    "latents",
+    "output_type",
+    "return_dict",
+)
+OUTPUT_TYPES = ("pil", "np", "pt")
+IGNORED: Mapping[str, Any] = {"eta": 0.0, "guidance_rescale": 0.0}
+"""Arguments whose defaults of diffusers mean: not used."""
+MULTIPLE_PX = 64
+"""Sides of pictures: the UNet halves the latents three times, and doubles them exactly."""
+
+
+def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[str, Any]) -> Any:
+    """What `StableDiffusionPipeline.__call__` returns. Raises SdoptError for other arguments."""
+    given = dict(arguments)
+    check_arguments(engine.level.name, given)
+    height, width = _size(pipeline, given)
+    prompts = _prompts(given)
+    guidance_scale = float(given["guidance_scale"])
+    guided = guidance_scale > 1
+    ids = token_ids(pipeline, prompts, _negatives(given, prompts) if guided else [])
+    noise = pipeline.prepare_latents(
+        len(prompts),
+        pipeline.unet.config.in_channels,
+        height,
+        width,
+        pipeline.unet.conv_in.weight.dtype,
+        pipeline.device,
+        given.get("generator"),
+        given.get("latents"),
+    )
+    # That scaled them by what the scheduler starts with, as the engine does itself.
+    noise = noise / pipeline.scheduler.init_noise_sigma
+    picture = engine.draw(ids, noise, guidance_scale, given["num_inference_steps"])
+    images = finished(pipeline, picture, given.get("output_type", "pil"))
+    if not given.get("return_dict", True):
+        return images, None
+    return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
+
+
+def finished(pipeline: LevelPipeline, picture: Tensor, output_type: str) -> Any:
+    """The picture as diffusers returns it; an array is finished on the device, not on the host."""
+    if output_type != "np":
+        return pipeline.image_processor.postprocess(picture, output_type=output_type)
+    unit = (picture * 0.5 + 0.5).clamp(0, 1)
+    return unit.permute(0, 2, 3, 1).float().contiguous().cpu().numpy()
+
+
+def check_arguments(level: str, given: dict[str, Any]) -> None:
+    """Raise SdoptError naming an argument that the engine cannot honour."""
+    unused = [n for n, v in given.items() if n not in ARGUMENTS and v != IGNORED.get(n) and v]
+    if unused:
+        raise SdoptError(
+            f"level {level!r} draws a picture as one graph, which cannot use {', '.join(unused)}; "
+            f"it takes {', '.join(ARGUMENTS)}; use a level without it, such as 'final'"
+        )
+    if given.get("output_type", "pil") not in OUTPUT_TYPES:
+        raise SdoptError(
+            f"output_type is {given['output_type']!r}; choose from: {', '.join(OUTPUT_TYPES)}"
+        )
+    steps = given["num_inference_steps"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SdoptError(f"num_inference_steps is {steps!r}; it is an integer, 1 or more")
+
+
+def token_ids(pipeline: LevelPipeline, prompts: list[str], negatives: list[str]) -> Tensor:
+    """Tokens of the negative prompts, then of the prompts, (prompts, tokens), on the host."""
+    tokenizer = pipeline.tokenizer
+    texts = [*negatives, *prompts]
+    if len(tokenizer.added_tokens_encoder) > len(set(tokenizer.all_special_tokens)):
+        # Textual inversions are tokens that were added; their search tokenizes every prompt twice.
+        texts = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
+    ids: Tensor = tokenizer(
+        texts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids
+
+
+def _size(pipeline: LevelPipeline, given: dict[str, Any]) -> tuple[int, int]:
+    own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    size = (given.get("height") or own, given.get("width") or own)
+    for name, value in zip(("height", "width"), size, strict=True):
+        if not isinstance(value, int) or value < MULTIPLE_PX or value % MULTIPLE_PX:
+            raise SdoptError(
+                f"{name} is {value!r}; this level draws multiples of {MULTIPLE_PX} px, from "
+                f"{MULTIPLE_PX} on; use one, or a level without the engine, such as 'final'"
+            )
+    return size
+
+
+def _prompts(given: dict[str, Any]) -> list[str]:
+    prompt = given.get("prompt")
+    if not isinstance(prompt, (str, list)) or not prompt and prompt != "":
+        raise SdoptError(f"prompt is {prompt!r}; give a string or a list of strings")
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    copies = given.get("num_images_per_prompt") or 1
+    return [text for text in prompts for _ in range(copies)]
+
+
+def _negatives(given: dict[str, Any], prompts: list[str]) -> list[str]:
+    negative = given.get("negative_prompt") or ""
+    if isinstance(negative, str):
+        return [negative] * len(prompts)
+    copies = given.get("num_images_per_prompt") or 1
+    negatives = [text for text in negative for _ in range(copies)]
+    if len(negatives) != len(prompts):
+        raise SdoptError(
+            f"{len(negative)} negative prompts for {len(prompts) // copies} prompts; give one, or "
+            "one for each"
+        )
+    return negatives

@@ -1,0 +1,215 @@
+"""The engine's operations: Triton kernels on a GPU, PyTorch's own elsewhere, the same arithmetic.
+
+Pictures are (images, height, width, channels), contiguous; convolution weights (N, taps, taps, C).
+Where a shape's measured tile says `library`, cuDNN or cuBLAS computes it on the GPU as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdopt.engine.tiles import Tile, convolution_key, convolution_tile, product_key, product_tile
+
+LEAST_CAPABILITY = (9, 0)
+"""The compute capability with a tensor memory accelerator: Hopper."""
+LEAST_CHANNELS = 8
+"""A box's rows begin at multiples of 16 bytes: the latents' 4 channels are left to the library."""
+
+_seen: dict[str, tuple[Tensor | None, ...]] | None = None
+
+
+@contextmanager
+def shapes_seen() -> Iterator[dict[str, tuple[Tensor | None, ...]]]:
+    """The operations by their shapes' names, with one set of operands each; for tuning."""
+    global _seen
+    before, _seen = _seen, {}
+    try:
+        yield _seen
+    finally:
+        _seen = before
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """A 3 x 3 convolution with a border of zeros; plus the residual; then ReLU."""
+    n, _, _, c = weight.shape
+    tile = None
+    if c >= LEAST_CHANNELS:
+        _note(convolution_key(*x.shape, n, "conv"), x, weight, bias, residual)
+        tile = convolution_tile(*x.shape, n, "conv") if x.is_cuda else None
+    return tiled_convolution(x, weight, bias, tile, residual=residual, relu=relu)
+
+
+def tiled_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tile: Tile | None,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`convolution` cut that way; by the library if there is no tile."""
+    if tile is not None and not tile.library:
+        from sdopt.engine import launch
+
+        return launch.convolution(x, weight, bias, tile, residual=residual, relu=relu)
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, padding=1)
+    out = out.permute(0, 2, 3, 1).contiguous()
+    out = out if residual is None else out + residual
+    return F.relu(out) if relu else out
+
+
+def doubled_convolution(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3 x 3 convolution of the picture at twice its size; see `doubling.doubled_weights`."""
+    n = weights.shape[0] // 4
+    _note(convolution_key(*x.shape, n, "doubled"), x, weights, bias)
+    tile = convolution_tile(*x.shape, n, "doubled") if x.is_cuda else None
+    return tiled_doubled_convolution(x, weights, bias, tile)
+
+
+def tiled_doubled_convolution(
+    x: Tensor, weights: Tensor, bias: Tensor | None, tile: Tile | None
+) -> Tensor:
+    """`doubled_convolution` cut that way; by the library, as four convolutions, without a tile."""
+    if tile is not None and not tile.library:
+        from sdopt.engine import launch
+
+        return launch.convolution(x, weights, bias, tile, phases=2)
+    images, height, width, _ = x.shape
+    padded = F.pad(x.permute(0, 3, 1, 2), (1, 1, 1, 1))
+    out = x.new_empty((images, height, 2, width, 2, weights.shape[0] // 4))
+    for phase, weight in enumerate(weights.chunk(4)):
+        a, b = divmod(phase, 2)
+        part = padded[:, :, a : a + height + 1, b : b + width + 1]
+        out[:, :, a, :, b] = F.conv2d(part, weight.permute(0, 3, 1, 2), bias).permute(0, 2, 3, 1)
+    return out.reshape(images, 2 * height, 2 * width, -1)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    x2: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """x @ weight.T over the last dimension, x continued by x2 if there is one; plus the rest."""
+    n, k = weight.shape
+    flat = x.reshape(-1, x.shape[-1])
+    more = None if x2 is None else x2.reshape(-1, x2.shape[-1])
+    rest = None if residual is None else residual.reshape(-1, n)
+    kind = "linear" if x2 is None else "joined"
+    _note(product_key(flat.shape[0], k, n, kind), flat, weight, bias, more, rest)
+    tile = product_tile(flat.shape[0], k, n, kind) if x.is_cuda else None
+    return tiled_linear(flat, weight, bias, tile, x2=more, residual=rest).reshape(*x.shape[:-1], n)
+
+
+def tiled_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tile: Tile | None,
+    *,
+    x2: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """`linear` of matrices, cut that way; by the library if there is no tile."""
+    if tile is not None and not tile.library:
+        from sdopt.engine import launch
+
+        return launch.matrix_product(x, weight, bias, tile, x2=x2, residual=residual)
+    out = F.linear(x if x2 is None else torch.cat([x, x2], 1), weight, bias)
+    return out if residual is None else out + residual
+
+
+def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The first half of a product's columns times GELU of the second (Shazeer 2020)."""
+    flat = x.reshape(-1, x.shape[-1])
+    n = weight.shape[0] // 2
+    _note(product_key(flat.shape[0], flat.shape[1], n, "geglu"), flat, weight, bias)
+    tile = product_tile(flat.shape[0], flat.shape[1], n, "geglu") if x.is_cuda else None
+    return tiled_geglu(flat, weight, bias, tile).reshape(*x.shape[:-1], n)
+
+
+def tiled_geglu(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None) -> Tensor:
+    """`geglu` of a matrix, cut that way; by the library if there is no tile."""
+    if tile is not None and not tile.library:
+        from sdopt.engine import launch
+
+        return launch.matrix_product(x, weight, bias, tile, geglu=True)
+    values, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
+    return values * F.gelu(gate)
+
+
+def group_norm(
+    x: Tensor, norm: torch.nn.GroupNorm, *, silu: bool = False, x2: Tensor | None = None
+) -> Tensor:
+    """GroupNorm of x, continued along its channels by x2 if there is one; then SiLU."""
+    if x.is_cuda:
+        from sdopt.engine import launch
+
+        return launch.group_norm(
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, x2=x2
+        )
+    joined = x if x2 is None else torch.cat([x, x2], 3)
+    out = F.group_norm(
+        joined.permute(0, 3, 1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps
+    )
+    out = out.permute(0, 2, 3, 1).contiguous()
+    return F.silu(out) if silu else out
+
+
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    """LayerNorm over the last dimension."""
+    if x.is_cuda:
+        from sdopt.engine import launch
+
+        return launch.layer_norm(x, norm.weight, norm.bias, norm.eps)
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention of (images, tokens, heads * size) tensors."""
+    images, tokens, width = q.shape
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out.transpose(1, 2).reshape(images, tokens, width)
+
+
+def solver_step(
+    noise: Tensor, sample: Tensor, before: Tensor, factors: Tensor, copies: int
+) -> Tensor:
+    """One step in place, for factors as `sdopt.engine.solver` makes them; the UNet's next input.
+
+    `noise` is what the UNet predicted, of shape (images, ...) or, with guidance, (2 * images, ...)
+    with the unconditional half first; `sample` and `before` are float32.
+    """
+    if sample.is_cuda:
+        from sdopt.engine import launch
+
+        return launch.solver_step(noise, sample, before, factors, copies)
+    predicted = noise.float()
+    if noise.shape[0] == 2 * sample.shape[0]:
+        unconditional, conditional = predicted.chunk(2)
+        predicted = unconditional + factors[0] * (conditional - unconditional)
+    estimate = factors[1] * sample + factors[2] * predicted
+    sample.copy_(factors[3] * sample + factors[4] * estimate + factors[5] * before)
+    before.copy_(estimate)
+    return torch.cat([sample.to(noise.dtype)] * max(copies, 1))
+
+
+def _note(key: str, *operands: Tensor | None) -> None:
+    if _seen is not None:
+        _seen.setdefault(key, operands)

@@ -1,0 +1,274 @@
+"""A whole picture as one CUDA graph: text encoder, denoising loop and decoder.
+
+The host tokenizes, draws the noise and launches once. Everything that a graph depends on is its
+key; another prompt, seed or guidance scale only changes what it reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdopt.engine import ops
+from sdopt.engine.modules import Hoisted, fuse_modules
+from sdopt.cache_schedule import full_steps
+from sdopt.engine.solver import GUIDANCE, Solver, solver_for
+from sdopt.errors import SdoptError
+from sdopt.levels import Level
+from sdopt.optimizations import cuda_graphs
+
+MOST_GRAPHS = 4
+"""Kinds of pictures whose graphs are kept: sizes, numbers of steps or of pictures."""
+STAGES = ("text", "denoise", "decode")
+
+_one_at_a_time = threading.RLock()
+"""Graphs share their inputs, outputs and memory: a second thread waits for the first."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the kernels of a picture depend on: pictures at once, latents, steps, guidance."""
+
+    images: int
+    height: int
+    width: int
+    tokens: int
+    steps: int
+    guided_steps: int
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """What a graph reads: token ids (prompts, tokens), noise (B, H, W, 4), factors (steps, 6)."""
+
+    ids: Tensor
+    noise: Tensor
+    factors: Tensor
+    times: Tensor
+
+    def copy_(self, other: Inputs) -> None:
+        """Take the other's values over."""
+        for name in ("ids", "noise", "factors", "times"):
+            getattr(self, name).copy_(getattr(other, name))
+
+
+@dataclass(kw_only=True)
+class Captured:
+    """A graph with the tensors it reads and writes; `ticks` are events between its stages."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Inputs
+    picture: Tensor
+    ticks: list[torch.cuda.Event]
+
+
+@dataclass(kw_only=True)
+class PictureEngine:
+    """Draws the pictures of one pipeline; `captures` counts the graphs that it made."""
+
+    pipeline: Any
+    level: Level
+    captures: int = 0
+    steps_run: int = 0
+    graphs: OrderedDict[Kind, Captured] = field(default_factory=OrderedDict)
+    solvers: dict[int, Solver] = field(default_factory=dict)
+    last: Captured | None = None
+    _pool: Any = None
+    _weights: list[tuple[int, int]] = field(default_factory=list)
+    _parameters: list[torch.nn.Parameter] | None = None
+    _modules: tuple[Any, ...] = ()
+    _done: Any = None
+
+    def draw(self, ids: Tensor, noise: Tensor, guidance_scale: float, steps: int) -> Tensor:
+        """Pictures (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
+
+        `ids` holds the prompts' tokens, with guidance the negative prompts' before them; `noise` is
+        (B, 4, H, W).
+        """
+        with _one_at_a_time, torch.no_grad():
+            images, _, height, width = noise.shape
+            guided = self.level.guided_steps(steps) if ids.shape[0] > images else 0
+            kind = Kind(images, height, width, ids.shape[1], steps, guided)
+            inputs = self._inputs(ids, noise, guidance_scale, kind)
+            if noise.device.type != "cuda" or not cuda_graphs.replaying():
+                return self._run(inputs, kind, [])
+            return self._replay(inputs, kind)
+
+    def stage_ms(self) -> dict[str, float]:
+        """The last replay's time in each of STAGES, by the device's clock."""
+        if self.last is None:
+            raise RuntimeError("no graph was replayed yet")
+        ticks = self.last.ticks
+        ticks[-1].synchronize()
+        pairs = zip(ticks, ticks[1:], strict=False)
+        return {s: a.elapsed_time(b) for s, (a, b) in zip(STAGES, pairs, strict=True)}
+
+    def _inputs(self, ids: Tensor, noise: Tensor, guidance_scale: float, kind: Kind) -> Inputs:
+        solver = self._solver(kind.steps)
+        factors = solver.factors.clone()
+        factors[:, GUIDANCE] = guidance_scale
+        device = noise.device
+        return Inputs(
+            ids=ids.to(device),
+            noise=noise.permute(0, 2, 3, 1).contiguous(),
+            factors=factors.to(device),
+            times=solver.timesteps.to(device, torch.float32),
+        )
+
+    def _solver(self, steps: int) -> Solver:
+        if steps not in self.solvers:
+            self.solvers[steps] = solver_for(self.pipeline.scheduler, steps)
+        return self.solvers[steps]
+
+    def _replay(self, inputs: Inputs, kind: Kind) -> Tensor:
+        self._forget_changed_weights()
+        if self._done is not None:
+            self._done.wait()
+        captured = self.graphs.get(kind)
+        if captured is None:
+            captured = self._capture(inputs, kind)
+            self.graphs[kind] = captured
+            if len(self.graphs) > MOST_GRAPHS:
+                self.graphs.popitem(last=False)
+        self.graphs.move_to_end(kind)
+        captured.inputs.copy_(inputs)
+        captured.graph.replay()
+        self.last = captured
+        picture = captured.picture.clone()
+        self._done = torch.cuda.Event()
+        self._done.record()
+        return picture
+
+    def _forget_changed_weights(self) -> None:
+        """Drop all graphs if a weight moved or was written to since they were captured."""
+        weights = _places(self._watched())
+        if weights != self._weights:
+            self.graphs.clear()
+            if self._weights and self.level.fused:
+                fuse_modules(self.pipeline)  # its joined weights are those of before
+            self._weights = _places(self._watched())
+
+    def _watched(self) -> list[torch.nn.Parameter]:
+        """All weights that a picture is drawn with; walking the modules takes milliseconds."""
+        modules = (self.pipeline.text_encoder, self.pipeline.unet, self.pipeline.vae)
+        if self._parameters is None:
+            self._modules = modules
+            self._parameters = [weight for module in modules for weight in module.parameters()]
+        if any(now is not then for now, then in zip(modules, self._modules, strict=True)):
+            raise SdoptError(
+                f"level {self.level.name!r}: a module of the pipeline was replaced after it was "
+                "built; replace modules in the source's folder and load the level again"
+            )
+        return self._parameters
+
+    def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
+        static = Inputs(
+            ids=inputs.ids.clone(),
+            noise=inputs.noise.clone(),
+            factors=inputs.factors.clone(),
+            times=inputs.times.clone(),
+        )
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        self.captures += 1
+        with cuda_graphs.eager_calls():
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._run(static, kind, [])
+            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.synchronize()
+            ticks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                picture = self._run(static, kind, ticks)
+        return Captured(graph=graph, inputs=static, picture=picture, ticks=ticks)
+
+    def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[torch.cuda.Event]) -> Tensor:
+        """Draw without a graph, or while one records."""
+        marks = iter(ticks)
+        _tick(marks)
+        text = self.pipeline.text_encoder(inputs.ids)[0]
+        _tick(marks)
+        sample = self._denoise(inputs, kind, text)
+        _tick(marks)
+        vae = self.pipeline.vae
+        latents = (sample / vae.config.scaling_factor).to(text.dtype).permute(0, 3, 1, 2)
+        picture: Tensor = vae.decode(latents, return_dict=False)[0]
+        _tick(marks)
+        return picture
+
+    def _denoise(self, inputs: Inputs, kind: Kind, text: Tensor) -> Tensor:
+        """The loop over all steps; latents (B, H, W, 4), float32."""
+        sample = inputs.noise.float() * self.pipeline.scheduler.init_noise_sigma
+        before = torch.zeros_like(sample)
+        copies = 2 if kind.guided_steps else 1
+        x = torch.cat([sample.to(text.dtype)] * copies)
+        hoisted = self._hoisted(inputs.times, text)
+        full = set(self._full_steps(kind))
+        deep = None
+        for step in range(kind.steps):
+            guided = step < kind.guided_steps
+            if not guided and text.shape[0] > kind.images:
+                text = text[kind.images :].clone()
+                hoisted = [_without_unconditional(one, kind.images) for one in hoisted]
+                deep = None if deep is None else deep[kind.images :]
+            deep = None if step in full else deep
+            noise, deep = self._predict(x, inputs.times[step], text, hoisted[step : step + 1], deep)
+            copies = 2 if step + 1 < kind.guided_steps else 1
+            x = ops.solver_step(noise, sample, before, inputs.factors[step], copies)
+            self.steps_run += 1
+        return sample
+
+    def _full_steps(self, kind: Kind) -> tuple[int, ...]:
+        """The steps that evaluate the whole UNet; the others reuse its deep features."""
+        if self.level.feature_cache:
+            return full_steps(kind.steps, kind.guided_steps)
+        return tuple(range(kind.steps))
+
+    def _predict(
+        self, x: Tensor, time: Tensor, text: Tensor, hoisted: list[Hoisted], deep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The predicted noise, and the deep features to reuse if the level does that."""
+        more: dict[str, Any] = {"hoisted": hoisted[0]} if hoisted else {}
+        if self.level.feature_cache:
+            more |= {"store": True} if deep is None else {"deep": deep}
+        noise, *stored = self.pipeline.unet(
+            x.permute(0, 3, 1, 2), time, encoder_hidden_states=text, return_dict=False, **more
+        )
+        return noise.permute(0, 2, 3, 1).contiguous(), stored[0] if stored else deep
+
+    def _hoisted(self, times: Tensor, text: Tensor) -> list[Hoisted]:
+        """What each step needs from its timestep and the prompts, or nothing if not hoisted."""
+        if not self.level.hoisted:
+            return []
+        fused = self.pipeline.fused_unet
+        context = fused.context(text)
+        shifts = fused.shifts(times)
+        return [
+            Hoisted(shift={m: rows[step] for m, rows in shifts.items()}, context=context)
+            for step in range(len(times))
+        ]
+
+
+def _places(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
+    """Where each weight is, and how often it was written to."""
+    return [(weight.data_ptr(), weight._version) for weight in weights]
+
+
+def _without_unconditional(hoisted: Hoisted, images: int) -> Hoisted:
+    """The conditional half, which comes last."""
+    halves = {m: (k[images:], v[images:]) for m, (k, v) in hoisted.context.items()}
+    return Hoisted(shift=hoisted.shift, context=halves)
+
+
+def _tick(marks: Any) -> None:
+    event = next(marks, None)
+    if event is not None:
+        event.record()

@@ -1,0 +1,33 @@
+"""CLIP's text encoder over the engine's fused operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdopt.engine import ops
+
+
+def encode_text(encoder: Any, ids: Tensor) -> Tensor:
+    """The last hidden state of a transformers CLIPTextModel for token ids (prompts, tokens)."""
+    model = getattr(encoder, "text_model", encoder)
+    embeddings = model.embeddings
+    positions = embeddings.position_embedding.weight[: ids.shape[1]]
+    x = embeddings.token_embedding.weight[ids] + positions
+    for layer in model.encoder.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        normed = ops.layer_norm(x, layer.layer_norm1)
+        q, k, v = (
+            ops.linear(normed, one.weight, one.bias)
+            for one in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        attended = ops.attention(q, k, v, attention.num_heads, causal=True)
+        out = attention.out_proj
+        x = ops.linear(attended, out.weight, out.bias, residual=x)
+        normed = ops.layer_norm(x, layer.layer_norm2)
+        hidden = ops.linear(normed, mlp.fc1.weight, mlp.fc1.bias)
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        x = ops.linear(hidden, mlp.fc2.weight, mlp.fc2.bias, residual=x)
+    return ops.layer_norm(x, model.final_layer_norm)

@@ -1,0 +1,107 @@
+"""How a kernel's work is cut: tiles measured for known shapes, a rule for all others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+TUNED = Path(__file__).with_name("tuned.json")
+MULTIPROCESSORS = 132
+"""Of an H100 or H200: how many tiles can be worked on at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One program's share: `images` x `height` x `width` pixels by `columns` of the result.
+
+    A convolution's program computes `extra` columns more, where powers of 2 do not fit the width.
+    `depth` entries of the sum are loaded at a time, `stages` such loads are under way, and the sum
+    is cut into `splits` that different programs compute. A matrix product's rows are its `height`.
+    `library` leaves the operation to cuDNN or cuBLAS.
+    """
+
+    images: int = 1
+    height: int = 8
+    width: int = 16
+    columns: int = 64
+    extra: int = 0
+    depth: int = 64
+    stages: int = 4
+    warps: int = 4
+    splits: int = 1
+    library: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Rows of the matrix product that one program computes."""
+        return self.images * self.height * self.width
+
+
+def convolution_key(images: int, height: int, width: int, c: int, n: int, kind: str) -> str:
+    """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv or doubled."""
+    return f"{kind} {images}x{height}x{width}x{c}-{n}"
+
+
+def product_key(m: int, k: int, n: int, kind: str) -> str:
+    """The name of a matrix product's shape: 'linear 8192x320-320'; `kind` is linear or geglu."""
+    return f"{kind} {m}x{k}-{n}"
+
+
+@lru_cache
+def tuned() -> dict[str, Tile]:
+    """The tiles that were measured, by shape; `python -m sdopt.engine.tune` writes them."""
+    if not TUNED.exists():
+        return {}
+    stored = json.loads(TUNED.read_text(encoding="utf-8"))
+    return {key: Tile(**fields) for key, fields in stored["tiles"].items()}
+
+
+def convolution_tile(images: int, height: int, width: int, c: int, n: int, kind: str) -> Tile:
+    """The measured tile of this convolution, or one by rule."""
+    found = tuned().get(convolution_key(images, height, width, c, n, kind))
+    return found or ruled_convolution(images, height, width, c, n, kind)
+
+
+def product_tile(m: int, k: int, n: int, kind: str) -> Tile:
+    """The measured tile of this matrix product, or one by rule."""
+    return tuned().get(product_key(m, k, n, kind)) or ruled_product(m, k, n, kind)
+
+
+def ruled_convolution(images: int, height: int, width: int, c: int, n: int, kind: str) -> Tile:
+    """128 pixels by 64 channels, and the sum split until all multiprocessors have work."""
+    wide = min(16, _power_below(width))
+    high = min(128 // wide, _power_above(height))
+    several = min(128 // (wide * high), _power_above(images))
+    columns = 16 if n <= 16 else 32 if n <= 32 else 64
+    tiles = -(-images // several) * -(-height // high) * -(-width // wide) * -(-n // columns)
+    taps = 4 if kind == "doubled" else 9
+    tiles *= 4 if kind == "doubled" else 1
+    splits = 1 if kind == "doubled" else _splits(tiles, taps * -(-c // 64))
+    # A matrix unit works on 64 rows at least: smaller pictures leave the rest of the box empty.
+    if several * high * wide < 64:
+        high = 64 // (several * wide)
+    return Tile(images=several, height=high, width=wide, columns=columns, splits=splits)
+
+
+def ruled_product(m: int, k: int, n: int, kind: str) -> Tile:
+    """128 rows by 64 columns (64 for few rows), split like a convolution."""
+    rows = 128 if m > 64 else 64
+    columns = 16 if n <= 16 else 32 if n <= 32 else 64
+    tiles = -(-m // rows) * -(-n // columns)
+    splits = 1 if kind == "geglu" else _splits(tiles, -(-k // 64))
+    return Tile(height=rows, width=1, columns=columns, splits=splits)
+
+
+def _splits(tiles: int, blocks: int) -> int:
+    """As many as fill the multiprocessors twice, each with 8 blocks of the sum or more."""
+    return max(1, min(2 * MULTIPROCESSORS // tiles, blocks // 8, 8))
+
+
+def _power_below(number: int) -> int:
+    return 1 << (number.bit_length() - 1)
+
+
+def _power_above(number: int) -> int:
+    return 1 << (number - 1).bit_length()

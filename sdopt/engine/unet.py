@@ -1,0 +1,276 @@
+"""The forward pass of diffusers' UNet2DConditionModel, over the engine's fused operations.
+
+It reads the modules' own weights and computes what they compute, for Stable Diffusion 1.x: the
+class's options that such models do not use are refused by name when it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdopt.engine import ops
+from sdopt.engine.doubling import doubled_weights
+from sdopt.errors import SdoptError
+
+SUPPORTED: Mapping[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_type": "positional",
+    "use_linear_projection": False,
+}
+"""The options of a UNet2DConditionModel that this forward pass was written for."""
+
+Context = Mapping[nn.Module, tuple[Tensor, Tensor]]
+"""Keys and values of the prompts, (images, tokens, width) each, by cross-attention module."""
+Shift = Mapping[nn.Module, Tensor]
+"""What a residual block's first convolution adds at a step, of shape (channels,), by block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached:
+    """The features of a full step: the input of the UNet's last layer, one for each image."""
+
+    deep: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class FusedUNet:
+    """A UNet's weights, laid out for the engine; they stay the module's own wherever they can.
+
+    Queries, keys and values of self-attention are one product: their weights are joined, and the
+    module's own become views of the joined ones. A transformer's last two products, of its last
+    feed-forward and its output, have no nonlinearity between them and are one as well.
+    """
+
+    unet: Any
+    joined: dict[nn.Module, Tensor] = field(default_factory=dict)
+    doubled: dict[nn.Module, Tensor] = field(default_factory=dict)
+    merged: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_supported(self.unet.config)
+        for module in self.unet.modules():
+            kind = type(module).__name__
+            if kind == "BasicTransformerBlock":
+                self.joined[module.attn1] = _join_weights(module.attn1)
+            if kind == "Upsample2D":
+                self.doubled[module] = doubled_weights(module.conv.weight)
+            if kind == "Transformer2DModel":
+                last = module.transformer_blocks[-1].ff.net[2]
+                self.merged[module] = merged_products(last, module.proj_out)
+
+    def shifts(self, timesteps: Tensor) -> dict[nn.Module, Tensor]:
+        """The residual blocks' shifts at some timesteps, of shape (timesteps, channels) each.
+
+        A block adds its projection of the time embedding to its first convolution: that is a bias.
+        """
+        unet = self.unet
+        waves = unet.time_proj(timesteps).to(unet.dtype)
+        embedded = F.silu(unet.time_embedding(waves))
+        return {
+            module: module.time_emb_proj(embedded) + module.conv1.bias
+            for module in unet.modules()
+            if type(module).__name__ == "ResnetBlock2D"
+        }
+
+    def context(self, text: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """Keys and values of every cross-attention for the encoded prompts."""
+        return {
+            module.attn2: (
+                ops.linear(text, _w(module.attn2.to_k)),
+                ops.linear(text, _w(module.attn2.to_v)),
+            )
+            for module in self.unet.modules()
+            if type(module).__name__ == "BasicTransformerBlock"
+        }
+
+    def __call__(self, x: Tensor, shift: Shift, context: Context) -> Tensor:
+        """Predicted noise (B, H, W, 4) for latents x (B, H, W, 4)."""
+        return self.store(x, shift, context)[0]
+
+    def store(self, x: Tensor, shift: Shift, context: Context) -> tuple[Tensor, Tensor]:
+        """The predicted noise, and the last layer's deep input (B, H, W, channels) to reuse."""
+        unet = self.unet
+        x = ops.convolution(x, _taps(unet.conv_in), unet.conv_in.bias)
+        skips = [x]
+        for block in unet.down_blocks:
+            for x in self._down(block, x, shift, context):
+                skips.append(x)
+        x = self._middle(unet.mid_block, x, shift, context)
+        *blocks, last = unet.up_blocks
+        for block in blocks:
+            x = self._up(block, x, skips, shift, context)
+        for layer in range(len(last.resnets) - 1):
+            x = self._layer(last, layer, x, skips.pop(), shift, context)
+        return self._end(x, skips.pop(), shift, context), x
+
+    def shallow(self, x: Tensor, deep: Tensor, shift: Shift, context: Context) -> Tensor:
+        """The predicted noise from `deep`, what `store` gave at an earlier step.
+
+        Source: DeepCache, https://arxiv.org/abs/2312.00858. Exact if `deep` is this step's own.
+        """
+        x = ops.convolution(x, _taps(self.unet.conv_in), self.unet.conv_in.bias)
+        return self._end(deep, x, shift, context)
+
+    def _end(self, deep: Tensor, skip: Tensor, shift: Shift, context: Context) -> Tensor:
+        unet = self.unet
+        last = unet.up_blocks[-1]
+        x = self._layer(last, len(last.resnets) - 1, deep, skip, shift, context)
+        x = ops.group_norm(x, unet.conv_norm_out, silu=True)
+        return ops.convolution(x, _taps(unet.conv_out), unet.conv_out.bias)
+
+    def _down(self, block: Any, x: Tensor, shift: Shift, context: Context) -> list[Tensor]:
+        outputs = []
+        for layer in range(len(block.resnets)):
+            x = self._layer(block, layer, x, None, shift, context)
+            outputs.append(x)
+        for sampler in block.downsamplers or ():
+            outputs.append(downsampled(x, sampler.conv))
+        return outputs
+
+    def _middle(self, block: Any, x: Tensor, shift: Shift, context: Context) -> Tensor:
+        x = residual_block(block.resnets[0], x, shift)
+        for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+            x = self._transformer(attention, x, context)
+            x = residual_block(resnet, x, shift)
+        return x
+
+    def _up(
+        self, block: Any, x: Tensor, skips: list[Tensor], shift: Shift, context: Context
+    ) -> Tensor:
+        for layer in range(len(block.resnets)):
+            x = self._layer(block, layer, x, skips.pop(), shift, context)
+        for sampler in block.upsamplers or ():
+            x = ops.doubled_convolution(x, self.doubled[sampler], sampler.conv.bias)
+        return x
+
+    def _layer(
+        self,
+        block: Any,
+        layer: int,
+        x: Tensor,
+        skip: Tensor | None,
+        shift: Shift,
+        context: Context,
+    ) -> Tensor:
+        x = residual_block(block.resnets[layer], x, shift, skip)
+        if getattr(block, "has_cross_attention", False):
+            x = self._transformer(block.attentions[layer], x, context)
+        return x
+
+    def _transformer(self, module: Any, x: Tensor, context: Context) -> Tensor:
+        """Transformer2DModel: its 1 x 1 convolutions are products over tokens."""
+        images, height, width, _ = x.shape
+        outer = x
+        x = ops.group_norm(x, module.norm)
+        x = ops.linear(x, _flat(module.proj_in), module.proj_in.bias)
+        x = x.reshape(images, height * width, -1)
+        *blocks, last = module.transformer_blocks
+        for block in blocks:
+            x, hidden = self._transformer_block(block, x, context)
+            x = ops.linear(hidden, _w(block.ff.net[2]), block.ff.net[2].bias, residual=x)
+        x, hidden = self._transformer_block(last, x, context)
+        weight, bias = self.merged[module]
+        out = ops.linear(
+            x, weight, bias, x2=hidden, residual=outer.reshape(x.shape[0], x.shape[1], -1)
+        )
+        return out.reshape(outer.shape)
+
+    def _transformer_block(self, block: Any, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """A BasicTransformerBlock up to its feed-forward's hidden values, which are left to add."""
+        one, other = block.attn1, block.attn2
+        joined = ops.linear(ops.layer_norm(x, block.norm1), self.joined[one])
+        attended = ops.attention(*joined.chunk(3, dim=-1), one.heads)
+        x = ops.linear(attended, _w(one.to_out[0]), one.to_out[0].bias, residual=x)
+        query = ops.linear(ops.layer_norm(x, block.norm2), _w(other.to_q))
+        attended = ops.attention(query, *context[other], other.heads)
+        x = ops.linear(attended, _w(other.to_out[0]), other.to_out[0].bias, residual=x)
+        first = block.ff.net[0].proj
+        return x, ops.geglu(ops.layer_norm(x, block.norm3), first.weight, first.bias)
+
+
+def residual_block(
+    module: Any, x: Tensor, shift: Shift | None = None, skip: Tensor | None = None
+) -> Tensor:
+    """ResnetBlock2D of x continued by `skip`, which is never joined to it in memory."""
+    bias = module.conv1.bias if shift is None else shift[module]
+    hidden = ops.group_norm(x, module.norm1, silu=True, x2=skip)
+    hidden = ops.convolution(hidden, _taps(module.conv1), bias)
+    hidden = ops.group_norm(hidden, module.norm2, silu=True)
+    outer = x
+    if module.conv_shortcut is not None:
+        short = module.conv_shortcut
+        outer = ops.linear(x, _flat(short), short.bias, x2=skip)
+    return ops.convolution(hidden, _taps(module.conv2), module.conv2.bias, residual=outer)
+
+
+def downsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3 x 3 convolution of stride 2, by the library: three small ones a call."""
+    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, stride=2, padding=1)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Raise SdoptError naming the first option that the engine does not compute."""
+    for name, value in SUPPORTED.items():
+        if config.get(name, value) != value:
+            raise SdoptError(
+                f"the engine computes UNets with {name}={value!r}, this one has "
+                f"{config[name]!r}; use a level without the engine, such as 'final'"
+            )
+
+
+def merged_products(first: Any, second: Any) -> tuple[Tensor, Tensor]:
+    """One product for second(x + first(y)): its weight (N, width + hidden) for x and y, its bias.
+
+    `first` is a linear layer, `second` a 1 x 1 convolution. Computed in float32, rounded once.
+    """
+    outer = _flat(second).float()
+    weight = torch.cat([outer, outer @ first.weight.float()], 1)
+    bias = second.bias.float() + outer @ first.bias.float()
+    return weight.to(first.weight.dtype), bias.to(first.weight.dtype)
+
+
+def _join_weights(attention: Any) -> Tensor:
+    """The joined weights of queries, keys and values, (3 * width, width)."""
+    projections: Sequence[Any] = (attention.to_q, attention.to_k, attention.to_v)
+    joined = torch.cat([projection.weight for projection in projections])
+    for projection, own in zip(projections, joined.chunk(3), strict=True):
+        projection.weight.data = own
+    return joined
+
+
+def _w(projection: Any) -> Tensor:
+    weight: Tensor = projection.weight
+    return weight
+
+
+def _taps(conv: Any) -> Tensor:
+    """A convolution's weight as (N, taps, taps, C); no copy if it is channels-last."""
+    weight: Tensor = conv.weight.permute(0, 2, 3, 1)
+    return weight.contiguous()
+
+
+def _flat(conv: Any) -> Tensor:
+    """A 1 x 1 convolution's weight as a matrix (N, C)."""
+    weight: Tensor = conv.weight
+    return weight.flatten(1)
