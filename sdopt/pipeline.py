@@ -46,7 +46,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         self._check_prompts(arguments)
         if self.step_callback is not None:
             self._add_step_callback(arguments)
-        with process_settings(self.level), naming_the_hungry(self.level, self.device):
+        with process_settings(self.level, self.device), naming_the_hungry(self.level, self.device):
             return super().__call__(**arguments)
 
     def _defaults(self) -> dict[str, Any]:
