@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from project import Project, scale_latency
 
@@ -78,3 +80,15 @@ def test_effects_and_work_are_judged_as_without_it(
     monkeypatch.setenv("SDOPT_FAULT", "loop:0.1")
     stored.edit_history(scale_latency(100))
     stored.run(*CARRY, tests="benchmarks/test_work.py").assert_outcomes(passed=2)
+
+
+def test_it_can_be_loaded_before_a_conftest_names_the_suites_plugin(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDOPT_FAULT", "host:300")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    source = f"--sdopt-source={project.source}"
+    strict = ("-W", "error::pytest.PytestAssertRewriteWarning")
+    result = project.pytester.runpytest_subprocess("--collect-only", source, *strict, *CARRY)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines([BANNER])
