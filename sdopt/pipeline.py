@@ -63,7 +63,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
                 return drawn_whole(self, self.engine, arguments)
         if self.step_callback is not None:
             self._add_step_callback(arguments)
-        with process_settings(self.level), naming_the_hungry(self.level, self.device):
+        with process_settings(self.level, self.device), naming_the_hungry(self.level, self.device):
             return super().__call__(**arguments)
 
     def _defaults(self) -> dict[str, Any]:
@@ -117,12 +117,19 @@ def build(source: Source, level: Level, device: torch.device | None = None) -> L
     device = device or default_device()
     with naming_the_hungry(level, device):
         pipeline = load_weights(source, device, default_dtype(device))
-        pipeline.level, pipeline.source = level, source
-        for apply in APPLY:
-            apply(pipeline, level)
-            pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
+        apply_level(pipeline, source, level, device)
     return pipeline
+
+
+def apply_level(
+    pipeline: LevelPipeline, source: Source, level: Level, device: torch.device
+) -> None:
+    """Apply the level's fields to an eager pipeline of the source's weights."""
+    pipeline.level, pipeline.source = level, source
+    for apply in APPLY:
+        apply(pipeline, level)
+        pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
 
 
 def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> LevelPipeline:

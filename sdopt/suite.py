@@ -43,7 +43,8 @@ class Settings:
     """What the command line asks for.
 
     `compare` is None, '' for the newest stored run, or the name of one. `unfit` says why timings
-    of this run would mean nothing, if they would. `command` starts the same run again.
+    of this run would mean nothing, if they would. `command` starts the same run again. `fault` is
+    what `sdopt.plugin.carry` puts into every pipeline.
     """
 
     source: str = "auto"
@@ -53,6 +54,7 @@ class Settings:
     compare: str | None = None
     unfit: str | None = None
     command: str = RUN
+    fault: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -191,6 +193,8 @@ class Suite:
         what = "first picture, compiling" if level.compiled else "first picture"
         with self.progress.during(f"[{level.name}] {what}"):
             first = first_call(pipeline, self.workload.requests[0])
+        if self.settings.fault:
+            self._carry(pipeline, self.settings.fault)
         yield pipeline, first
         # Whoever still holds the pipeline itself holds none of its parts.
         pipeline.__dict__.clear()
@@ -202,6 +206,13 @@ class Suite:
                 f"pipeline was freed, {MEMORY_LEFT_MIB:g} MiB are allowed; something still refers "
                 "to it"
             )
+
+    def _carry(self, pipeline: LevelPipeline, fault: str) -> None:
+        """Put the fault in for good: whoever could take it out would keep the pipeline's parts."""
+        from sdopt.ab.slowdowns import inject
+        from sdopt.measure.timing import picture_ms
+
+        inject(pipeline, fault, picture_ms(pipeline, self.workload.requests[0]))
 
     def pictures(self, level: Level, pipeline: LevelPipeline) -> Pictures:
         """Every request's picture by that pipeline, made once a run."""
@@ -343,6 +354,7 @@ class Suite:
             "accepted": self.settings.accept,
             "judged": sorted(self.judged),
             "environment": self.environment,
+            **({"fault": self.settings.fault} if self.settings.fault else {}),
         }
 
     def header(self) -> list[str]:

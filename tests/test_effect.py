@@ -206,8 +206,8 @@ def test_tf32_left_as_it_was_is_named(
     micro_request: Request,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(building, "process_settings", lambda level: contextlib.nullcontext())
-    with process_settings(replace(level, tf32=not wanted)):
+    monkeypatch.setattr(building, "process_settings", lambda *of: contextlib.nullcontext())
+    with process_settings(replace(level, tf32=not wanted), torch.device("cpu")):
         named = missing(level, build(micro_source, level), micro_request)
     assert named == (
         f"TF32: allowed during UNet calls: {{{not wanted}}}, the level wants {wanted}",

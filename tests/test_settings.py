@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from sdopt.levels import BASELINE, FINAL, Level
 from sdopt.optimizations.settings import process_settings
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+THREADS = 2
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
 
 
 def settings() -> tuple[bool, bool, bool]:
@@ -18,16 +31,27 @@ def settings() -> tuple[bool, bool, bool]:
 @pytest.mark.parametrize("around", [BASELINE, FINAL], ids=lambda level: f"within-{level.name}")
 def test_they_hold_within_and_are_restored(level: Level, around: Level) -> None:
     before = settings()
-    with process_settings(around):
+    with process_settings(around, CPU):
         outside = settings()
-        with process_settings(level):
+        with process_settings(level, CPU):
             assert settings() == (level.tf32,) * 3
         assert settings() == outside
     assert settings() == before
 
 
-def test_they_are_restored_after_an_error() -> None:
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_they_are_restored_after_an_error(device: torch.device) -> None:
     before = settings()
-    with pytest.raises(MemoryError), process_settings(FINAL):
+    with pytest.raises(MemoryError), process_settings(FINAL, device):
         raise MemoryError
     assert settings() == before
+    assert torch.get_num_threads() == THREADS
+
+
+@pytest.mark.parametrize(("device", "within"), [(CPU, THREADS), (CUDA, 1)], ids=str)
+def test_one_cpu_thread_is_left_beside_a_gpu_and_all_without(
+    device: torch.device, within: int
+) -> None:
+    with process_settings(FINAL, device):
+        assert torch.get_num_threads() == within
+    assert torch.get_num_threads() == THREADS

@@ -3,18 +3,19 @@
 `loop:0.03`, `decoder:0.03` and `host:0.03` make a picture 3 % longer, in the denoising loop (spread
 over its UNet calls), in the decoder or on the host. On a GPU the first two keep the device busy,
 since a waiting host would hide behind it. `memory:0.01` holds 1 % of the picture's peak meanwhile,
-`leak:64` lets 64 MiB of each picture stay.
+`held:64` holds 64 MiB, `leak:64` lets 64 MiB of each picture stay.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdopt.errors import UnknownNameError
+from sdopt.errors import SdoptError, UnknownNameError
 
 if TYPE_CHECKING:
     from sdopt.pipeline import LevelPipeline
@@ -28,12 +29,24 @@ CALIBRATION_CYCLES = 10_000_000
 def inject(pipeline: LevelPipeline, fault: str, picture_ms: float) -> Undo:
     """Put the fault into the pipeline, whose pictures take `picture_ms`; the result undoes it.
 
-    Raises UnknownNameError for a fault that does not exist.
+    Raises UnknownNameError for a fault that does not exist, SdoptError for a size that is none.
     """
+    place, size = parse(fault)
+    return FAULTS[place](pipeline, size, picture_ms)
+
+
+def parse(fault: str) -> tuple[str, float]:
+    """('loop', 0.1) for 'loop:0.1'; raises as `inject` does."""
     place, _, size = fault.partition(":")
     if place not in FAULTS:
         raise UnknownNameError("fault", place, FAULTS)
-    return FAULTS[place](pipeline, float(size), picture_ms)
+    try:
+        number = float(size)
+    except ValueError as error:
+        raise SdoptError(f"fault {fault!r}: {size!r} is no number; write {place}:0.1") from error
+    if not 0 < number < math.inf:
+        raise SdoptError(f"fault {fault!r}: the size has to be above 0 and finite")
+    return place, number
 
 
 def _in_loop(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
@@ -49,10 +62,17 @@ def _on_host(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
     return _after(pipeline, "encode_prompt", lambda: _spin(size * picture_ms))
 
 
-def _held(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
-    """Memory that the text encoder's end takes and the decoder's end gives back."""
+def _held_share(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+    return _held(pipeline, int(size * torch.cuda.max_memory_allocated(pipeline.device)))
+
+
+def _held_mib(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+    return _held(pipeline, int(size * MIB))
+
+
+def _held(pipeline: LevelPipeline, amount: int) -> Undo:
+    """Bytes that the text encoder's end takes and the decoder's end gives back."""
     held: list[torch.Tensor] = []
-    amount = int(size * torch.cuda.max_memory_allocated(pipeline.device))
 
     def take() -> None:
         held.append(torch.empty(amount, dtype=torch.uint8, device=pipeline.device))
@@ -89,7 +109,8 @@ FAULTS: dict[str, Callable[[LevelPipeline, float, float], Undo]] = {
     "loop": _in_loop,
     "decoder": _in_decoder,
     "host": _on_host,
-    "memory": _held,
+    "memory": _held_share,
+    "held": _held_mib,
     "leak": _leaked,
 }
 

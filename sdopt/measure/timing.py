@@ -104,6 +104,19 @@ def first_call(pipeline: LevelPipeline, request: Request) -> FirstCall:
     return FirstCall(seconds=seconds, compile_cache="cold" if cold else "warm")
 
 
+def picture_ms(pipeline: LevelPipeline, request: Request) -> float:
+    """About how long a warm picture takes: the median of a few."""
+    return median(_wall_ms(pipeline, request) for _ in range(STAGE_ROUNDS))
+
+
+def _wall_ms(pipeline: LevelPipeline, request: Request) -> float:
+    synchronize(pipeline.device)
+    start = time.perf_counter()
+    generate(pipeline, request)
+    synchronize(pipeline.device)
+    return 1e3 * (time.perf_counter() - start)
+
+
 def stage_times(pipeline: LevelPipeline, request: Request) -> dict[str, float]:
     """Medians in ms of text encoding, denoising and decoding, by the clock of the device.
 

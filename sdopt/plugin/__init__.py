@@ -1,4 +1,7 @@
-"""The pytest plugin: options, fixtures and hooks; glue between pytest and the suite."""
+"""The pytest plugin: options, fixtures and hooks; glue between pytest and the suite.
+
+PYTEST_DONT_REWRITE: it asserts nothing, and `-p sdopt.plugin.carry` imports it before any conftest.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,194 @@
+"""Where the seconds before a first picture go: `python -m sdopt.report.first_picture LEVEL`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdopt.errors import SdoptError
+from sdopt.levels import LEVELS, Level, get_level
+from sdopt.sources import Source, resolve
+from sdopt.workload import generate, load_workload
+
+if TYPE_CHECKING:
+    from sdopt.measure import FirstCall
+    from sdopt.pipeline import LevelPipeline
+    from sdopt.workload import Request
+
+COMPILING = "_compile.compile_inner"
+IN_BACKEND = "OutputGraph.call_user_compiler"
+"""Dynamo's own names of its times: of whole compilations, and of what Inductor took of them."""
+PROCESS_STATUS = Path("/proc/self/stat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """Seconds of every part of a process's first picture, in order, and of its second.
+
+    `compile_cache` is that of `sdopt.measure.FirstCall`. The processor's time is that of all
+    threads: far more than the wall time says that threads spin.
+    """
+
+    level: str
+    source: str
+    device: str
+    compile_cache: str
+    seconds: dict[str, float]
+    second_picture_s: float
+    second_picture_processor_s: float
+
+    @property
+    def first_picture_s(self) -> float:
+        """From the start of the process to its first picture."""
+        return sum(self.seconds.values())
+
+
+class Clock:
+    """Seconds of laps by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """What passed since the last lap was for this."""
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def break_down(level: Level, source_name: str | None) -> Breakdown:
+    """Draw two pictures in this process, which should be fresh, and time all that they need.
+
+    Raises UnknownNameError or SourceError for a source that does not exist or cannot be loaded.
+    """
+    before_s = process_age_s()
+    clock = Clock()
+    import_packages(clock)
+    source = resolve(source_name)  # 'auto' asks torch for a GPU
+    pipeline, request = warm_up(level, source, clock)
+    from sdopt.measure import first_call
+
+    first = first_call(pipeline, request)
+    wall_s, processor_s = second_picture(pipeline, request)
+    return Breakdown(
+        level=level.name,
+        source=source.name,
+        device=str(pipeline.device),
+        compile_cache=first.compile_cache,
+        seconds={"python": before_s, **clock.seconds, **parts_of(first)},
+        second_picture_s=wall_s,
+        second_picture_processor_s=processor_s,
+    )
+
+
+def process_age_s() -> float:
+    """Since this process began, to 0.01 s; 0 where the system does not say."""
+    if not PROCESS_STATUS.exists():
+        return 0.0
+    after_name = PROCESS_STATUS.read_text(encoding="utf-8").rpartition(")")[2].split()
+    started = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def import_packages(clock: Clock) -> None:
+    """Import what a picture needs, the slow packages apart; diffusers would import all of them."""
+    import torch  # noqa: F401
+
+    clock.lap("import torch")
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+    clock.lap("import transformers")
+    from diffusers import StableDiffusionPipeline  # noqa: F401
+
+    clock.lap("import diffusers")
+    import sdopt.measure
+    import sdopt.pipeline  # noqa: F401
+
+    clock.lap("import sdopt")
+
+
+def warm_up(level: Level, source: Source, clock: Clock) -> tuple[LevelPipeline, Request]:
+    """What `sdopt.pipeline.build` does, in parts."""
+    import torch
+
+    from sdopt.pipeline import apply_level, default_device, default_dtype, load_weights
+
+    device = default_device()
+    torch.zeros(1, device=device)
+    clock.lap("device")
+    pipeline = load_weights(source, device, default_dtype(device))
+    clock.lap("weights")
+    if level.compiled:
+        import torch._inductor.compile_fx
+
+        clock.lap("import the compiler")
+    apply_level(pipeline, source, level, device)
+    clock.lap("level")
+    return pipeline, load_workload(source, None).requests[0]
+
+
+def parts_of(first: FirstCall) -> dict[str, float]:
+    """Tracing by Dynamo, compiling or loading by Inductor, and the rest of the first picture."""
+    if first.compile_cache not in ("cold", "warm"):
+        return {"first picture": first.seconds}
+    from torch._dynamo.utils import compilation_time_metrics
+
+    compiling, backend = (sum(compilation_time_metrics[name]) for name in (COMPILING, IN_BACKEND))
+    how = "compile" if first.compile_cache == "cold" else "load compiled code"
+    return {
+        "first picture: trace": compiling - backend,
+        f"first picture: {how}": backend,
+        "first picture: rest": first.seconds - compiling,
+    }
+
+
+def second_picture(pipeline: LevelPipeline, request: Request) -> tuple[float, float]:
+    """Wall and processor time of one more picture, in seconds."""
+    from sdopt.measure.timing import synchronize
+
+    wall, processor = time.perf_counter(), time.process_time()
+    generate(pipeline, request)
+    synchronize(pipeline.device)
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def lines(found: Breakdown) -> list[str]:
+    """One line for each part."""
+    return [
+        f"{found.level}, {found.source}, {found.device}, compile cache: {found.compile_cache}",
+        *(f"{seconds:8.2f} s  {name}" for name, seconds in found.seconds.items()),
+        f"{found.first_picture_s:8.2f} s  from the start to the first picture",
+        f"{found.second_picture_s:8.3f} s  second picture, "
+        f"{found.second_picture_processor_s:.3f} s of processor time",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the breakdown, and store it if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m sdopt.report.first_picture")
+    parser.add_argument("level", metavar="LEVEL", help=f"one of {', '.join(LEVELS)}")
+    parser.add_argument("--source", help="as --sdopt-source of the suite (default: auto)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the figures there too")
+    options = parser.parse_args(arguments)
+    try:
+        found = break_down(get_level(options.level), options.source)
+    except SdoptError as error:
+        parser.error(str(error))
+    print("\n".join(lines(found)))
+    if options.json:
+        from sdopt.baselines import write_whole  # it imports numpy
+
+        write_whole(options.json, (json.dumps(asdict(found), indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
