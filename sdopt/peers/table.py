@@ -1,0 +1,84 @@
+"""The rows of the recipes as lines of a table, for a terminal or a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from sdopt.peers.recipes import PLAIN
+from sdopt.report.results import markdown_table
+from sdopt.report.rows import Row, latency_ms, mean_ssim
+from sdopt.report.terminal import aligned
+
+HEADINGS = (
+    "recipe",
+    "sampler, steps",
+    "ms",
+    "rounds, ms",
+    "speed-up",
+    "first call, s",
+    "allocated / reserved, MiB",
+    "SSIM",
+)
+
+
+def peers_table(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> list[str]:
+    """Aligned lines; speed-up and SSIM are over plain diffusers on the same ground.
+
+    `costs` are rows by name that the SSIM is taken from, if it is another source's. What went
+    wrong stands below.
+    """
+    cells = [(_title(row), *_cells(row, rows, costs)) for row in rows if "error" not in row]
+    wrong = [f"{row['name']}: {row['error']}" for row in rows if "error" in row]
+    return [*(aligned([HEADINGS, *cells]) if cells else ()), *wrong]
+
+
+def peers_page(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> list[str]:
+    """The same as a Markdown table that also says what work is done; errors in their rows."""
+    blanks = ("-",) * (len(HEADINGS) - 3)
+    cells = [
+        (
+            f"`{_title(row)}`",
+            *(
+                (row["ground"], row["error"].split(" (all of it")[0], *blanks)
+                if "error" in row
+                else _cells(row, rows, costs)
+            ),
+            row["work"],
+        )
+        for row in rows
+    ]
+    return markdown_table((*HEADINGS, "work of a picture"), cells)
+
+
+def _title(row: Row) -> str:
+    return f"{row['recipe']} {row['version']}" if "version" in row else str(row["recipe"])
+
+
+def _cells(row: Row, rows: Sequence[Row], costs: Mapping[str, Row] | None) -> tuple[str, ...]:
+    own_ms, plain_ms = latency_ms(row), _plain_ms(row["ground"], rows)
+    rounds = row["rounds_ms"]
+    ssim = mean_ssim(row if costs is None else costs.get(row["name"], {}))
+    return (
+        row["ground"],
+        f"{median(rounds):.1f}",
+        f"{min(rounds):.1f} to {max(rounds):.1f}",
+        f"{plain_ms / own_ms:.2f}x" if own_ms and plain_ms else "-",
+        f"{row['first_call_s']:.1f}",
+        _memory(row),
+        f"{ssim:.4f}" if ssim is not None else "-",
+    )
+
+
+def _plain_ms(ground: str, rows: Sequence[Row]) -> float | None:
+    for row in rows:
+        if row["recipe"] == PLAIN.name and row["ground"] == ground:
+            return latency_ms(row)
+    return None
+
+
+def _memory(row: Mapping[str, Any]) -> str:
+    if row["peak_allocated_mib"] is None:
+        return "-"
+    return f"{row['peak_allocated_mib']:.0f} / {row['peak_reserved_mib']:.0f}"
