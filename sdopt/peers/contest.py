@@ -18,7 +18,6 @@ import sdopt
 from sdopt.ab.cleanup import janitor
 from sdopt.errors import SdoptError
 from sdopt.peers.recipes import RECIPES, Recipe
-from sdopt.peers.worker import ON_GROUND
 from sdopt.report.rows import Rows, continue_rows
 from sdopt.sources import NAMED_SOURCES
 from sdopt.suite import Suite
@@ -60,7 +59,7 @@ class Contest:
     def measure(self, recipe: Recipe) -> str | None:
         """Run the recipe and keep its rows; what went wrong, if something did."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        own_file = self.folder / ON_GROUND.format(name=recipe)
+        own_file = self.folder / recipe.rows_file
         own_file.unlink(missing_ok=True)
         with self.suite.progress.during(f"[{recipe}] in a process of its own"):
             error = self._run(recipe)

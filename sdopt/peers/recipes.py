@@ -55,6 +55,11 @@ class Recipe:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def rows_file(self) -> str:
+        """The file that its process writes."""
+        return f"rows-{self.name}.json"
+
     def row_name(self, ground: Ground) -> str:
         """What the row of this recipe on that ground is called."""
         return f"{self.name} ({ground})"

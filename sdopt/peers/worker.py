@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     Pictures = dict[str, NDArray[np.uint8]]
 
 SEED = 0
-ON_GROUND = "rows-{name}.json"
 
 
 def measure(recipe: Recipe, source: Source, requests: tuple[Request, ...], folder: Path) -> None:
@@ -39,7 +38,7 @@ def measure(recipe: Recipe, source: Source, requests: tuple[Request, ...], folde
     rows = []
     for ground in recipe.grounds:
         rows.append(_row(recipe, ground, drawing(ground), requests, device, folder))
-        write_whole(folder / ON_GROUND.format(name=recipe), json.dumps(rows).encode())
+        write_whole(folder / recipe.rows_file, json.dumps(rows).encode())
 
 
 def _level(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Ground], Draw]:
@@ -98,9 +97,15 @@ def _row(
     from sdopt.measure import memory_of, rounds_of
     from sdopt.measure.timing import elapsed_ms
 
-    first = requests[0]
-    first_ms = elapsed_ms(lambda: draw(first), device)
-    pictures = {request.name: draw(request) for request in requests}
+    first, *others = requests
+    pictures = {}
+
+    def draw_and_keep(request: Request) -> None:
+        pictures[request.name] = draw(request)
+
+    first_ms = elapsed_ms(lambda: draw_and_keep(first), device)
+    for request in others:
+        draw_and_keep(request)
     rounds = rounds_of(lambda: draw(first), device)
     peaks = memory_of(lambda: draw(first), device)
     return {
