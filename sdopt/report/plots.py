@@ -19,7 +19,7 @@ from sdopt.report.results import Run, published_seconds
 from sdopt.report.rows import Row, latency_ms, mean_ssim, read_rows
 
 LATENCY, QUALITY = "latency.png", "speed-quality.png"
-OURS, THEIRS = "#1f77b4", "#bbbbbb"
+OURS, PEER, THEIRS = "#1f77b4", "#d62728", "#bbbbbb"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ def draw_latency(bars: Sequence[tuple[str, float, float | None]], path: Path) ->
     axes.bar_label(drawn, fmt="%.0f", padding=3)
     axes.set_yticks(places, [level for level, _, _ in bars])
     axes.invert_yaxis()
+    axes.margins(x=0.1)
     axes.set_xlabel("ms a picture, median")
     axes.legend()
     _save(figure, path)
@@ -82,15 +83,24 @@ def draw_latency(bars: Sequence[tuple[str, float, float | None]], path: Path) ->
 def draw_quality(points: Sequence[Point], path: Path) -> None:
     """Faster is to the left, closer to plain diffusers is up."""
     figure, axes = _figure(width=8, height=5)
+    middle_ms = max(point.latency_ms for point in points) / 2
     for point in points:
-        axes.scatter(point.latency_ms, point.ssim, color=OURS if point.ours else "#d62728")
+        color, slow = OURS if point.ours else PEER, point.latency_ms > middle_ms
+        axes.scatter(point.latency_ms, point.ssim, color=color)
         axes.annotate(
-            point.name, (point.latency_ms, point.ssim), xytext=(5, 4), textcoords="offset points"
+            point.name.replace(" (", "\n("),
+            (point.latency_ms, point.ssim),
+            xytext=(-6 if slow else 6, 0),
+            textcoords="offset points",
+            ha="right" if slow else "left",
+            va="center",
+            fontsize="small",
+            color=color,
         )
-    axes.set_xscale("log")
+    axes.set_xlim(left=0)
     axes.set_xlabel("ms a picture, median")
     axes.set_ylabel("mean SSIM to plain diffusers, same sampler and steps")
-    axes.margins(x=0.25, y=0.1)
+    axes.margins(x=0.1, y=0.1)
     _save(figure, path)
 
 
@@ -126,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rows:
             costs = read_rows(options.cost).rows if options.cost else None
             points = quality_points(read_rows(options.rows).rows, costs)
+            if not points:
+                raise SdoptError(f"{options.rows} has no row with both a time and an SSIM")
             draw_quality(points, options.out / QUALITY)
             written.append(options.out / QUALITY)
     except SdoptError as error:
