@@ -59,7 +59,6 @@ def _title(row: Row) -> str:
 def _cells(row: Row, rows: Sequence[Row], costs: Mapping[str, Row] | None) -> tuple[str, ...]:
     own_ms, plain_ms = latency_ms(row), _plain_ms(row["ground"], rows)
     rounds = row["rounds_ms"]
-    ssim = mean_ssim(row if costs is None else costs.get(row["name"], {}))
     return (
         row["ground"],
         f"{median(rounds):.1f}",
@@ -67,8 +66,16 @@ def _cells(row: Row, rows: Sequence[Row], costs: Mapping[str, Row] | None) -> tu
         f"{plain_ms / own_ms:.2f}x" if own_ms and plain_ms else "-",
         f"{row['first_call_s']:.1f}",
         _memory(row),
-        f"{ssim:.4f}" if ssim is not None else "-",
+        _likeness(row if costs is None else costs.get(row["name"], {})),
     )
+
+
+def _likeness(row: Row) -> str:
+    """The mean SSIM, or what is wrong with a picture."""
+    for name, fault in row.get("faults", {}).items():
+        return f"{name}: {fault}"
+    ssim = mean_ssim(row)
+    return "-" if ssim is None else f"{ssim:.4f}"
 
 
 def _plain_ms(ground: str, rows: Sequence[Row]) -> float | None:
