@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sdopt.errors import SdoptError
+from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import LEVELS
 from sdopt.peers import contest as contests
 from sdopt.peers import recipes
@@ -147,6 +147,14 @@ def test_a_worker_measures_on_every_ground(
     assert of_level[0]["faults"] == {}
 
 
+def test_a_sampler_that_nobody_made_is_refused() -> None:
+    from sdopt.peers.worker import sampler
+
+    unknown: Any = SimpleNamespace(sampler="heun", steps=2)
+    with pytest.raises(UnknownNameError, match="unknown sampler 'heun'"):
+        sampler({}, unknown)
+
+
 def test_a_peers_rows_are_kept_with_what_it_is(contest: Contest) -> None:
     assert running(contest, WRITE_A_ROW).measure(PLAIN) is None
     rows = contest.rows.rows
@@ -181,7 +189,7 @@ def test_one_that_hangs_is_ended_and_keeps_what_it_had(contest: Contest) -> None
 def test_the_worker_that_is_started_is_this_packages(contest: Contest) -> None:
     contest.program = ("-m", "sdopt.peers.worker")
     unknown = replace(PEERS[3], name="nobody")
-    assert "status 1: StopIteration" in str(contest.measure(unknown))
+    assert "UnknownNameError: unknown recipe 'nobody'" in str(contest.measure(unknown))
 
 
 def test_what_is_not_installed_is_said(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sdopt.levels import get_level
 
 Sampler = Literal["dpm-solver++2m", "euler-ancestral", "pndm"]
+SAMPLERS: tuple[Sampler, ...] = ("dpm-solver++2m", "euler-ancestral", "pndm")
 CompileMode = Literal["max-autotune", "reduce-overhead"]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.baselines import write_whole
-from sdopt.peers.recipes import PLAIN, RECIPES, Ground, Recipe
+from sdopt.errors import UnknownNameError
+from sdopt.peers.recipes import PLAIN, RECIPES, SAMPLERS, Ground, Recipe
 from sdopt.sources import Source, resolve
 from sdopt.workload import Request, generate, load_workload
 
@@ -73,16 +74,18 @@ def _peer(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Gro
 
 
 def sampler(config: Any, ground: Ground) -> Any:
-    """The ground's scheduler, made from that of the source."""
+    """The ground's scheduler, made from that of the source. Raises UnknownNameError."""
     import diffusers
 
     if ground.sampler == "pndm":
         return diffusers.PNDMScheduler.from_config(config)
     if ground.sampler == "euler-ancestral":
         return diffusers.EulerAncestralDiscreteScheduler.from_config(config)
-    return diffusers.DPMSolverMultistepScheduler.from_config(
-        config, algorithm_type="dpmsolver++", solver_order=2
-    )
+    if ground.sampler == "dpm-solver++2m":
+        return diffusers.DPMSolverMultistepScheduler.from_config(
+            config, algorithm_type="dpmsolver++", solver_order=2
+        )
+    raise UnknownNameError("sampler", ground.sampler, SAMPLERS)
 
 
 def _row(
@@ -140,10 +143,12 @@ def _cost(recipe: Recipe, ground: Ground, pictures: Any, folder: Path) -> dict[s
 def main(arguments: list[str]) -> None:
     """Measure one recipe; what goes wrong ends the process with its traceback."""
     name, source_name, prompts, folder = arguments
-    recipe = next(recipe for recipe in RECIPES if recipe.name == name)
+    recipes = {recipe.name: recipe for recipe in RECIPES}
+    if name not in recipes:
+        raise UnknownNameError("recipe", name, recipes)
     source = resolve(source_name)
     workload = load_workload(source, Path(prompts) if prompts else None)
-    measure(recipe, source, workload.requests, Path(folder))
+    measure(recipes[name], source, workload.requests, Path(folder))
 
 
 if __name__ == "__main__":
