@@ -9,7 +9,7 @@ import pytest
 
 from sdopt.peers.__main__ import main
 from sdopt.peers.recipes import COMMON, DOCUMENTED, PEERS, PLAIN, RECIPES, Ground, Recipe
-from sdopt.peers.table import HEADINGS, peers_page, peers_table
+from sdopt.peers.table import HEADINGS, in_order, peers_page, peers_table
 from sdopt.report.results import marks
 from sdopt.report.rows import Rows
 
@@ -55,7 +55,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_a_row_is_set_beside_plain_diffusers_on_its_ground() -> None:
-    head, _, plain, documented, deepcache, final, _ = map(cells, peers_page(ROWS))
+    head, _, plain, documented, deepcache, _, final = map(cells, peers_page(ROWS))
     assert head == [*HEADINGS, "work of a picture"]
     assert plain[:6] == [
         "`diffusers`",
@@ -72,7 +72,7 @@ def test_a_row_is_set_beside_plain_diffusers_on_its_ground() -> None:
 
 
 def test_what_went_wrong_stands_in_its_row_and_below_the_terminals_table() -> None:
-    assert cells(peers_page(ROWS)[-1])[:4] == [
+    assert cells(peers_page(ROWS)[-2])[:4] == [
         "`compile-max-autotune`",
         "dpm-solver++2m, 20",
         "did not finish in 600 s",
@@ -85,9 +85,22 @@ def test_what_went_wrong_stands_in_its_row_and_below_the_terminals_table() -> No
     assert peers_table(ROWS[-1:]) == peers_table(ROWS)[-1:]
 
 
+def test_rows_stand_in_the_order_of_the_recipes() -> None:
+    backwards = [*reversed(ROWS), {**ROWS[0], "recipe": "retired"}]
+    names = [row["recipe"] for row in in_order(backwards)]
+    assert names == [
+        "diffusers",
+        "diffusers",
+        "DeepCache",
+        "compile-max-autotune",
+        "sdopt-final",
+        "retired",
+    ]
+
+
 def test_a_cost_can_come_from_another_source() -> None:
     costs = {DEEPCACHE.row_name(COMMON): {"ssim_cost": {"a": 0.5}}}
-    *_, deepcache, final, _ = map(cells, peers_page(ROWS, costs))
+    *_, deepcache, _, final = map(cells, peers_page(ROWS, costs))
     assert (deepcache[7], final[7]) == ("0.5000", "-")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from sdopt.peers.recipes import PLAIN
+from sdopt.peers.recipes import PLAIN, RECIPES
 from sdopt.report.results import markdown_table
 from sdopt.report.rows import Row, latency_ms, mean_ssim
 from sdopt.report.terminal import aligned
@@ -29,6 +29,7 @@ def peers_table(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> 
     `costs` are rows by name that the SSIM is taken from, if it is another source's. What went
     wrong stands below.
     """
+    rows = in_order(rows)
     cells = [(_title(row), *_cells(row, rows, costs)) for row in rows if "error" not in row]
     wrong = [f"{row['name']}: {row['error']}" for row in rows if "error" in row]
     return [*(aligned([HEADINGS, *cells]) if cells else ()), *wrong]
@@ -36,6 +37,7 @@ def peers_table(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> 
 
 def peers_page(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> list[str]:
     """The same as a Markdown table that also says what work is done; errors in their rows."""
+    rows = in_order(rows)
     blanks = ("-",) * (len(HEADINGS) - 3)
     cells = [
         (
@@ -50,6 +52,12 @@ def peers_page(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> l
         for row in rows
     ]
     return markdown_table((*HEADINGS, "work of a picture"), cells)
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """The rows by the order of the recipes, however they came in; unknown recipes last."""
+    places = {recipe.name: place for place, recipe in enumerate(RECIPES)}
+    return sorted(rows, key=lambda row: places.get(row["recipe"], len(places)))
 
 
 def _title(row: Row) -> str:
