@@ -344,6 +344,17 @@ class Suite:
             and any(_is_within(test, scope) for scope in scopes)
         ]
 
+    def made_on(self) -> dict[str, Any]:
+        """What rows of measurements have to share to stand in one table."""
+        return {
+            "hardware": self.hardware.key,
+            "device": str(self.hardware),
+            "source": self.workload.baseline_set,
+            "size_px": self.source.size_px,
+            "dtype": self.dtype,
+            "environment": self.environment,
+        }
+
     def history_block(self) -> dict[str, Any]:
         """What this suite adds to the top of pytest-benchmark's JSON."""
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,10 +180,11 @@ def _check_words(source: Source, request: Request, where: str) -> None:
         raise BrokenFileError(f"{where}: {error}") from error
 
 
-def generate(pipeline: LevelPipeline, request: Request) -> NDArray[np.float32]:
+def generate(pipeline: LevelPipeline, request: Request, **settings: Any) -> NDArray[np.float32]:
     """The request's picture, of shape (height, width, 3), float32 from 0 to 1.
 
-    The noise is drawn on the CPU, so a seed means the same picture on every device.
+    The noise is drawn on the CPU, so a seed means the same picture on every device. `settings` are
+    further arguments of the pipeline.
     """
     import torch
 
@@ -191,5 +193,19 @@ def generate(pipeline: LevelPipeline, request: Request) -> NDArray[np.float32]:
         negative_prompt=request.negative_prompt,
         generator=torch.Generator("cpu").manual_seed(request.seed),
         output_type="np",
+        **settings,
     ).images[0]
     return picture
+
+
+def generate_batch(pipeline: LevelPipeline, requests: Sequence[Request]) -> NDArray[np.float32]:
+    """The requests' pictures in one call, of shape (requests, height, width, 3)."""
+    import torch
+
+    pictures: NDArray[np.float32] = pipeline(
+        [request.prompt for request in requests],
+        negative_prompt=[request.negative_prompt for request in requests],
+        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+        output_type="np",
+    ).images
+    return pictures

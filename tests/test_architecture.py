@@ -35,6 +35,8 @@ BOXES = (
     {"report"},
     {"ab"},
     {"suite"},
+    {"peers"},
+    {"throughput"},
     {"selftest"},
     {"plugin"},
 )

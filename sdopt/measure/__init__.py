@@ -1,10 +1,10 @@
 """Measurements of a pipeline; each returns plain frozen data."""
 
-from sdopt.measure.cuda_memory import Memory, memory
+from sdopt.measure.cuda_memory import Memory, memory, memory_of
 from sdopt.measure.effect import missing_effects
 from sdopt.measure.observation import Observation, observe
 from sdopt.measure.quality import Comparison, Likeness, compare, picture_faults
-from sdopt.measure.timing import FirstCall, Latency, first_call, latency
+from sdopt.measure.timing import FirstCall, Latency, first_call, latency, rounds_of
 from sdopt.measure.work import Work, work_of
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "first_call",
     "latency",
     "memory",
+    "memory_of",
     "missing_effects",
     "observe",
     "picture_faults",
+    "rounds_of",
     "work_of",
 ]

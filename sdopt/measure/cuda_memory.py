@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,17 @@ def allocated_mib(device: torch.device) -> float:
 
 def memory(pipeline: LevelPipeline, request: Request) -> Memory | None:
     """The peaks of one picture of a warm pipeline, or None without CUDA."""
-    device = pipeline.device
+    return memory_of(lambda: generate(pipeline, request), pipeline.device)
+
+
+def memory_of(draw: Callable[[], object], device: torch.device) -> Memory | None:
+    """The peaks while `draw` runs, or None without CUDA."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     with watched(device) as watch:
-        generate(pipeline, request)
+        draw()
         torch.cuda.synchronize(device)
         free, total = torch.cuda.mem_get_info(device)
     return Memory(

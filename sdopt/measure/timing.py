@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -87,6 +87,27 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
         gpu=watch.state,
         disturbances=watch.disturbances,
     )
+
+
+def rounds_of(
+    draw: Callable[[], object], device: torch.device, rounds: int | None = None
+) -> tuple[float, ...]:
+    """Wall times in ms of what pytest-benchmark does not run, by the clock of `latency`.
+
+    `draw` runs WARMUP_ROUNDS times first; `rounds` is ROUNDS of the device if it is None.
+    """
+    for _ in range(WARMUP_ROUNDS):
+        draw()
+    return tuple(elapsed_ms(draw, device) for _ in range(rounds or ROUNDS[device.type]))
+
+
+def elapsed_ms(draw: Callable[[], object], device: torch.device) -> float:
+    """Host wall time of one call, the device synchronized at both ends."""
+    synchronize(device)
+    start = time.perf_counter()
+    draw()
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def first_call(pipeline: LevelPipeline, request: Request) -> FirstCall:

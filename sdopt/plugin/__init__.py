@@ -17,7 +17,7 @@ from sdopt import history
 from sdopt.errors import SdoptError
 from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
-from sdopt.plugin import ab
+from sdopt.plugin import ab, peers
 from sdopt.plugin.options import add_options, settings_of
 from sdopt.report.progress import Progress
 from sdopt.report.terminal import ladder_table
@@ -61,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = suite
     config.stash[UNJUDGED] = Unjudged(suite)
     config.pluginmanager.register(config.stash[UNJUDGED], "sdopt-unjudged")
+    config.pluginmanager.register(peers, "sdopt-peers")
     config.option.benchmark_save_data = True
     config.option.benchmark_quiet = not config.option.benchmark_verbose
     # An existing folder, so that pytest-benchmark makes none; `_HistoryStorage` replaces it.

@@ -16,7 +16,6 @@ from sdopt.history import read_runs
 from sdopt.levels import LEVELS
 
 PUBLISHED = Path(__file__).with_name("published.json")
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 HEADINGS = (
     "level",
     "A100, published",
@@ -38,7 +37,12 @@ def results_table(runs: Sequence[Run]) -> list[str]:
     """A Markdown table: a row for each level of any run; medians over the runs' medians."""
     base_ms = _median(runs, "baseline", "latency_ms")
     rows = [_row(level, runs, base_ms) for level in LEVELS if any(level in run for run in runs)]
-    return [_line(HEADINGS), _line(("---", *("---:" for _ in HEADINGS[1:]))), *map(_line, rows)]
+    return markdown_table(HEADINGS, rows)
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first column is to the left and the others to the right."""
+    return [_line(headings), _line(("---", *("---:" for _ in headings[1:]))), *map(_line, rows)]
 
 
 def _row(level: str, runs: Sequence[Run], base_ms: float | None) -> tuple[str, ...]:
@@ -84,14 +88,26 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_table(page: Path, table: Sequence[str]) -> None:
-    """Replace what stands between the page's marks. Raises BrokenFileError if it has none."""
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise BrokenFileError(f"{page} has no {BEGIN} and {END} to write between")
-    before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
+def write_table(page: Path, table: Sequence[str], what: str = "measured") -> None:
+    """Replace what stands between the page's marks of that name.
+
+    Raises BrokenFileError if it has none.
+    """
+    begin, end = marks(what)
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokenFileError(f"{page} cannot be read: {error}") from error
+    if begin not in text or end not in text:
+        raise BrokenFileError(f"{page} has no {begin} and {end} to write between")
+    before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
     body = "\n".join(table)
-    write_whole(page, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}".encode())
+    write_whole(page, f"{before}{begin}\n\n{body}\n\n{end}{after}".encode())
+
+
+def marks(what: str) -> tuple[str, str]:
+    """The lines of a page that a table of that name is written between."""
+    return f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

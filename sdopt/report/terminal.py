@@ -61,7 +61,7 @@ def ladder_table(
     for level, row in rows.items():
         judged = summary([verdict for verdict in verdicts if verdict.level == level])
         lines.append((level, *(_cell(column, row) for column in columns), judged))
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def with_speed_up(level: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     return "pass" if verdicts else ABSENT
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns padded to their widest entry, the first and last to the left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     last = len(widths) - 1

@@ -6,6 +6,7 @@ import pytest
 from project import Project
 
 from sdopt.levels import LEVELS
+from sdopt.peers import RECIPES
 
 TESTS = (
     "test_latency.py::test_latency",
@@ -27,7 +28,8 @@ def test_every_benchmark_runs_at_every_level(project: Project) -> None:
         "benchmarks", "--collect-only", "-q", "--sdopt-source", str(project.source)
     )
     expected = [f"benchmarks/{test}[{level}]" for test in TESTS for level in LEVELS]
-    assert collected(result) == sorted(expected)
+    beside = [f"benchmarks/test_peers.py::test_peer[{recipe}]" for recipe in RECIPES]
+    assert collected(result) == sorted([*expected, *beside])
 
 
 @pytest.mark.parametrize("level", LEVELS)
