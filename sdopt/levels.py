@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from sdopt.cache_schedule import full_steps
 from sdopt.errors import SdoptError, UnknownNameError
 
 Decoder = Literal["full-vae", "tiny-vae"]
@@ -25,6 +26,10 @@ class Level:
     quality cost is measured. `compile_mode` says how hard Inductor searches for the fastest kernels
     of a `compiled` level. `cfg_cutoff` is the fraction of the steps after which classifier-free
     guidance is dropped; None keeps it to the end.
+
+    `whole_graph` draws a picture as one CUDA graph, by `sdopt.engine`; `fused` does so with Triton
+    kernels of our own; `hoisted` computes once what depends on the prompts and the timesteps alone;
+    `feature_cache` reuses the UNet's deep features at most steps.
     """
 
     name: str
@@ -54,11 +59,28 @@ class Level:
             raise SdoptError(
                 f"level {self.name!r}: steps is {self.steps!r}; it is an integer, 1 or more"
             )
+        self._check_engine()
         if self.cfg_cutoff is not None and not 0.0 <= self.cfg_cutoff < 1.0:
             raise SdoptError(
                 f"level {self.name!r}: cfg_cutoff is {self.cfg_cutoff}; "
                 "it is a fraction of the steps, 0 <= cfg_cutoff < 1"
             )
+
+    def _check_engine(self) -> None:
+        """What the engine's fields need of each other and of the rest."""
+        needs: dict[str, dict[str, Any]] = {
+            "whole_graph": {"scheduler": "dpm-solver++2m", "channels_last": True},
+            "fused": {"whole_graph": True, "compiled": False},
+            "hoisted": {"fused": True},
+            "feature_cache": {"fused": True},
+        }
+        for field, others in needs.items():
+            for other, value in others.items():
+                if getattr(self, field) and getattr(self, other) != value:
+                    raise SdoptError(
+                        f"level {self.name!r}: {field} needs {other}={value!r}, "
+                        f"it is {getattr(self, other)!r}"
+                    )
 
     def then(self, name: str, *, why: str, **changes: Any) -> Level:
         """This level with the named changes; this level is the new one's reference."""
@@ -80,6 +102,12 @@ class Level:
         steps = self.steps if steps is None else steps
         guided = self.guided_steps(steps)
         return (2,) * guided + (1,) * (steps - guided)
+
+    def full_steps(self, steps: int | None = None, guided: int | None = None) -> tuple[int, ...]:
+        """The indices of the steps that evaluate the whole UNet; others reuse its deep features."""
+        steps = self.steps if steps is None else steps
+        guided = self.guided_steps(steps) if guided is None else guided
+        return full_steps(steps, guided) if self.feature_cache else tuple(range(steps))
 
     def as_dict(self) -> dict[str, Any]:
         """Every field, as stored beside a measurement."""

@@ -18,8 +18,9 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from sdopt.engine.call import drawn_whole
 from sdopt.engine.modules import fuse_modules
-from sdopt.engine.picture import PictureEngine
 from sdopt.engine.ops import LEAST_CAPABILITY
+from sdopt.engine.picture import PictureEngine
+from sdopt.engine.unet import FusedUNet
 from sdopt.errors import OutOfMemoryError, SdoptError, SourceError
 from sdopt.levels import Level, get_level
 from sdopt.optimizations.cfg_cutoff import cutoff_callback, in_turn
@@ -27,7 +28,6 @@ from sdopt.optimizations.compilation import compile_decoder, compile_unet
 from sdopt.optimizations.settings import process_settings
 from sdopt.sd15 import random_parts, random_tiny_vae
 from sdopt.sources import Source, resolve
-
 
 _SIGNATURE = inspect.signature(StableDiffusionPipeline.__call__)
 
@@ -44,6 +44,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     source: Source
     step_callback: Any = None
     engine: PictureEngine | None = None
+    fused_unet: FusedUNet | None = None
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +60,10 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             arguments.pop(name, None)
         self._check_prompts(arguments)
         if self.engine is not None:
-            with process_settings(self.level), naming_the_hungry(self.level, self.device):
+            with (
+                process_settings(self.level, self.device),
+                naming_the_hungry(self.level, self.device),
+            ):
                 return drawn_whole(self, self.engine, arguments)
         if self.step_callback is not None:
             self._add_step_callback(arguments)

@@ -118,7 +118,7 @@ def _size(pipeline: LevelPipeline, given: dict[str, Any]) -> tuple[int, int]:
 
 def _prompts(given: dict[str, Any]) -> list[str]:
     prompt = given.get("prompt")
-    if not isinstance(prompt, (str, list)) or not prompt and prompt != "":
+    if not isinstance(prompt, (str, list)) or prompt == []:
         raise SdoptError(f"prompt is {prompt!r}; give a string or a list of strings")
     prompts = [prompt] if isinstance(prompt, str) else prompt
     copies = given.get("num_images_per_prompt") or 1

@@ -68,7 +68,8 @@ def convolution(
     With PHASES of 2 the picture is doubled first (nearest neighbour) and TAPS is 2: each of the
     four places within a doubled pixel has a kernel of its own, `w_box` holds them one below the
     other. A program computes BN channels and BX more (320 channels are 2 * (128 + 32), but no
-    power of 2), whose weights come through `wx_box`. With PARTIAL the sums go to `out` in float32, one slice for each of `splits`.
+    power of 2), whose weights come through `wx_box`. With PARTIAL the sums go to `out` in float32,
+    one slice for each of `splits`.
     """
     tiles_w = tl.cdiv(W, BW)
     tiles_h = tl.cdiv(H, BH)
@@ -250,7 +251,7 @@ def group_norm_small(
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
 ):
-    """GroupNorm of one group whose pixels all fit into registers: ROWS of at most WIDTH channels."""
+    """GroupNorm of one group whose pixels all fit into registers: ROWS of WIDTH channels."""
     group = tl.program_id(0)
     image = tl.program_id(1)
     channels: tl.constexpr = C + C2

@@ -46,8 +46,8 @@ def convolution(
     n, _, _, c = weight.shape
     tile = None
     if c >= LEAST_CHANNELS:
-        _note(convolution_key(*x.shape, n, "conv"), x, weight, bias, residual)
-        tile = convolution_tile(*x.shape, n, "conv") if x.is_cuda else None
+        _note(convolution_key(_sizes(x), n, "conv"), x, weight, bias, residual)
+        tile = convolution_tile(_sizes(x), n, "conv") if x.is_cuda else None
     return tiled_convolution(x, weight, bias, tile, residual=residual, relu=relu)
 
 
@@ -74,8 +74,8 @@ def tiled_convolution(
 def doubled_convolution(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
     """A 3 x 3 convolution of the picture at twice its size; see `doubling.doubled_weights`."""
     n = weights.shape[0] // 4
-    _note(convolution_key(*x.shape, n, "doubled"), x, weights, bias)
-    tile = convolution_tile(*x.shape, n, "doubled") if x.is_cuda else None
+    _note(convolution_key(_sizes(x), n, "doubled"), x, weights, bias)
+    tile = convolution_tile(_sizes(x), n, "doubled") if x.is_cuda else None
     return tiled_doubled_convolution(x, weights, bias, tile)
 
 
@@ -183,7 +183,7 @@ def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of (images, tokens, heads * size) tensors."""
     images, tokens, width = q.shape
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    q, k, v = (t.reshape(images, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return out.transpose(1, 2).reshape(images, tokens, width)
 
@@ -208,6 +208,11 @@ def solver_step(
     sample.copy_(factors[3] * sample + factors[4] * estimate + factors[5] * before)
     before.copy_(estimate)
     return torch.cat([sample.to(noise.dtype)] * max(copies, 1))
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    images, height, width, channels = x.shape
+    return images, height, width, channels
 
 
 def _note(key: str, *operands: Tensor | None) -> None:

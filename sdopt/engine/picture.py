@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from sdopt.engine import ops
 from sdopt.engine.modules import Hoisted, fuse_modules
-from sdopt.cache_schedule import full_steps
 from sdopt.engine.solver import GUIDANCE, Solver, solver_for
 from sdopt.errors import SdoptError
 from sdopt.levels import Level
@@ -94,6 +94,7 @@ class PictureEngine:
         with _one_at_a_time, torch.no_grad():
             images, _, height, width = noise.shape
             guided = self.level.guided_steps(steps) if ids.shape[0] > images else 0
+            self._forget_changed_weights()
             kind = Kind(images, height, width, ids.shape[1], steps, guided)
             inputs = self._inputs(ids, noise, guidance_scale, kind)
             if noise.device.type != "cuda" or not cuda_graphs.replaying():
@@ -106,8 +107,8 @@ class PictureEngine:
             raise RuntimeError("no graph was replayed yet")
         ticks = self.last.ticks
         ticks[-1].synchronize()
-        pairs = zip(ticks, ticks[1:], strict=False)
-        return {s: a.elapsed_time(b) for s, (a, b) in zip(STAGES, pairs, strict=True)}
+        pairs = zip(STAGES, pairwise(ticks), strict=True)
+        return {stage: begin.elapsed_time(end) for stage, (begin, end) in pairs}
 
     def _inputs(self, ids: Tensor, noise: Tensor, guidance_scale: float, kind: Kind) -> Inputs:
         solver = self._solver(kind.steps)
@@ -127,7 +128,6 @@ class PictureEngine:
         return self.solvers[steps]
 
     def _replay(self, inputs: Inputs, kind: Kind) -> Tensor:
-        self._forget_changed_weights()
         if self._done is not None:
             self._done.wait()
         captured = self.graphs.get(kind)
@@ -141,7 +141,7 @@ class PictureEngine:
         captured.graph.replay()
         self.last = captured
         picture = captured.picture.clone()
-        self._done = torch.cuda.Event()
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
         return picture
 
@@ -156,14 +156,15 @@ class PictureEngine:
 
     def _watched(self) -> list[torch.nn.Parameter]:
         """All weights that a picture is drawn with; walking the modules takes milliseconds."""
-        modules = (self.pipeline.text_encoder, self.pipeline.unet, self.pipeline.vae)
+        pipeline = self.pipeline
+        modules = (pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler)
         if self._parameters is None:
             self._modules = modules
-            self._parameters = [weight for module in modules for weight in module.parameters()]
+            self._parameters = [weight for module in modules[:3] for weight in module.parameters()]
         if any(now is not then for now, then in zip(modules, self._modules, strict=True)):
             raise SdoptError(
-                f"level {self.level.name!r}: a module of the pipeline was replaced after it was "
-                "built; replace modules in the source's folder and load the level again"
+                f"level {self.level.name!r}: a part of the pipeline was replaced after it was "
+                "built; replace parts in the source's folder and load the level again"
             )
         return self._parameters
 
@@ -178,13 +179,13 @@ class PictureEngine:
             self._pool = torch.cuda.graph_pool_handle()
         self.captures += 1
         with cuda_graphs.eager_calls():
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._run(static, kind, [])
             torch.cuda.current_stream().wait_stream(side)
             torch.cuda.synchronize()
-            ticks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
+            ticks = _external_events()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 picture = self._run(static, kind, ticks)
@@ -206,12 +207,12 @@ class PictureEngine:
 
     def _denoise(self, inputs: Inputs, kind: Kind, text: Tensor) -> Tensor:
         """The loop over all steps; latents (B, H, W, 4), float32."""
-        sample = inputs.noise.float() * self.pipeline.scheduler.init_noise_sigma
+        sample: Tensor = inputs.noise.float() * self.pipeline.scheduler.init_noise_sigma
         before = torch.zeros_like(sample)
         copies = 2 if kind.guided_steps else 1
         x = torch.cat([sample.to(text.dtype)] * copies)
         hoisted = self._hoisted(inputs.times, text)
-        full = set(self._full_steps(kind))
+        full = set(self.level.full_steps(kind.steps, kind.guided_steps))
         deep = None
         for step in range(kind.steps):
             guided = step < kind.guided_steps
@@ -225,12 +226,6 @@ class PictureEngine:
             x = ops.solver_step(noise, sample, before, inputs.factors[step], copies)
             self.steps_run += 1
         return sample
-
-    def _full_steps(self, kind: Kind) -> tuple[int, ...]:
-        """The steps that evaluate the whole UNet; the others reuse its deep features."""
-        if self.level.feature_cache:
-            return full_steps(kind.steps, kind.guided_steps)
-        return tuple(range(kind.steps))
 
     def _predict(
         self, x: Tensor, time: Tensor, text: Tensor, hoisted: list[Hoisted], deep: Tensor | None
@@ -255,6 +250,14 @@ class PictureEngine:
             Hoisted(shift={m: rows[step] for m, rows in shifts.items()}, context=context)
             for step in range(len(times))
         ]
+
+
+def _external_events() -> list[torch.cuda.Event]:
+    """Around and between STAGES; external ones can be read after a replay."""
+    return [
+        torch.cuda.Event(enable_timing=True, external=True)  # type: ignore[no-untyped-call]
+        for _ in range(len(STAGES) + 1)
+    ]
 
 
 def _places(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:

@@ -7,7 +7,6 @@ Source: https://arxiv.org/abs/2211.01095, as diffusers' DPMSolverMultistepSchedu
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ class Solver:
 
 def solver_for(scheduler: Any, steps: int) -> Solver:
     """The solver of that many steps with this scheduler's configuration."""
-    own = copy.deepcopy(scheduler)
+    own = type(scheduler).from_config(scheduler.config)
     own.set_timesteps(steps)
     own.set_begin_index(0)
     sample, noise, before = torch.eye(3, dtype=torch.float32)

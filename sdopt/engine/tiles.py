@@ -11,6 +11,9 @@ TUNED = Path(__file__).with_name("tuned.json")
 MULTIPROCESSORS = 132
 """Of an H100 or H200: how many tiles can be worked on at once."""
 
+Sizes = tuple[int, int, int, int]
+"""Images, height, width and channels of a convolution's input."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -39,9 +42,9 @@ class Tile:
         return self.images * self.height * self.width
 
 
-def convolution_key(images: int, height: int, width: int, c: int, n: int, kind: str) -> str:
+def convolution_key(sizes: Sizes, n: int, kind: str) -> str:
     """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv or doubled."""
-    return f"{kind} {images}x{height}x{width}x{c}-{n}"
+    return f"{kind} {'x'.join(map(str, sizes))}-{n}"
 
 
 def product_key(m: int, k: int, n: int, kind: str) -> str:
@@ -58,10 +61,10 @@ def tuned() -> dict[str, Tile]:
     return {key: Tile(**fields) for key, fields in stored["tiles"].items()}
 
 
-def convolution_tile(images: int, height: int, width: int, c: int, n: int, kind: str) -> Tile:
+def convolution_tile(sizes: Sizes, n: int, kind: str) -> Tile:
     """The measured tile of this convolution, or one by rule."""
-    found = tuned().get(convolution_key(images, height, width, c, n, kind))
-    return found or ruled_convolution(images, height, width, c, n, kind)
+    found = tuned().get(convolution_key(sizes, n, kind))
+    return found or ruled_convolution(sizes, n, kind)
 
 
 def product_tile(m: int, k: int, n: int, kind: str) -> Tile:
@@ -69,8 +72,9 @@ def product_tile(m: int, k: int, n: int, kind: str) -> Tile:
     return tuned().get(product_key(m, k, n, kind)) or ruled_product(m, k, n, kind)
 
 
-def ruled_convolution(images: int, height: int, width: int, c: int, n: int, kind: str) -> Tile:
+def ruled_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
     """128 pixels by 64 channels, and the sum split until all multiprocessors have work."""
+    images, height, width, c = sizes
     wide = min(16, _power_below(width))
     high = min(128 // wide, _power_above(height))
     several = min(128 // (wide * high), _power_above(images))

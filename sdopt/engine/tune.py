@@ -37,7 +37,7 @@ LIBRARY = Tile(library=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One operation of a picture: its key and the shapes of its operands, None where it has none."""
+    """One operation of a picture: its key and its operands' shapes, None where it has none."""
 
     key: str
     shapes: tuple[tuple[int, ...] | None, ...]
@@ -50,10 +50,16 @@ class Job:
     @property
     def flop(self) -> int:
         """Floating-point operations of the mathematics; a doubled picture's in its folded form."""
-        x, weight = self.shapes[0], self.shapes[1]
-        assert x is not None and weight is not None
-        each = 2 * _size(weight) // (1 if self.kind != "doubled" else 1)
-        return each * (_size(x) // x[-1])
+        x, weight = self.first_two
+        return 2 * _size(weight) * (_size(x) // x[-1])
+
+    @property
+    def first_two(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of what every operation has: input and weight."""
+        x, weight = self.shapes[:2]
+        if x is None or weight is None:
+            raise ValueError(f"{self.key}: an operation has an input and a weight")
+        return x, weight
 
 
 def jobs_of_levels(names: Sequence[str], source: str) -> list[Job]:
@@ -82,8 +88,7 @@ def candidates(job: Job) -> list[Tile]:
 
 
 def _convolution_tiles(job: Job) -> Iterator[Tile]:
-    x, weight = job.shapes[0], job.shapes[1]
-    assert x is not None and weight is not None
+    x, weight = job.first_two
     images, height, width, c = x
     phases = 4 if job.kind == "doubled" else 1
     n, taps = weight[0] // phases, weight[1]
@@ -114,8 +119,7 @@ def _boxes(images: int, height: int, width: int) -> Iterator[tuple[int, int, int
 
 
 def _product_tiles(job: Job) -> Iterator[Tile]:
-    x, weight = job.shapes[0], job.shapes[1]
-    assert x is not None and weight is not None
+    x, weight = job.first_two
     rows, k = x[0], weight[1]
     gated = job.kind == "geglu"
     n = weight[0] // 2 if gated else weight[0]
@@ -164,9 +168,8 @@ def _splits(tiles: int, blocks: int, allowed: bool) -> Iterator[int]:
 
 def operation(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
     """A function that computes the job with a tile, on its weights number i of many."""
-    made = [None if s is None else _random(s, device) for s in job.shapes]
-    x, weight, bias, *more = made
-    assert x is not None and weight is not None
+    x, weight = (_random(shape, device) for shape in job.first_two)
+    bias, *more = (None if s is None else _random(s, device) for s in job.shapes[2:])
     turns = max(1, min(MOST_TURNS, COLD_BYTES // (2 * weight.numel())))
     weights = [weight, *(torch.randn_like(weight) for _ in range(turns - 1))]
 
@@ -177,8 +180,7 @@ def operation(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
         if job.kind == "doubled":
             return ops.tiled_doubled_convolution(x, w, bias, tile)
         if job.kind == "geglu":
-            assert bias is not None
-            return ops.tiled_geglu(x, w, bias, tile)
+            return ops.tiled_geglu(x, w, bias, tile)  # type: ignore[arg-type]
         return ops.tiled_linear(x, w, bias, tile, x2=more[0], residual=more[1])
 
     return compute
@@ -195,13 +197,13 @@ def time_us(compute: Callable[[Tile, int], Any], tile: Tile) -> float:
     graph.replay()
     times = []
     for _ in range(ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) * 1e3 / MOST_TURNS)
-    return median(times)
+    return float(median(times))
 
 
 def compile_all(queue: Any) -> None:

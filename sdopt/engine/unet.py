@@ -58,13 +58,15 @@ class FusedUNet:
 
     Queries, keys and values of self-attention are one product: their weights are joined, and the
     module's own become views of the joined ones. A transformer's last two products, of its last
-    feed-forward and its output, have no nonlinearity between them and are one as well.
+    feed-forward and its output, have no nonlinearity between them and are one as well. `contexts`
+    counts how often the prompts' keys and values were computed.
     """
 
     unet: Any
     joined: dict[nn.Module, Tensor] = field(default_factory=dict)
     doubled: dict[nn.Module, Tensor] = field(default_factory=dict)
     merged: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    contexts: int = 0
 
     def __post_init__(self) -> None:
         check_supported(self.unet.config)
@@ -94,6 +96,7 @@ class FusedUNet:
 
     def context(self, text: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
         """Keys and values of every cross-attention for the encoded prompts."""
+        self.contexts += 1
         return {
             module.attn2: (
                 ops.linear(text, _w(module.attn2.to_k)),
@@ -113,8 +116,8 @@ class FusedUNet:
         x = ops.convolution(x, _taps(unet.conv_in), unet.conv_in.bias)
         skips = [x]
         for block in unet.down_blocks:
-            for x in self._down(block, x, shift, context):
-                skips.append(x)
+            skips += self._down(block, skips[-1], shift, context)
+        x = skips[-1]
         x = self._middle(unet.mid_block, x, shift, context)
         *blocks, last = unet.up_blocks
         for block in blocks:
@@ -199,10 +202,12 @@ class FusedUNet:
         """A BasicTransformerBlock up to its feed-forward's hidden values, which are left to add."""
         one, other = block.attn1, block.attn2
         joined = ops.linear(ops.layer_norm(x, block.norm1), self.joined[one])
-        attended = ops.attention(*joined.chunk(3, dim=-1), one.heads)
+        q, k, v = joined.chunk(3, dim=-1)
+        attended = ops.attention(q, k, v, one.heads)
         x = ops.linear(attended, _w(one.to_out[0]), one.to_out[0].bias, residual=x)
         query = ops.linear(ops.layer_norm(x, block.norm2), _w(other.to_q))
-        attended = ops.attention(query, *context[other], other.heads)
+        keys, values = context[other]
+        attended = ops.attention(query, keys, values, other.heads)
         x = ops.linear(attended, _w(other.to_out[0]), other.to_out[0].bias, residual=x)
         first = block.ff.net[0].proj
         return x, ops.geglu(ops.layer_norm(x, block.norm3), first.weight, first.bias)

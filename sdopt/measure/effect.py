@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sdopt.levels import Level
-from sdopt.measure.observation import Observation
+from sdopt.measure.gpu_activity import GpuActivity
+from sdopt.measure.observation import SHALLOW, Observation
 
 DECODER_CLASSES = {"full-vae": "AutoencoderKL", "tiny-vae": "AutoencoderTiny"}
 SCHEDULER_CLASSES = {
@@ -19,11 +20,7 @@ def missing_effects(level: Level, seen: Observation, dtype: str) -> tuple[str, .
 
     `dtype` is what the UNet has to compute in, for example 'float16'.
     """
-    return tuple(
-        sentence
-        for proof in (_dtype, _layout, _tf32, _decoder, _scheduler, _evaluations, _compiled)
-        for sentence in proof(level, seen, dtype)
-    )
+    return tuple(sentence for proof in PROOFS for sentence in proof(level, seen, dtype))
 
 
 def _dtype(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
@@ -71,6 +68,44 @@ def _evaluations(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
             f"the level wants {_runs(level.unet_batches())}"
         )
 
+    if seen.full_steps != level.full_steps():
+        yield (
+            f"UNet evaluations: steps {_listed(seen.full_steps)} were full ones, the level wants "
+            f"{_listed(level.full_steps())}"
+        )
+
+
+def _engine(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    """The picture was drawn by the engine, on a GPU as one graph, over its own kernels."""
+    if seen.by_engine != level.whole_graph:
+        yield f"engine: it drew the picture: {seen.by_engine}, the level wants {level.whole_graph}"
+    for part in ("text_encoder", "unet", SHALLOW, "decoder"):
+        calls = seen.calls_of(part)
+        fused = sum(call.fused > 0 for call in calls)
+        wanted = len(calls) if level.fused else 0
+        if fused != wanted:
+            yield (
+                f"fused: the engine's forward pass ran in {fused} of {len(calls)} {part} calls, "
+                f"the level wants {wanted}"
+            )
+    wanted = (1 if level.hoisted else len(seen.unet_batches)) if level.fused else 0
+    if seen.contexts != wanted:
+        yield (
+            f"hoisted: keys and values of the prompts were computed {seen.contexts} times, "
+            f"the level wants {wanted}"
+        )
+    if seen.gpu is not None:
+        yield from _engine_on_gpu(level, seen.gpu)
+
+
+def _engine_on_gpu(level: Level, gpu: GpuActivity) -> Iterator[str]:
+    if level.whole_graph and gpu.graph_launches != 1:
+        yield f"engine: {gpu.graph_launches} CUDA graphs were launched, the level wants one"
+    if level.whole_graph and bool(gpu.fused_kernels) != level.compiled:
+        yield f"compile: {gpu.fused_kernels} Inductor kernels ran, compiled={level.compiled}"
+    if bool(gpu.own_kernels) != level.fused:
+        yield f"fused: {gpu.own_kernels} kernels of the engine ran, the level wants {level.fused}"
+
 
 def _compiled(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
     yield from _replayed(level, seen)
@@ -87,7 +122,7 @@ def _compiled(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
 
 def _replayed(level: Level, seen: Observation) -> Iterator[str]:
     """On CUDA: kernels that Inductor generated really ran, replayed by one graph per call."""
-    if seen.gpu is None:
+    if seen.gpu is None or level.whole_graph:
         return
     for part in ("unet", "decoder"):
         calls = [call for call in seen.gpu.calls if call.part == part]
@@ -107,6 +142,10 @@ def _solver(name: str, algorithm: str | None, order: int | None) -> str:
     return name if algorithm is None else f"{name} ({algorithm}, order {order})"
 
 
+def _listed(steps: tuple[int, ...]) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
 def _runs(batches: tuple[int, ...]) -> str:
     """For example '9 x 2 + 11 x 1' for nine calls of batch 2, then eleven of batch 1."""
     runs: list[list[int]] = []
@@ -116,3 +155,6 @@ def _runs(batches: tuple[int, ...]) -> str:
         else:
             runs.append([1, batch])
     return " + ".join(f"{count} x {batch}" for count, batch in runs) or "none"
+
+
+PROOFS = (_dtype, _layout, _tf32, _decoder, _scheduler, _evaluations, _engine, _compiled)

@@ -20,6 +20,17 @@ SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEvent
 COPIES = ("Memcpy", "Memset")
 FUSED = "triton_"
 """How the name of every kernel begins that Inductor generated."""
+OWN = (
+    "convolution",
+    "matrix_product",
+    "sum_splits",
+    "group_norm_small",
+    "group_statistics",
+    "group_norm_apply",
+    "layer_norm",
+    "solver_step",
+)
+"""The names of the engine's kernels, `sdopt.engine.kernels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +60,17 @@ class GpuActivity:
 
     `kernel_launches` counts the kernels that ran, those inside CUDA graphs too; `gpu_busy_ms` is
     the time in which at least one kernel or copy ran; `host_syncs` counts where the host waited for
-    the device between the first UNet call and the decoder.
+    the device between the first UNet call and the decoder. Of the kernels `fused_kernels` are
+    Inductor's, `own_kernels` the engine's; `graph_launches` counts CUDA graphs.
     """
 
     kernel_launches: int
     gpu_busy_ms: float
     host_syncs: int
     calls: tuple[GpuCall, ...]
+    fused_kernels: int = 0
+    own_kernels: int = 0
+    graph_launches: int = 0
 
 
 def gpu_activity(events: Sequence[Event], marks: Sequence[tuple[str, int, int]]) -> GpuActivity:
@@ -72,6 +87,9 @@ def gpu_activity(events: Sequence[Event], marks: Sequence[tuple[str, int, int]])
             _call(part, launches[bisect_left(starts, begin) : bisect_right(starts, end)], kernels)
             for part, begin, end in marks
         ),
+        fused_kernels=sum(kernel.name.startswith(FUSED) for kernel in kernels),
+        own_kernels=sum(kernel.name in OWN for kernel in kernels),
+        graph_launches=sum(launch.name == GRAPH_LAUNCH for launch in launches),
     )
 
 
@@ -85,6 +103,8 @@ def busy_ns(intervals: Iterable[tuple[int, int]]) -> int:
 
 
 def _host_syncs(events: Sequence[Event], marks: Sequence[tuple[str, int, int]]) -> int:
+    if not marks:  # one graph for the whole picture: the loop is where no host is
+        return 0
     begins = {part: start for part, start, _ in reversed(marks)}
     loop_starts, loop_ends = begins.get("unet", 0), begins.get("decoder", 0)
     return sum(

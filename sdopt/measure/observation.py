@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from sdopt.engine.modules import FUSED_MARK
 from sdopt.measure.gpu_activity import GpuActivity, events_of, gpu_activity
 from sdopt.optimizations.cuda_graphs import eager_calls
 from sdopt.workload import Request, generate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Shapes = tuple[tuple[int, ...], ...]
 PARTS = ("text_encoder", "unet", "decoder")
+SHALLOW = "shallow"
 CALL_MARK = "sdopt::call "
 GRAPH_MARK = "## Call CompiledFxGraph"
 """How Inductor names each run of a compiled graph in a profile."""
@@ -30,13 +32,15 @@ class Call:
     """One call of a part of the pipeline.
 
     `shapes` are those of its tensor arguments; `graphs` counts the Inductor graphs that ran inside
-    it: 0 for eager code, more than 1 after a graph break.
+    it: 0 for eager code, more than 1 after a graph break; `fused` the engine's forward passes. A
+    UNet call that reuses deep features has the part `shallow`.
     """
 
     part: str
     shapes: Shapes
     dtype: str
     graphs: int = 0
+    fused: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,10 @@ class Observation:
     """What happened during one picture.
 
     `channels_last` tells for the UNet and the decoder whether every weight of a convolution wider
-    than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled meanwhile. `gpu` is what
-    the device did during another picture, or None without CUDA.
+    than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled and the engine captured
+    meanwhile. `by_engine` is whether the engine drew the picture, `contexts` how often it computed
+    the prompts' keys and values. `gpu` is what the device did during another picture, or None
+    without CUDA.
     """
 
     calls: tuple[Call, ...]
@@ -57,6 +63,8 @@ class Observation:
     channels_last: dict[str, bool]
     tf32: tuple[bool, ...]
     new_graphs: int
+    by_engine: bool = False
+    contexts: int = 0
     gpu: GpuActivity | None = None
 
     def calls_of(self, part: str) -> tuple[Call, ...]:
@@ -65,8 +73,17 @@ class Observation:
 
     @property
     def unet_batches(self) -> tuple[int, ...]:
-        """The batch size of every UNet call."""
-        return tuple(call.shapes[0][0] for call in self.calls_of("unet"))
+        """The batch size of every UNet call, shallow ones too."""
+        return tuple(call.shapes[0][0] for call in self._unet_calls)
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        """Which of the UNet calls evaluated all of it."""
+        return tuple(i for i, call in enumerate(self._unet_calls) if call.part == "unet")
+
+    @property
+    def _unet_calls(self) -> tuple[Call, ...]:
+        return tuple(call for call in self.calls if call.part in ("unet", SHALLOW))
 
 
 def observe(pipeline: LevelPipeline, request: Request) -> Observation:
@@ -82,25 +99,47 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
             stack.enter_context(_recording(part, module, calls))
         stack.enter_context(_before_call(pipeline.unet, lambda: tf32.append(tf32_is_on())))
         steps = stack.enter_context(_counting_steps(pipeline.scheduler))
-        graphs_before = compiled_graphs()
+        graphs, by_engine, contexts = (
+            compiled_graphs(),
+            _engine_steps(pipeline),
+            _contexts(pipeline),
+        )
         with profiled(ProfilerActivity.CPU) as profiler:
             generate(pipeline, request)
-        new_graphs = compiled_graphs() - graphs_before
+        new_graphs = compiled_graphs() - graphs
+        by_engine = _engine_steps(pipeline) - by_engine
+        contexts = _contexts(pipeline) - contexts
+    captures = _captures(pipeline)
+    gpu = observe_gpu(pipeline, request) if pipeline.device.type == "cuda" else None
     return Observation(
         calls=_with_graphs(calls, _marked_times(profiler)),
         scheduler_class=type(pipeline.scheduler).__name__,
         scheduler_algorithm=pipeline.scheduler.config.get("algorithm_type"),
         scheduler_order=pipeline.scheduler.config.get("solver_order"),
-        scheduler_steps=len(steps),
+        scheduler_steps=len(steps) + by_engine,
         decoder_class=type(pipeline.vae).__name__,
         channels_last={
             "unet": is_channels_last(pipeline.unet),
             "decoder": is_channels_last(pipeline.vae.decoder),
         },
         tf32=tuple(tf32),
-        new_graphs=new_graphs,
-        gpu=observe_gpu(pipeline, request) if pipeline.device.type == "cuda" else None,
+        new_graphs=new_graphs + _captures(pipeline) - captures,
+        by_engine=by_engine > 0 and not steps,
+        contexts=contexts,
+        gpu=gpu,
     )
+
+
+def _engine_steps(pipeline: LevelPipeline) -> int:
+    return pipeline.engine.steps_run if pipeline.engine else 0
+
+
+def _captures(pipeline: LevelPipeline) -> int:
+    return pipeline.engine.captures if pipeline.engine else 0
+
+
+def _contexts(pipeline: LevelPipeline) -> int:
+    return pipeline.fused_unet.contexts if pipeline.fused_unet else 0
 
 
 def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
@@ -114,7 +153,9 @@ def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
             torch.cuda.synchronize(pipeline.device)
     spans = {name: (start, end) for name, start, end in _marked_times(profiler)}
     marks = [(call.part, *spans[f"{CALL_MARK}{index}"]) for index, call in enumerate(calls)]
-    return gpu_activity(events_of(_kineto_results(profiler), (CALL_MARK, GRAPH_MARK)), marks)
+    return gpu_activity(
+        events_of(_kineto_results(profiler), (CALL_MARK, GRAPH_MARK, FUSED_MARK)), marks
+    )
 
 
 def parts(pipeline: LevelPipeline) -> dict[str, Any]:
@@ -178,7 +219,7 @@ def _recording(part: str, module: Any, calls: list[Call]) -> Iterator[None]:
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
         calls.append(
             Call(
-                part=part,
+                part=SHALLOW if kwargs.get("deep") is not None else part,
                 shapes=tuple(tuple(tensor.shape) for tensor in tensors),
                 dtype=str(tensors[0].dtype).removeprefix("torch."),
             )
@@ -227,14 +268,14 @@ def _counting_steps(scheduler: Any) -> Iterator[list[Any]]:
 
 
 def _marked_times(profiler: profile) -> list[tuple[str, int, int]]:
-    """Name, start and end in ns of every Inductor graph and every mark of ours.
+    """Name, start and end in ns of every Inductor graph, fused pass and mark of a call.
 
     Read from the raw trace: `profiler.events()` takes seconds to link the other 100,000 events.
     """
     return [
         (event.name(), event.start_ns(), event.end_ns())
         for event in _kineto_results(profiler).events()
-        if event.name().startswith((GRAPH_MARK, CALL_MARK))
+        if event.name().startswith((GRAPH_MARK, FUSED_MARK, CALL_MARK))
         # A region that the host marks appears a second time, around its work on the GPU.
         and str(event.device_type()) == "DeviceType.CPU"
     ]
@@ -248,12 +289,16 @@ def _kineto_results(profiler: profile) -> Any:
 
 
 def _with_graphs(calls: list[Call], times: list[tuple[str, int, int]]) -> tuple[Call, ...]:
-    """Give each call the number of Inductor graphs that ran within its mark."""
-    graphs = [(start, end) for name, start, end in times if name.startswith(GRAPH_MARK)]
+    """Give each call the numbers of Inductor graphs and fused passes that ran within its mark."""
     marks = {name: (start, end) for name, start, end in times if name.startswith(CALL_MARK)}
-    counted = []
-    for index, call in enumerate(calls):
+
+    def inside(kind: str, index: int) -> int:
         begin, finish = marks[f"{CALL_MARK}{index}"]
-        inside = sum(begin <= start and end <= finish for start, end in graphs)
-        counted.append(replace(call, graphs=inside))
-    return tuple(counted)
+        return sum(
+            name.startswith(kind) and begin <= start and end <= finish for name, start, end in times
+        )
+
+    return tuple(
+        replace(call, graphs=inside(GRAPH_MARK, index), fused=inside(FUSED_MARK, index))
+        for index, call in enumerate(calls)
+    )
