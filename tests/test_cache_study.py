@@ -22,6 +22,7 @@ ALL_OF_FIVE = Plan(full=tuple(range(5)), steps=5)
 
 @pytest.fixture(scope="module")
 def studio() -> Studio:
+    torch.set_num_threads(1)  # as conftest.py has it: more get in each other's way
     return Studio(MODEL_DIR, "cpu", 2)
 
 

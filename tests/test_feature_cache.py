@@ -19,6 +19,7 @@ T = torch.tensor(500)
 
 @pytest.fixture(autouse=True)
 def no_grad() -> Any:
+    torch.set_num_threads(1)  # as conftest.py has it: more get in each other's way
     with torch.no_grad():
         yield
 
