@@ -17,7 +17,9 @@ PACKAGE = Path(sdopt.__file__).parent
 # A module may import from its own box and from the boxes before it.
 BOXES = (
     {"errors"},
+    {"cache_schedule"},
     {"levels"},
+    {"feature_cache"},
     {"embedded"},
     {"hub"},
     {"sources"},
