@@ -25,7 +25,7 @@ BOXES = (
     {"sources"},
     {"workload"},
     {"sd15"},
-    {"pipeline", "optimizations"},
+    {"pipeline", "optimizations", "engine"},
     {"measure"},
     {"baselines"},
     {"history"},
@@ -38,7 +38,7 @@ BOXES = (
     {"ab"},
     {"suite"},
     {"peers"},
-    {"throughput"},
+    {"throughput", "tuning"},
     {"selftest"},
     {"plugin"},
 )

@@ -7,11 +7,12 @@ key; another prompt, seed or guidance scale only changes what it reads.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +44,36 @@ class Kind:
     guided_steps: int
 
 
+class Tick(Protocol):
+    """A moment between two stages: a CUDA event, or a HostTick."""
+
+    def record(self) -> None:
+        """Now, or when the device gets here."""
+
+    def synchronize(self) -> None:
+        """Wait until it was recorded."""
+
+    def elapsed_time(self, end: Any) -> float:
+        """Milliseconds until `end`."""
+
+
+class HostTick:
+    """A moment by the host's clock."""
+
+    seconds = 0.0
+
+    def record(self) -> None:
+        """Now."""
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """The host is where it is."""
+
+    def elapsed_time(self, end: HostTick) -> float:
+        """Milliseconds until `end`."""
+        return 1e3 * (end.seconds - self.seconds)
+
+
 @dataclass(kw_only=True)
 class Inputs:
     """What a graph reads: token ids (prompts, tokens), noise (B, H, W, 4), factors (steps, 6)."""
@@ -65,7 +96,7 @@ class Captured:
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
     picture: Tensor
-    ticks: list[torch.cuda.Event]
+    ticks: list[Tick]
 
 
 @dataclass(kw_only=True)
@@ -78,7 +109,7 @@ class PictureEngine:
     steps_run: int = 0
     graphs: OrderedDict[Kind, Captured] = field(default_factory=OrderedDict)
     solvers: dict[int, Solver] = field(default_factory=dict)
-    last: Captured | None = None
+    ticks: Sequence[Tick] = ()
     _pool: Any = None
     _weights: list[tuple[int, int]] = field(default_factory=list)
     _parameters: list[torch.nn.Parameter] | None = None
@@ -98,16 +129,16 @@ class PictureEngine:
             kind = Kind(images, height, width, ids.shape[1], steps, guided)
             inputs = self._inputs(ids, noise, guidance_scale, kind)
             if noise.device.type != "cuda" or not cuda_graphs.replaying():
-                return self._run(inputs, kind, [])
+                self.ticks = [HostTick() for _ in range(len(STAGES) + 1)]
+                return self._run(inputs, kind, self.ticks)
             return self._replay(inputs, kind)
 
     def stage_ms(self) -> dict[str, float]:
-        """The last replay's time in each of STAGES, by the device's clock."""
-        if self.last is None:
-            raise RuntimeError("no graph was replayed yet")
-        ticks = self.last.ticks
-        ticks[-1].synchronize()
-        pairs = zip(STAGES, pairwise(ticks), strict=True)
+        """The last picture's time in each of STAGES, by the device's clock."""
+        if not self.ticks:
+            raise RuntimeError("no picture was drawn yet")
+        self.ticks[-1].synchronize()
+        pairs = zip(STAGES, pairwise(self.ticks), strict=True)
         return {stage: begin.elapsed_time(end) for stage, (begin, end) in pairs}
 
     def _inputs(self, ids: Tensor, noise: Tensor, guidance_scale: float, kind: Kind) -> Inputs:
@@ -139,7 +170,7 @@ class PictureEngine:
         self.graphs.move_to_end(kind)
         captured.inputs.copy_(inputs)
         captured.graph.replay()
-        self.last = captured
+        self.ticks = captured.ticks
         picture = captured.picture.clone()
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
@@ -191,7 +222,7 @@ class PictureEngine:
                 picture = self._run(static, kind, ticks)
         return Captured(graph=graph, inputs=static, picture=picture, ticks=ticks)
 
-    def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[torch.cuda.Event]) -> Tensor:
+    def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
         """Draw without a graph, or while one records."""
         marks = iter(ticks)
         _tick(marks)
@@ -252,7 +283,7 @@ class PictureEngine:
         ]
 
 
-def _external_events() -> list[torch.cuda.Event]:
+def _external_events() -> list[Tick]:
     """Around and between STAGES; external ones can be read after a replay."""
     return [
         torch.cuda.Event(enable_timing=True, external=True)  # type: ignore[no-untyped-call]

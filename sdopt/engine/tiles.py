@@ -54,7 +54,7 @@ def product_key(m: int, k: int, n: int, kind: str) -> str:
 
 @lru_cache
 def tuned() -> dict[str, Tile]:
-    """The tiles that were measured, by shape; `python -m sdopt.engine.tune` writes them."""
+    """The tiles that were measured, by shape; `python -m sdopt.tuning` writes them."""
     if not TUNED.exists():
         return {}
     stored = json.loads(TUNED.read_text(encoding="utf-8"))

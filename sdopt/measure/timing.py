@@ -148,6 +148,9 @@ def stage_times(pipeline: LevelPipeline, request: Request) -> dict[str, float]:
 
 
 def _one_stage_round(pipeline: LevelPipeline, request: Request) -> dict[str, float]:
+    if pipeline.engine is not None:
+        generate(pipeline, request)
+        return pipeline.engine.stage_ms()
     clock = _CudaClock() if pipeline.device.type == "cuda" else _HostClock()
     ticks: dict[str, Any] = {}
 

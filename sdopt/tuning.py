@@ -1,4 +1,4 @@
-"""Measure how each operation's work is best cut on this GPU: `python -m sdopt.engine.tune`.
+"""Measure how each operation's work is best cut on this GPU: `python -m sdopt.tuning`.
 
 Draws a picture with the engine's levels to see which shapes there are, then times every sensible
 tile and the library, weights cold in the cache as they are inside a picture, and writes the fastest
@@ -294,7 +294,7 @@ def _size(shape: Sequence[int]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune and write the file."""
-    parser = argparse.ArgumentParser(prog="python -m sdopt.engine.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sdopt.tuning", description=__doc__)
     parser.add_argument("--levels", nargs="+", default=["hoisted", "express"])
     parser.add_argument("--source", default="sd15-random")
     parser.add_argument("--seconds", type=float, default=300.0)
