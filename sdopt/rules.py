@@ -20,6 +20,7 @@ from sdopt.verdict import Outcome, Verdict, fault
 PRIORS: Mapping[str, Mapping[str, Prior]] = {
     "latency_ms": {
         "cuda": Prior(spread=0.02, least_effect=0.01),
+        "cuda, one graph": Prior(spread=0.005, least_effect=0.01),
         "cuda, eager": Prior(spread=0.08, least_effect=0.02),
         "cpu": Prior(spread=0.10, least_effect=0.02),
     },
@@ -32,7 +33,7 @@ PRIORS: Mapping[str, Mapping[str, Prior]] = {
 Eager pictures on a fast GPU wait for the host's launches, which vary like its own work; unchanged
 runs on shared CPU cores differed by up to 31 %: see docs/pitfalls.md.
 """
-MATTERS = {"cuda": 0.03, "cuda, eager": 0.10, "cpu": 0.05}
+MATTERS = {"cuda": 0.03, "cuda, one graph": 0.03, "cuda, eager": 0.10, "cpu": 0.05}
 """The change of latency that a paired comparison may not pass over, by the same classes."""
 ANSWERS = {
     "regression": Outcome.REGRESSION,
@@ -43,8 +44,12 @@ ANSWERS = {
 
 
 def noise_class(device: str, level: Level) -> str:
-    """What a level's wall time depends on: 'cpu', 'cuda', or for eager code there the host."""
-    return "cuda, eager" if device == "cuda" and not level.compiled else device
+    """What a level's wall time depends on: 'cpu', or on 'cuda' how much of it is the host's."""
+    if device != "cuda":
+        return device
+    if level.whole_graph:
+        return "cuda, one graph"
+    return "cuda" if level.compiled else "cuda, eager"
 
 
 def by_history(

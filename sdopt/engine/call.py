@@ -38,6 +38,7 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     """What `StableDiffusionPipeline.__call__` returns. Raises SdoptError for other arguments."""
     given = dict(arguments)
     check_arguments(engine.level.name, given)
+    check_adapters(pipeline, engine.level.name)
     height, width = _size(pipeline, given)
     prompts = _prompts(given)
     guidance_scale = float(given["guidance_scale"])
@@ -85,6 +86,16 @@ def check_arguments(level: str, given: dict[str, Any]) -> None:
     steps = given["num_inference_steps"]
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SdoptError(f"num_inference_steps is {steps!r}; it is an integer, 1 or more")
+
+
+def check_adapters(pipeline: LevelPipeline, level: str) -> None:
+    """Raise SdoptError for LoRA adapters, which fused kernels would silently leave out."""
+    if getattr(pipeline.unet, "peft_config", None):
+        raise SdoptError(
+            f"level {level!r} computes with kernels of its own, which know no adapters; fuse the "
+            "LoRA into the weights, save the pipeline and give its folder as the source, or use "
+            "a level without the engine, such as 'final'"
+        )
 
 
 def token_ids(pipeline: LevelPipeline, prompts: list[str], negatives: list[str]) -> Tensor:

@@ -231,7 +231,7 @@ class PictureEngine:
         sample = self._denoise(inputs, kind, text)
         _tick(marks)
         vae = self.pipeline.vae
-        latents = (sample / vae.config.scaling_factor).to(text.dtype).permute(0, 3, 1, 2)
+        latents = self._as_module_input((sample / vae.config.scaling_factor).to(text.dtype))
         picture: Tensor = vae.decode(latents, return_dict=False)[0]
         _tick(marks)
         return picture
@@ -265,10 +265,16 @@ class PictureEngine:
         more: dict[str, Any] = {"hoisted": hoisted[0]} if hoisted else {}
         if self.level.feature_cache:
             more |= {"store": True} if deep is None else {"deep": deep}
+        sample = self._as_module_input(x)
         noise, *stored = self.pipeline.unet(
-            x.permute(0, 3, 1, 2), time, encoder_hidden_states=text, return_dict=False, **more
+            sample, time, encoder_hidden_states=text, return_dict=False, **more
         )
         return noise.permute(0, 2, 3, 1).contiguous(), stored[0] if stored else deep
+
+    def _as_module_input(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) as (B, C, H, W), laid out as the graphs of compiled modules know it."""
+        first = x.permute(0, 3, 1, 2)
+        return first if self.level.fused else first.contiguous()
 
     def _hoisted(self, times: Tensor, text: Tensor) -> list[Hoisted]:
         """What each step needs from its timestep and the prompts, or nothing if not hoisted."""

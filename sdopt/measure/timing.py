@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from sdopt.levels import Level
 from sdopt.measure.gpu_state import GpuState, watched
 from sdopt.measure.observation import compiled_graphs
 from sdopt.workload import Request, generate
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sdopt.pipeline import LevelPipeline
 
 ROUNDS = {"cpu": 7, "cuda": 15}
+EAGER_CUDA_ROUNDS = 7
+"""A second and more each, most of it the host's, and what varies is the process, not the round."""
 WARMUP_ROUNDS = 1
 STAGE_ROUNDS = 3
 
@@ -77,7 +80,7 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
         benchmark.pedantic(
             one_picture,
             setup=lambda: synchronize(device),
-            rounds=ROUNDS[device.type],
+            rounds=rounds_for(pipeline.level, device),
             warmup_rounds=WARMUP_ROUNDS,
         )
     rounds = () if benchmark.disabled else benchmark.stats.stats.data
@@ -108,6 +111,12 @@ def elapsed_ms(draw: Callable[[], object], device: torch.device) -> float:
     draw()
     synchronize(device)
     return 1e3 * (time.perf_counter() - start)
+
+
+def rounds_for(level: Level, device: torch.device) -> int:
+    """How many rounds estimate one process's median."""
+    eager = not level.compiled and not level.whole_graph
+    return EAGER_CUDA_ROUNDS if eager and device.type == "cuda" else ROUNDS[device.type]
 
 
 def first_call(pipeline: LevelPipeline, request: Request) -> FirstCall:
