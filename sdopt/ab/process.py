@@ -44,7 +44,7 @@ class Worker:
             stderr=self._log,
             bufsize=0,
             cwd=tree,
-            env=_environment(tree, side),
+            env=_environment(tree, spec, side),
             start_new_session=True,
         )
         self._stdin: Any = self._process.stdin
@@ -116,10 +116,14 @@ class Worker:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(QUIT_TIMEOUT_S)
 
-    def end(self) -> None:
-        """Kill what is left of it and of the processes that it started."""
+    def kill(self) -> None:
+        """Kill what is left of it and of the processes that it started, without waiting."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.group, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill it and wait until it is gone."""
+        self.kill()
         self._process.wait()
         for stream in (self._stdin, self._stdout, self._log):
             stream.close()
@@ -146,7 +150,7 @@ def _workload(spec: Spec) -> tuple[str, str]:
     return source, str(spec.prompts.resolve()) if spec.prompts else ""
 
 
-def _environment(tree: Path, side: Side) -> dict[str, str]:
+def _environment(tree: Path, spec: Spec, side: Side) -> dict[str, str]:
     """The tree's package first, and a compile cache that is this side's own in every run.
 
     In a shared one the first side would compile for the second, and its first calls look slow.
@@ -155,12 +159,13 @@ def _environment(tree: Path, side: Side) -> dict[str, str]:
     beside one, the same picture took 3 to 75 s at random, and 1 to 3 s with this.
     """
     inherited = without_git_variables()
+    cache = inductor_cache()
     paths = (str(tree.resolve()), inherited.get("PYTHONPATH", ""))
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
         **inherited,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "TORCHINDUCTOR_CACHE_DIR": str(inductor_cache() / "sdopt-ab" / side),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "sdopt-ab" / side if spec.own_caches else cache),
     }
 
 

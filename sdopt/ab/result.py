@@ -34,6 +34,8 @@ class Spec:
     `source` and `prompts` are those of the suite; `levels` None means all that either side has.
     After `max_pairs` nothing is added, decided or not. `worker` is the program that both sides
     run; one that says nothing for `load_timeout_s` while it loads, else `timeout_s`, has failed.
+    With `own_caches` each side compiles for itself, else both use the suite's compile cache, which
+    is for trees that are the same.
     """
 
     sides: Sides
@@ -44,6 +46,7 @@ class Spec:
     worker: Path = WORKER
     load_timeout_s: float = 1800.0
     timeout_s: float = 300.0
+    own_caches: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sdopt.errors import UnknownNameError
 
 if TYPE_CHECKING:
+    import torch
+
     from sdopt.pipeline import LevelPipeline
 
     Undo = Callable[[], None]
 
 MIB = 2**20
 CALIBRATION_CYCLES = 10_000_000
+MEMORY_PLACES = ("memory", "leak")
+"""Faults that take memory of a CUDA device instead of time."""
 
 
 def inject(pipeline: LevelPipeline, fault: str, picture_ms: float) -> Undo:
@@ -50,7 +52,12 @@ def _on_host(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
 
 
 def _held(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
-    """Memory that the text encoder's end takes and the decoder's end gives back."""
+    """Memory that the text encoder's end takes and the decoder's end gives back.
+
+    A share of the peak since that was last reset.
+    """
+    import torch
+
     held: list[torch.Tensor] = []
     amount = int(size * torch.cuda.max_memory_allocated(pipeline.device))
 
@@ -71,6 +78,8 @@ def _held(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
 
 
 def _leaked(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+    import torch
+
     kept: list[torch.Tensor] = []
 
     def keep() -> None:
@@ -118,11 +127,15 @@ def _waiting(device: torch.device, milliseconds: float) -> Callable[[], None]:
     """Something that keeps the device busy for that long."""
     if device.type != "cuda":
         return lambda: _spin(milliseconds)
+    import torch
+
     cycles = int(milliseconds * _cycles_per_ms(device))
     return lambda: torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 
 def _cycles_per_ms(device: torch.device) -> float:
+    import torch
+
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda._sleep(CALIBRATION_CYCLES)  # type: ignore[no-untyped-call]
     begin.record()

@@ -22,7 +22,7 @@ from scipy.stats import mannwhitneyu
 from sdopt.ab.rounds import BLOCK_ROUNDS, latency_pair
 from sdopt.rules import PRIORS
 from sdopt.selftest.matrix import interval
-from sdopt.selftest.record import UNCHANGED
+from sdopt.selftest.shares import UNCHANGED
 from sdopt.statistics import PairedPlan, judge_by_history, judge_pairs, student_t
 
 Rounds = NDArray[np.float64]
