@@ -92,9 +92,9 @@ class Result:
 
     `undecided` are the (level, metric) that the judge had not decided after the last pair; there
     are none unless it wants more pairs than there may be. `redefined` says for a level that both
-    sides have how its definition changed; `new` and `removed` are levels that only the head or only
-    the base has, which were not measured. `work` holds the counts of one picture, by level and
-    side.
+    sides have how its definition changed; `new` are the wanted levels that only the head has,
+    `removed` all that only the base has; neither was measured. `work` holds the counts of one
+    picture, by level and side.
     """
 
     device: str

@@ -17,6 +17,7 @@ from sdopt.levels import LEVELS
 
 PUBLISHED = Path(__file__).with_name("published.json")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+"""The marks of a table named 'measured' in a page."""
 HEADINGS = (
     "level",
     "A100, published",
@@ -84,14 +85,15 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_table(page: Path, table: Sequence[str]) -> None:
+def write_table(page: Path, table: Sequence[str], name: str = "measured") -> None:
     """Replace what stands between the page's marks. Raises BrokenFileError if it has none."""
     text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise BrokenFileError(f"{page} has no {BEGIN} and {END} to write between")
-    before, after = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
+    begin, end = (mark.replace("measured", name) for mark in (BEGIN, END))
+    if begin not in text or end not in text:
+        raise BrokenFileError(f"{page} has no {begin} and {end} to write between")
+    before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
     body = "\n".join(table)
-    write_whole(page, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}".encode())
+    write_whole(page, f"{before}{begin}\n\n{body}\n\n{end}{after}".encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

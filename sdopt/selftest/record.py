@@ -42,7 +42,9 @@ CALIBRATION_ROUNDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to record. Batches of `at_once` pairs; after the first none begins that would not end by `minutes`.
+    """What to record, in batches of `at_once` pairs.
+
+    After the first one none begins that would not end by `minutes`.
 
     Each pair carries `per_pair` of the slowdowns and one of the faults of memory.
     """
