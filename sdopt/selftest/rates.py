@@ -204,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=1000, help="suite runs per cell (1000)")
     parser.add_argument("--samples", type=Path, nargs="+", help="files of recorded pairs")
     parser.add_argument("--page", type=Path, help="page to write the tables into")
+    parser.add_argument("--mark", help="between these marks in it (device and level)")
     options = parser.parse_args(arguments)
     levels = options.levels if options.levels is not None else 1 if options.samples else 9
     if options.trials < 1 or levels < 1 or min(options.between, options.within) < 0:
@@ -211,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, lines = _answer(options, levels)
         if options.page:
-            write_table(options.page, lines, name)
+            write_table(options.page, lines, options.mark or name)
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

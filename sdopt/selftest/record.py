@@ -44,9 +44,8 @@ CALIBRATION_ROUNDS = 3
 class Plan:
     """What to record, in batches of `at_once` pairs.
 
-    After the first one none begins that would not end by `minutes`.
-
-    Each pair carries `per_pair` of the slowdowns and one of the faults of memory.
+    After the first one none begins that would not end by `minutes`. Unless the compile cache is
+    warm, one process fills it before the others load. Each pair carries `per_pair` of the slowdowns and one of the faults of memory.
     """
 
     spec: Spec
@@ -56,6 +55,7 @@ class Plan:
     at_once: int = 1
     first_pair: int = 1
     minutes: float = float("inf")
+    warm_cache: bool = False
 
     def batches(self) -> Iterator[list[int]]:
         """The numbers of the pairs in each batch, as long as there is time."""
@@ -97,7 +97,8 @@ def _batch(
     samples = []
     with ExitStack() as stack:
         with progress.during(f"{name}: loading"):
-            crew = loaded_pairs(plan.spec, plan.level, numbers, keeper, one_first=not identity)
+            one_first = not (identity or plan.warm_cache)
+            crew = loaded_pairs(plan.spec, plan.level, numbers, keeper, one_first=one_first)
             pairs = stack.enter_context(crew)
         if not identity:
             identity |= pairs[0].workers["head"].ask("identity")
@@ -196,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"such as loop:0.03, or all {' or all '.join(GROUPS)}",
     )
     parser.add_argument("--faults-per-pair", type=int, default=1, help="slowdowns in a pair (1)")
+    parser.add_argument(
+        "--warm-cache", action="store_true", help="the first process need not load alone"
+    )
     parser.add_argument("--commit", help="what this tree is, where git does not know")
     parser.add_argument("--out", type=Path, required=True)
     return parser
@@ -238,6 +242,7 @@ def _plan(options: argparse.Namespace, tree: Path) -> Plan:
         at_once=options.at_once,
         first_pair=options.first_pair,
         minutes=options.minutes,
+        warm_cache=options.warm_cache,
     )
 
 
