@@ -14,7 +14,9 @@ import pytest
 from sdopt.ab import Sides, Spec
 from sdopt.errors import SdoptError, UnknownNameError, WorkerError
 from sdopt.report.progress import Progress
-from sdopt.selftest import rates, record
+from sdopt.selftest import record
+from sdopt.selftest.evidence import fault_table
+from sdopt.selftest.samples import Samples
 from sdopt.selftest.shares import GROUPS, expanded, share
 
 FAKE_WORKER = Path(__file__).with_name("ab_fake_worker.py")
@@ -75,7 +77,7 @@ def test_every_pair_is_recorded_unchanged_and_with_its_share_of_the_faults(stage
         "commit": "abc",
         "level": "final",
     }
-    assert [line.split(" | ")[:2] for line in rates.fault_table(run["pairs"])[2:]] == [
+    assert [line.split(" | ")[:2] for line in fault_table(Samples(pairs=run["pairs"]))[2:]] == [
         ["| none", "3"],
         ["| loop:0.01", "2"],
         ["| loop:0.03", "2"],

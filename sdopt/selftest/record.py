@@ -45,7 +45,8 @@ class Plan:
     """What to record, in batches of `at_once` pairs.
 
     After the first one none begins that would not end by `minutes`. Unless the compile cache is
-    warm, one process fills it before the others load. Each pair carries `per_pair` of the slowdowns and one of the faults of memory.
+    warm, one process fills it before the others load. Each pair carries `per_pair` of the
+    slowdowns and one of the faults of memory.
     """
 
     spec: Spec
