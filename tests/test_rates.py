@@ -69,14 +69,19 @@ def test_recorded_pairs_keep_together(samples: Path) -> None:
     base, head = runs.draw(np.random.default_rng(0), 0.0)
     assert base.shape == (rates.PAIRS + rates.STORED_RUNS, 2)
     assert set(np.abs(head - base[: rates.PAIRS]).ravel()) == {0.5}
-    assert runs.slowdowns == list(rates.SLOWDOWNS)
+    assert runs.real == []
     slower = runs.draw(np.random.default_rng(0), 0.1)[1]
     assert slower == pytest.approx(1.1 * head)
 
 
 def test_real_slowdowns_are_drawn_where_there_are_any(samples: Path) -> None:
     runs = rates.recorded(read_samples([with_slowdown(samples)]))
-    assert runs.slowdowns == [0.0, 0.05]
+    assert runs.real == [0.05]
+    assert [runs.heading(size) for size in (0.0, 0.03, 0.05)] == [
+        "false alarms",
+        "3 %",
+        "5 %, real",
+    ]
     base, head = runs.draw(np.random.default_rng(0), 0.05)
     assert head / base[: rates.PAIRS] == pytest.approx(np.full((rates.PAIRS, 2), 1.08))
     assert rates.alarms(method("pairs"), runs, 0.05, levels=1, trials=5) == 5

@@ -35,7 +35,7 @@ def evidence(samples: Samples) -> list[str]:
 def identity(samples: Samples) -> list[str]:
     """What each file is of."""
     lines = []
-    for run in samples.runs:
+    for run in (run for run in samples.runs if "command" in run):
         environment = run.get("environment", {})
         versions = ", ".join(f"{name} {value}" for name, value in environment.items())
         lines += [
@@ -43,7 +43,7 @@ def identity(samples: Samples) -> list[str]:
             f"commit {run.get('commit')}, {run.get('date')}:",
             "",
             "```sh",
-            str(run.get("command")),
+            str(run["command"]),
             "```",
             "",
         ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sdopt.baselines import write_whole
 from sdopt.errors import SdoptError
 from sdopt.selftest.matrix import interval
-from sdopt.selftest.rates import counts, recorded
+from sdopt.selftest.rates import SLOWDOWNS, counts, recorded
 from sdopt.selftest.samples import Samples, read_samples
 from sdopt.selftest.shares import UNCHANGED
 
@@ -55,7 +55,7 @@ def _matplotlib() -> Any:
 
 def _draw_detections(axes: Axes, samples: Samples, trials: int) -> None:
     runs = recorded(samples)
-    sizes = [100 * size for size in runs.slowdowns]
+    sizes = [100 * size for size in SLOWDOWNS]
     for style, (name, row) in zip(STYLES, counts(runs, 1, trials).items(), strict=True):
         shares = [100 * count / trials for count in row]
         bounds = [[100 * bound for bound in interval(count, trials)] for count in row]

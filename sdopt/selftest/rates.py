@@ -100,11 +100,20 @@ METHODS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """Where runs come from: `draw` makes those of one level with that slowdown in the head."""
+    """Where runs come from: `draw` makes those of one level with that slowdown in the head.
+
+    Slowdowns are multiplied into times, but for the `real` ones, which processes carried.
+    """
 
     draw: Callable[[np.random.Generator, float], tuple[Rounds, Rounds]]
     setting: Setting
-    slowdowns: Sequence[float] = SLOWDOWNS
+    real: Sequence[float] = ()
+
+    def heading(self, slowdown: float) -> str:
+        """What a column of the table is about."""
+        if slowdown == 0:
+            return "false alarms"
+        return f"{100 * slowdown:g} %{', real' if slowdown in self.real else ''}"
 
 
 def simulated(between: float, within: float) -> Runs:
@@ -127,11 +136,10 @@ def recorded(samples: Samples) -> Runs:
     """Drawn with replacement from recorded pairs, unchanged ones or ones of a real slowdown.
 
     For each comparison the place of the slowdown is chosen by lot, and of unchanged pairs which
-    side is which. What was stored before is drawn from all unchanged runs. Where no slowdown was
-    recorded, the unchanged head's times are multiplied.
+    side is which. What was stored before is drawn from all unchanged runs. For a slowdown that was
+    recorded too seldom an unchanged head's times are multiplied.
     """
     found = {size: _places(samples, size) for size in SLOWDOWNS if size}
-    is_real = any(found.values())
 
     def draw(random: np.random.Generator, slowdown: float) -> tuple[Rounds, Rounds]:
         places = found.get(slowdown) or [samples.unchanged]
@@ -144,10 +152,11 @@ def recorded(samples: Samples) -> Runs:
             for i in random.integers(0, len(samples.unchanged), STORED_RUNS)
         ]
         base, head = (np.array([side[k] for side in sides]) for k in (0, 1))
-        return np.concatenate([base, stored]), head if is_real else head * (1 + slowdown)
+        slower = head * (1 + slowdown) if pairs is samples.unchanged else head
+        return np.concatenate([base, stored]), slower
 
-    sizes = [size for size in SLOWDOWNS if not size or not is_real or found[size]]
-    return Runs(draw=draw, setting=samples.setting, slowdowns=sizes)
+    real = [size for size, places in found.items() if places]
+    return Runs(draw=draw, setting=samples.setting, real=real)
 
 
 def _places(samples: Samples, size: float) -> list[list[Mapping[str, Any]]]:
@@ -180,15 +189,15 @@ def alarms(
 def counts(runs: Runs, levels: int, trials: int) -> dict[str, list[int]]:
     """Alarms of each method, for each slowdown of the runs."""
     return {
-        method.name: [alarms(method, runs, size, levels, trials) for size in runs.slowdowns]
+        method.name: [alarms(method, runs, size, levels, trials) for size in SLOWDOWNS]
         for method in METHODS
     }
 
 
 def table(runs: Runs, levels: int, trials: int) -> list[str]:
     """A Markdown table: a row for each method; shares of runs with an alarm and 95 % intervals."""
-    sizes = ["false alarms" if size == 0 else f"{100 * size:g} %" for size in runs.slowdowns]
-    lines = [f"| judged by | {' | '.join(sizes)} |", "|---" + "|---:" * len(sizes) + "|"]
+    headings = " | ".join(runs.heading(size) for size in SLOWDOWNS)
+    lines = [f"| judged by | {headings} |", "|---" + "|---:" * len(SLOWDOWNS) + "|"]
     for name, row in counts(runs, levels, trials).items():
         cells = [share_of(count, trials) for count in row]
         lines.append(f"| {' | '.join([name, *cells])} |")
