@@ -49,7 +49,8 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     return Stage(tmp_path)
 
 
@@ -102,6 +103,12 @@ def test_a_batch_is_loaded_before_anything_of_it_is_measured(stage: Stage) -> No
     order = [line.split()[0] for line in stage.asked("load", "identity", "rounds 3")]
     assert order == [*["load"] * 4, "identity", *["rounds"] * 4, *["load"] * 2, *["rounds"] * 2]
     assert len(set(stage.asked("starts"))) == 6
+    assert stage.asked("compiles") == ["compiles with 1"] * 5  # all but the first
+
+
+def test_with_a_warm_cache_no_process_loads_alone(stage: Stage) -> None:
+    stage.record(1, warm_cache=True)
+    assert stage.asked("compiles") == ["compiles with 1"] * 2
 
 
 def test_memory_is_taken_after_the_times_one_fault_a_pair(stage: Stage) -> None:

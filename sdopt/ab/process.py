@@ -161,9 +161,11 @@ def _environment(tree: Path, spec: Spec, side: Side) -> dict[str, str]:
     inherited = without_git_variables()
     cache = inductor_cache()
     paths = (str(tree.resolve()), inherited.get("PYTHONPATH", ""))
+    threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(spec.compile_threads)}
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
         **inherited,
+        **(threads if spec.compile_threads else {}),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "sdopt-ab" / side if spec.own_caches else cache),
     }

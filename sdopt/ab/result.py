@@ -35,7 +35,8 @@ class Spec:
     After `max_pairs` nothing is added, decided or not. `worker` is the program that both sides
     run; one that says nothing for `load_timeout_s` while it loads, else `timeout_s`, has failed.
     With `own_caches` each side compiles for itself, else both use the suite's compile cache, which
-    is for trees that are the same.
+    is for trees that are the same. `compile_threads` is Inductor's: where the cache is warm, 1
+    saves a pool of processes that would have nothing to do.
     """
 
     sides: Sides
@@ -47,6 +48,7 @@ class Spec:
     load_timeout_s: float = 1800.0
     timeout_s: float = 300.0
     own_caches: bool = True
+    compile_threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdopt.ab.cleanup import Janitor
@@ -57,7 +57,7 @@ def loaded_pairs(
     loaders = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         for number in numbers:
-            pairs.append(_started(spec, number, keeper, started))
+            pairs.append(_started(spec, number, keeper, started, compiles=one_first))
         tasks = [(pair, side) for pair in pairs for side in in_order(pair.first)]
         if one_first:
             pair, side = tasks.pop(0)
@@ -70,10 +70,14 @@ def loaded_pairs(
         _end(started, keeper)
 
 
-def _started(spec: Spec, number: int, keeper: Janitor, started: list[Worker]) -> Pair:
+def _started(
+    spec: Spec, number: int, keeper: Janitor, started: list[Worker], *, compiles: bool
+) -> Pair:
+    """Both processes; only the very first may have to compile."""
     pair = Pair(number=number, workers={})
     for side in in_order(pair.first):
-        worker = Worker(spec, side)
+        is_first = compiles and not started
+        worker = Worker(spec if is_first else replace(spec, compile_threads=1), side)
         started.append(worker)
         keeper.guard(worker.group)
         pair.workers[side] = worker
