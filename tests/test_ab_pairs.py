@@ -337,6 +337,14 @@ def test_each_side_keeps_a_compile_cache_of_its_own(
     assert caches == ["/caches/sdopt-ab/base", "/caches/sdopt-ab/head"]
 
 
+def test_equal_trees_can_share_the_suites_compile_cache(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/caches")
+    stage.run(own_caches=False)
+    assert [line.split("|")[1] for line in stage.noted("starts")] == ["/caches"] * 2
+
+
 @pytest.mark.parametrize("policy", [None, "ACTIVE"])
 def test_openmp_waits_asleep_unless_the_user_wants_it_awake(
     policy: str | None, stage: Stage, monkeypatch: pytest.MonkeyPatch
