@@ -48,7 +48,7 @@ def samples(tmp_path: Path) -> Path:
 
 
 def with_slowdown(samples: Path, **fields: Any) -> Path:
-    """The same with heads that a real fault made 8 % slower, four pairs of it."""
+    """The same with heads that a real fault made 8 % slower, eight pairs of it."""
     data = json.loads(samples.read_text())
     plain = [{**pair, "pair": n, **fields} for n, pair in enumerate(data["run"]["pairs"], 1)]
     slow = [
@@ -57,7 +57,7 @@ def with_slowdown(samples: Path, **fields: Any) -> Path:
             "fault": "host:0.05",
             "head_rounds_ms": [1.08 * ms for ms in pair["base_rounds_ms"]],
         }
-        for pair in plain[:4]
+        for pair in (2 * plain)[: rates.PAIRS]
     ]
     data["run"]["pairs"] = [{**pair, "fault": "none"} for pair in plain] + slow
     samples.write_text(json.dumps(data))

@@ -160,9 +160,9 @@ def recorded(samples: Samples) -> Runs:
 
 
 def _places(samples: Samples, size: float) -> list[list[Mapping[str, Any]]]:
-    """The pairs with that slowdown, place by place; at least as many as the first look takes."""
+    """The pairs with that slowdown, place by place; at least as many as a comparison may take."""
     by_place = [samples.of(f"{place}:{size:g}") for place in PLACES]
-    return [pairs for pairs in by_place if len(pairs) >= PairedPlan().looks[0]]
+    return [pairs for pairs in by_place if len(pairs) >= PAIRS]
 
 
 def _sides(pair: Mapping[str, Any]) -> list[list[float]]:
