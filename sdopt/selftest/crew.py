@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdopt.ab.cleanup import Janitor
-from sdopt.ab.process import Worker
+from sdopt.ab.process import Start, Worker, spawned
 from sdopt.ab.result import Spec
 from sdopt.ab.rounds import Side, in_order
 
@@ -24,7 +24,7 @@ class Pair:
     """Both workers of one pair, and what they said when they had loaded the level."""
 
     number: int
-    workers: dict[Side, Worker]
+    workers: dict[Side, Worker] = field(default_factory=dict)
     loaded: dict[Side, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -45,7 +45,13 @@ class Pair:
 
 @contextmanager
 def loaded_pairs(
-    spec: Spec, level: str, numbers: Sequence[int], keeper: Janitor, *, one_first: bool
+    spec: Spec,
+    level: str,
+    numbers: Sequence[int],
+    keeper: Janitor,
+    *,
+    one_first: bool,
+    start: Start = spawned,
 ) -> Iterator[list[Pair]]:
     """The pairs, warm; gone afterwards.
 
@@ -57,7 +63,15 @@ def loaded_pairs(
     loaders = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         for number in numbers:
-            pairs.append(_started(spec, number, keeper, started, compiles=one_first))
+            pair = Pair(number=number)
+            pairs.append(pair)
+            for side in in_order(pair.first):
+                # Only the very first may have to compile.
+                threads = spec.compile_threads if one_first and not started else 1
+                worker = Worker(replace(spec, compile_threads=threads), side, start)
+                started.append(worker)
+                keeper.guard(worker.group)
+                pair.workers[side] = worker
         tasks = [(pair, side) for pair in pairs for side in in_order(pair.first)]
         if one_first:
             pair, side = tasks.pop(0)
@@ -68,20 +82,6 @@ def loaded_pairs(
     finally:
         loaders.shutdown(wait=False, cancel_futures=True)
         _end(started, keeper)
-
-
-def _started(
-    spec: Spec, number: int, keeper: Janitor, started: list[Worker], *, compiles: bool
-) -> Pair:
-    """Both processes; only the very first may have to compile."""
-    pair = Pair(number=number, workers={})
-    for side in in_order(pair.first):
-        is_first = compiles and not started
-        worker = Worker(spec if is_first else replace(spec, compile_threads=1), side)
-        started.append(worker)
-        keeper.guard(worker.group)
-        pair.workers[side] = worker
-    return pair
 
 
 def _end(workers: Sequence[Worker], keeper: Janitor) -> None:
