@@ -182,3 +182,20 @@ def test_a_level_that_does_not_exist_is_an_error(
 def test_wrong_numbers_are_refused(wrong: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         record.main(["--out", str(tmp_path / "samples.json"), *wrong])
+
+
+def test_real_forked_processes_are_recorded(
+    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setitem(record.BLOCKS, "cpu", 2)
+    out = tmp_path / "samples.json"
+    files = ["--source", str(micro), "--out", str(out), "--commit", "abc"]
+    options = ["--level", "baseline", "--pairs", "1", "--forked", "--faults", "host:0.5"]
+    assert record.main([*files, *options]) == 0
+    assert "host:0.5: head / base 1." in capsys.readouterr().out
+    run = json.loads(out.read_text())["run"]
+    assert [pair["fault"] for pair in run["pairs"]] == ["none", "host:0.5"]
+    assert run["hardware"].startswith("cpu ")
+    assert "--forked" in run["command"]
