@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sdopt.ab import Sides, Spec
+from sdopt.ab.rounds import BLOCKS
 from sdopt.errors import SdoptError, UnknownNameError, WorkerError
 from sdopt.report.progress import Progress
 from sdopt.selftest import record
@@ -189,7 +190,7 @@ def test_real_forked_processes_are_recorded(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setitem(record.BLOCKS, "cpu", 2)
+    monkeypatch.setitem(BLOCKS, "cpu", 2)
     out = tmp_path / "samples.json"
     files = ["--source", str(micro), "--out", str(out), "--commit", "abc"]
     options = ["--level", "baseline", "--pairs", "1", "--forked", "--faults", "host:0.5"]
