@@ -35,6 +35,7 @@ runs on shared CPU cores differed by up to 31 %: see docs/pitfalls.md.
 """
 MATTERS = {"cuda": 0.03, "cuda, one graph": 0.03, "cuda, eager": 0.10, "cpu": 0.05}
 """The change of latency that a paired comparison may not pass over, by the same classes."""
+MEMORY_PLAN = PairedPlan(matters=0.01, least_effect=0.005)
 ANSWERS = {
     "regression": Outcome.REGRESSION,
     "improvement": Outcome.IMPROVEMENT,

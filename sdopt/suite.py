@@ -308,14 +308,7 @@ class Suite:
     @cached_property
     def environment(self) -> dict[str, str]:
         """Versions that may move a number; another one is compared and printed."""
-        import torch
-
-        return {
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-            "cuda": str(torch.version.cuda),
-            "threads": str(torch.get_num_threads()),
-        }
+        return versions()
 
     def changed_environment(self) -> list[str]:
         """'torch 2.12.0 -> 2.13.0' for each version that differs from the stored run's."""
@@ -406,3 +399,15 @@ def free_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+
+
+def versions() -> dict[str, str]:
+    """Of everything that may move a number."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "cuda": str(torch.version.cuda),
+        "threads": str(torch.get_num_threads()),
+    }

@@ -47,6 +47,8 @@ def fail(fault: str) -> None:
 level: dict = {}
 times = iter([])
 VARIABLES = [os.environ[name] for name in ("TORCHINDUCTOR_CACHE_DIR", "OMP_WAIT_POLICY")]
+if threads := os.environ.get("TORCHINDUCTOR_COMPILE_THREADS"):
+    note(f"compiles with {threads}")
 note(f"starts {os.getpid()} {' '.join(sys.argv[2:])}|{'|'.join(VARIABLES)}")
 for line in sys.stdin:
     command = json.loads(line)
@@ -63,6 +65,8 @@ for line in sys.stdin:
         answer = {"ms": [next(times) for _ in range(command["count"])]}
     elif do == "memory":
         answer = {"peak_allocated_mib": level.get("peak_mib")}
+    elif do == "identity":
+        answer = {"hardware": "a fake", "source": sys.argv[2]}
     elif do == "work":
         answer = {"work": {"unet_evaluations": 60}}
     if do in FAULTS:

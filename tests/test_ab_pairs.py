@@ -215,6 +215,14 @@ def test_only_the_levels_asked_for_are_measured(stage: Stage) -> None:
     assert [pair.level for pair in stage.run(levels=("two",)).pairs] == ["two"]
 
 
+def test_a_level_that_the_head_lost_is_told_though_only_the_heads_are_asked_for(
+    stage: Stage,
+) -> None:
+    stage.write("base", levels={"one": STEADY, "old": STEADY})
+    result = stage.run(levels=("one",))
+    assert (result.removed, [pair.level for pair in result.pairs]) == (("old",), ["one"])
+
+
 def test_nothing_in_common_is_nothing_to_judge(stage: Stage) -> None:
     stage.write("base", levels={"other": STEADY})
     result = stage.run()
@@ -327,6 +335,14 @@ def test_each_side_keeps_a_compile_cache_of_its_own(
     stage.run()
     caches = [line.split("|")[1] for line in stage.noted("starts")]
     assert caches == ["/caches/sdopt-ab/base", "/caches/sdopt-ab/head"]
+
+
+def test_equal_trees_can_share_the_suites_compile_cache(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/caches")
+    stage.run(own_caches=False)
+    assert [line.split("|")[1] for line in stage.noted("starts")] == ["/caches"] * 2
 
 
 @pytest.mark.parametrize("policy", [None, "ACTIVE"])

@@ -194,10 +194,14 @@ def test_a_station_draws_measures_and_carries_faults(micro: Path) -> None:
     loaded = worker.perform(station, "load", {"level": "baseline"})
     assert loaded["level"]["steps"] == 30
     assert loaded["first_call_s"] > 0
+    identity = worker.perform(station, "identity", {})
+    assert set(identity) == {"hardware", "hardware_key", "source", "environment"}
+    assert identity["environment"]["torch"]
     assert len(worker.perform(station, "rounds", {"count": 2})["ms"]) == 2
     forward = station.pipeline.unet.forward
-    assert worker.perform(station, "inject", {"fault": "loop:0.01"}) == {}
-    assert station.pipeline.unet.forward is not forward
+    for size in ({}, {"picture_ms": 100.0}):
+        assert worker.perform(station, "inject", {"fault": "loop:0.01", **size}) == {}
+        assert station.pipeline.unet.forward is not forward
     assert worker.perform(station, "inject", {"fault": "none"}) == {}
     assert station.pipeline.unet.forward == forward
     on_cuda = station.device.type == "cuda"

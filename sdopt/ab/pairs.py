@@ -90,7 +90,8 @@ class _Run:
             if level not in known:
                 raise UnknownNameError("level", level, known)
         self.new = tuple(level for level in wanted if level not in base)
-        self.removed = tuple(level for level in wanted if level not in head)
+        # Whatever is wanted: who asks for the head's levels would never hear of one that it lost.
+        self.removed = tuple(level for level in base if level not in head)
         self.levels = [level for level in wanted if level in base and level in head]
 
     def _judge(self) -> None:

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, Protocol
 
 from sdopt.ab.cleanup import Janitor, without_git_variables
 from sdopt.ab.result import Spec
@@ -29,24 +29,44 @@ LOG_BYTES = 16_384
 SLOW_COMMANDS = ("hello", "load")
 
 
+class Process(Protocol):
+    """What is needed of `subprocess.Popen`; its id is also that of its process group."""
+
+    pid: int
+    stdin: Any
+    stdout: Any
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it has ended."""
+
+
+Start = Callable[[Spec, Side, IO[bytes]], Process]
+"""Starts a worker that logs into the file."""
+
+
+def spawned(spec: Spec, side: Side, log: IO[bytes]) -> Process:
+    """A worker with an interpreter of its own."""
+    tree = spec.sides.tree(side)
+    return subprocess.Popen(
+        (sys.executable, str(spec.worker), str(tree), *workload(spec)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        bufsize=0,
+        cwd=tree,
+        env=environment(tree, spec, side),
+        start_new_session=True,
+    )
+
+
 class Worker:
     """A running worker of one side."""
 
-    def __init__(self, spec: Spec, side: Side) -> None:
+    def __init__(self, spec: Spec, side: Side, start: Start = spawned) -> None:
         self.spec, self.side = spec, side
-        tree = spec.sides.tree(side)
         # A file without a name: nothing is left of it, whoever dies first.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
-        self._process = subprocess.Popen(
-            (sys.executable, str(spec.worker), str(tree), *_workload(spec)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            bufsize=0,
-            cwd=tree,
-            env=_environment(tree, side),
-            start_new_session=True,
-        )
+        self._process = start(spec, side, self._log)
         self._stdin: Any = self._process.stdin
         self._stdout: Any = self._process.stdout
         self.group = self._process.pid
@@ -116,10 +136,14 @@ class Worker:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(QUIT_TIMEOUT_S)
 
-    def end(self) -> None:
-        """Kill what is left of it and of the processes that it started."""
+    def kill(self) -> None:
+        """Kill what is left of it and of the processes that it started, without waiting."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.group, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill it and wait until it is gone."""
+        self.kill()
         self._process.wait()
         for stream in (self._stdin, self._stdout, self._log):
             stream.close()
@@ -138,7 +162,7 @@ def running(spec: Spec, side: Side, keeper: Janitor) -> Iterator[Worker]:
         keeper.forget(worker.group)
 
 
-def _workload(spec: Spec) -> tuple[str, str]:
+def workload(spec: Spec) -> tuple[str, str]:
     """Source and prompts as arguments that mean the same in another folder."""
     source = spec.source
     if source not in NAMED_SOURCES and Path(source).exists():
@@ -146,7 +170,7 @@ def _workload(spec: Spec) -> tuple[str, str]:
     return source, str(spec.prompts.resolve()) if spec.prompts else ""
 
 
-def _environment(tree: Path, side: Side) -> dict[str, str]:
+def environment(tree: Path, spec: Spec, side: Side) -> dict[str, str]:
     """The tree's package first, and a compile cache that is this side's own in every run.
 
     In a shared one the first side would compile for the second, and its first calls look slow.
@@ -155,12 +179,15 @@ def _environment(tree: Path, side: Side) -> dict[str, str]:
     beside one, the same picture took 3 to 75 s at random, and 1 to 3 s with this.
     """
     inherited = without_git_variables()
+    cache = inductor_cache()
     paths = (str(tree.resolve()), inherited.get("PYTHONPATH", ""))
+    threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(spec.compile_threads)}
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
         **inherited,
+        **(threads if spec.compile_threads else {}),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "TORCHINDUCTOR_CACHE_DIR": str(inductor_cache() / "sdopt-ab" / side),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "sdopt-ab" / side if spec.own_caches else cache),
     }
 
 

@@ -34,6 +34,9 @@ class Spec:
     `source` and `prompts` are those of the suite; `levels` None means all that either side has.
     After `max_pairs` nothing is added, decided or not. `worker` is the program that both sides
     run; one that says nothing for `load_timeout_s` while it loads, else `timeout_s`, has failed.
+    With `own_caches` each side compiles for itself, else both use the suite's compile cache, which
+    is for trees that are the same. `compile_threads` is Inductor's: where the cache is warm, 1
+    saves a pool of processes that would have nothing to do.
     """
 
     sides: Sides
@@ -44,6 +47,8 @@ class Spec:
     worker: Path = WORKER
     load_timeout_s: float = 1800.0
     timeout_s: float = 300.0
+    own_caches: bool = True
+    compile_threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +94,9 @@ class Result:
 
     `undecided` are the (level, metric) that the judge had not decided after the last pair; there
     are none unless it wants more pairs than there may be. `redefined` says for a level that both
-    sides have how its definition changed; `new` and `removed` are levels that only the head or only
-    the base has, which were not measured. `work` holds the counts of one picture, by level and
-    side.
+    sides have how its definition changed; `new` are the wanted levels that only the head has,
+    `removed` all that only the base has; neither was measured. `work` holds the counts of one
+    picture, by level and side.
     """
 
     device: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import median
-from typing import Literal
+from typing import Literal, TypeVar
 
+Arm = TypeVar("Arm")
 Side = Literal["base", "head"]
 
 BLOCK_ROUNDS = {"cpu": 1, "cuda": 3}
@@ -25,9 +26,13 @@ def schedule(first: Side, blocks: int) -> Iterator[Side]:
 
     Each side's block number i is next to the other side's block number i.
     """
-    one, other = in_order(first)
+    return mirrored(in_order(first), blocks)
+
+
+def mirrored(arms: Sequence[Arm], blocks: int) -> Iterator[Arm]:
+    """There and back again, so that a steady drift hits all alike; of two arms it is ABBA."""
     for index in range(blocks):
-        yield from (one, other) if index % 2 == 0 else (other, one)
+        yield from arms if index % 2 == 0 else reversed(arms)
 
 
 def latency_pair(

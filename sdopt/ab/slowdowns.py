@@ -13,17 +13,21 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sdopt.errors import SdoptError, UnknownNameError
 
 if TYPE_CHECKING:
+    import torch
+
     from sdopt.pipeline import LevelPipeline
 
     Undo = Callable[[], None]
 
 MIB = 2**20
+EACH_PICTURE = "prepare_latents"
+"""A method of the pipeline that diffusers and the engine call once for each picture."""
 CALIBRATION_CYCLES = 10_000_000
+MEMORY_PLACES = ("memory", "leak")
+"""Faults that take memory of a CUDA device instead of time."""
 
 
 def inject(pipeline: LevelPipeline, fault: str, picture_ms: float) -> Undo:
@@ -51,18 +55,37 @@ def parse(fault: str) -> tuple[str, float]:
 
 def _in_loop(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
     each_ms = size * picture_ms / pipeline.level.steps
-    return _after(pipeline.unet, "forward", _waiting(pipeline.device, each_ms))
+    undo = _after(pipeline.unet, "forward", _waiting(pipeline.device, each_ms))
+    return _captured_anew(pipeline, undo)
 
 
 def _in_decoder(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
-    return _after(pipeline.vae.decoder, "forward", _waiting(pipeline.device, size * picture_ms))
+    wait = _waiting(pipeline.device, size * picture_ms)
+    return _captured_anew(pipeline, _after(pipeline.vae.decoder, "forward", wait))
+
+
+def _captured_anew(pipeline: LevelPipeline, undo: Undo) -> Undo:
+    """Drop the engine's graphs now and afterwards: what they replay was captured without this."""
+    if pipeline.engine is None:
+        return undo
+    engine = pipeline.engine
+    engine.graphs.clear()
+
+    def undo_in_graphs() -> None:
+        undo()
+        engine.graphs.clear()
+
+    return undo_in_graphs
 
 
 def _on_host(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
-    return _after(pipeline, "encode_prompt", lambda: _spin(size * picture_ms))
+    return _after(pipeline, EACH_PICTURE, lambda: _spin(size * picture_ms))
 
 
 def _held_share(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+    """A share of the peak since that was last reset."""
+    import torch
+
     return _held(pipeline, int(size * torch.cuda.max_memory_allocated(pipeline.device)))
 
 
@@ -71,38 +94,37 @@ def _held_mib(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
 
 
 def _held(pipeline: LevelPipeline, amount: int) -> Undo:
-    """Bytes that the text encoder's end takes and the decoder's end gives back."""
+    """Bytes that each picture takes before its loop, after giving those of the last one back."""
+    import torch
+
     held: list[torch.Tensor] = []
 
     def take() -> None:
+        held.clear()
         held.append(torch.empty(amount, dtype=torch.uint8, device=pipeline.device))
 
-    undo = (
-        _after(pipeline, "encode_prompt", take),
-        _after(pipeline.vae.decoder, "forward", held.clear),
-    )
-
-    def give_back() -> None:
-        for one in undo:
-            one()
-        held.clear()
-
-    return give_back
+    return _until_cleared(pipeline, take, held)
 
 
 def _leaked(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+    import torch
+
     kept: list[torch.Tensor] = []
 
     def keep() -> None:
         kept.append(torch.empty(int(size * MIB), dtype=torch.uint8, device=pipeline.device))
 
-    undo = _after(pipeline, "encode_prompt", keep)
+    return _until_cleared(pipeline, keep, kept)
 
-    def forget() -> None:
+
+def _until_cleared(pipeline: LevelPipeline, take: Callable[[], None], held: list[Any]) -> Undo:
+    undo = _after(pipeline, EACH_PICTURE, take)
+
+    def give_back() -> None:
         undo()
-        kept.clear()
+        held.clear()
 
-    return forget
+    return give_back
 
 
 FAULTS: dict[str, Callable[[LevelPipeline, float, float], Undo]] = {
@@ -139,11 +161,15 @@ def _waiting(device: torch.device, milliseconds: float) -> Callable[[], None]:
     """Something that keeps the device busy for that long."""
     if device.type != "cuda":
         return lambda: _spin(milliseconds)
+    import torch
+
     cycles = int(milliseconds * _cycles_per_ms(device))
     return lambda: torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 
 def _cycles_per_ms(device: torch.device) -> float:
+    import torch
+
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda._sleep(CALIBRATION_CYCLES)  # type: ignore[no-untyped-call]
     begin.record()

@@ -58,20 +58,36 @@ class Station:
         first_ms, *_ = [self._picture_ms() for _ in range(WARMUP_PICTURES)]
         return {"level": LEVELS[level].as_dict(), "first_call_s": first_ms / 1e3}
 
+    def identity(self) -> dict[str, Any]:
+        """For the self-test: what the numbers are of."""
+        from sdopt.baselines import hardware_of
+        from sdopt.suite import versions
+
+        hardware = hardware_of(self.device)
+        return {
+            "hardware": str(hardware),
+            "hardware_key": hardware.key,
+            "source": self.source.name,
+            "environment": versions(),
+        }
+
     def rounds(self, count: int) -> dict[str, Any]:
         """Wall times of whole pictures."""
         return {"ms": [self._picture_ms() for _ in range(count)]}
 
-    def inject(self, fault: str) -> dict[str, Any]:
-        """For the self-test: take the last fault out, and put this one in; 'none' is none."""
+    def inject(self, fault: str, picture_ms: float | None = None) -> dict[str, Any]:
+        """For the self-test: take the last fault out, and put this one in; 'none' is none.
+
+        Its size is a share of `picture_ms`, which is measured here if it is not given.
+        """
         from sdopt.ab.slowdowns import inject
 
         if self.undo is not None:
             self.undo()
             self.undo = None
         if fault != "none":
-            picture_ms = sorted(self._picture_ms() for _ in range(3))[1]
-            self.undo = inject(self.pipeline, fault, picture_ms)
+            whole_ms = picture_ms or sorted(self._picture_ms() for _ in range(3))[1]
+            self.undo = inject(self.pipeline, fault, whole_ms)
         return {}
 
     def memory(self) -> dict[str, Any]:
@@ -120,7 +136,7 @@ class Station:
             torch.cuda.synchronize(self.device)
 
 
-COMMANDS = ("hello", "load", "rounds", "inject", "memory", "work", "free")
+COMMANDS = ("hello", "load", "identity", "rounds", "inject", "memory", "work", "free")
 
 
 def check_origin(tree: Path) -> None:

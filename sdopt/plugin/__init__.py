@@ -272,7 +272,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run = suite.history_block()
     if COMPARISON in config.stash:
         comparison = config.stash[COMPARISON]
-        run |= {"base": comparison.base, "pairs": comparison.samples()}
+        run |= {
+            "base": comparison.base,
+            "pairs": comparison.samples(),
+            "removed": comparison.removed,
+        }
     write_verdicts(path, verdicts, code, unjudged, run)
 
 

@@ -12,7 +12,7 @@ import pytest
 from sdopt.errors import SdoptError
 from sdopt.gate import EXACT_COUNTS, GATED_MEMORY, changed_work
 from sdopt.levels import LEVELS
-from sdopt.rules import MATTERS, by_pairs, exactly, noise_class
+from sdopt.rules import MATTERS, MEMORY_PLAN, by_pairs, exactly, noise_class
 from sdopt.statistics import PairedPlan
 from sdopt.verdict import Outcome, Verdict, fault, first_failure
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from sdopt.ab import Result
     from sdopt.ab.rounds import Side
     from sdopt.suite import Suite
-
-MEMORY_PLAN = PairedPlan(matters=0.01, least_effect=0.005)
 
 
 class Comparison:
@@ -108,6 +106,11 @@ class Comparison:
             return []
         changed = [f"[{level}] was redefined: {how}" for level, how in result.redefined.items()]
         return [*changed, *(f"[{level}] is gone: {self.base} has it" for level in result.removed)]
+
+    @property
+    def removed(self) -> list[str]:
+        """The levels that only the base has."""
+        return list(self._result.removed) if self._result else []
 
     def samples(self) -> list[dict[str, Any]]:
         """Every pair's values and rounds, for verdicts.json."""

@@ -1,14 +1,13 @@
 """How often each way of judging is wrong: `python -m sdopt.selftest.rates`.
 
 Puts the same runs, unchanged ones and ones with a known slowdown, through this project's judgements
-and through what others use, and prints a table of false alarms and of power. The runs are simulated
-with a given spread, or drawn from the pairs that `sdopt.selftest.record` or `--sdopt-ab` recorded.
+and through what others use, and prints tables of false alarms and of what is seen. The runs are
+simulated with a given spread, or drawn from what `sdopt.selftest.record` or `--sdopt-ab` recorded.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
-from sdopt.ab.rounds import BLOCK_ROUNDS, latency_pair
-from sdopt.rules import PRIORS
-from sdopt.selftest.matrix import interval
-from sdopt.selftest.record import UNCHANGED
-from sdopt.statistics import PairedPlan, judge_by_history, judge_pairs, student_t
+from sdopt.ab.rounds import latency_pair
+from sdopt.errors import SdoptError
+from sdopt.report.results import write_table
+from sdopt.selftest.evidence import evidence, share_of
+from sdopt.selftest.samples import (
+    Samples,
+    Setting,
+    answer_of,
+    for_levels,
+    read_samples,
+)
+from sdopt.selftest.shares import PLACES
+from sdopt.statistics import PairedPlan, judge_by_history
 
 Rounds = NDArray[np.float64]
 """Times of one level, of shape (runs, rounds)."""
@@ -31,53 +38,54 @@ Rounds = NDArray[np.float64]
 SLOWDOWNS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.10)
 PAIRS = PairedPlan().looks[-1]
 STORED_RUNS = 10
+SIMULATED_ROUNDS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way of judging: whether it calls the head slower. `base` and `head` hold PAIRS runs."""
+    """A way of judging: whether it calls the head slower.
+
+    The first PAIRS runs of base and head are pairs; the last STORED_RUNS of the base are what was
+    stored before.
+    """
 
     name: str
-    alarms: Callable[[Rounds, Rounds, int], bool]
+    alarms: Callable[[Rounds, Rounds, Setting], bool]
 
 
-def paired(base: Rounds, head: Rounds, comparisons: int) -> bool:
+def paired(base: Rounds, head: Rounds, setting: Setting) -> bool:
     """This project's A/B run: pairs are added until the answer is clear."""
-    plan = PairedPlan(comparisons=comparisons)
-    a, b = np.median(base, axis=1), np.median(head, axis=1)
-    for look in plan.looks:
-        judged = judge_pairs(a[:look].tolist(), b[:look].tolist(), plan)
-        if judged is not None and judged.answer is not None:
-            return judged.answer == "regression"
-    return False
+    sides = zip(base[:PAIRS].tolist(), head[:PAIRS].tolist(), strict=True)
+    values = [latency_pair(*rounds, setting.block_rounds) for rounds in sides]
+    return answer_of(values, setting.plan)[0] == "regression"
 
 
-def against_history(base: Rounds, head: Rounds, comparisons: int) -> bool:
+def against_history(base: Rounds, head: Rounds, setting: Setting) -> bool:
     """This project's ordinary run: one run of the head against the stored runs."""
-    stored = np.median(base[:STORED_RUNS], axis=1).tolist()
-    prior = PRIORS["latency_ms"]["cuda"]
+    stored = np.median(base[-STORED_RUNS:], axis=1).tolist()
     measured = float(np.median(head[0]))
-    return measured > judge_by_history(measured, stored, prior, comparisons).limit
+    judged = judge_by_history(measured, stored, setting.prior, setting.plan.comparisons)
+    return measured > judged.limit
 
 
-def mean_5_percent(base: Rounds, head: Rounds, comparisons: int) -> bool:
+def mean_5_percent(base: Rounds, head: Rounds, setting: Setting) -> bool:
     """pytest-benchmark's --benchmark-compare-fail=mean:5%."""
     return bool(head[0].mean() > 1.05 * base[-1].mean())
 
 
-def fixed_10_percent(base: Rounds, head: Rounds, comparisons: int) -> bool:
+def fixed_10_percent(base: Rounds, head: Rounds, setting: Setting) -> bool:
     """A median more than 10 % above the stored one."""
     return bool(np.median(head[0]) > 1.10 * np.median(base[-1]))
 
 
-def pooled(base: Rounds, head: Rounds, comparisons: int) -> bool:
+def pooled(base: Rounds, head: Rounds, setting: Setting) -> bool:
     """A Mann-Whitney test at p < 0.002 that takes the rounds of two runs for independent."""
     return bool(mannwhitneyu(head[0], base[-1], alternative="greater").pvalue < 0.002)
 
 
-def pooled_with_factor(base: Rounds, head: Rounds, comparisons: int) -> bool:
+def pooled_with_factor(base: Rounds, head: Rounds, setting: Setting) -> bool:
     """The same and a factor of 1.1 between the medians, as asv has it."""
-    return pooled(base, head, comparisons) and fixed_10_percent(base, head, comparisons)
+    return pooled(base, head, setting) and fixed_10_percent(base, head, setting)
 
 
 METHODS = (
@@ -89,88 +97,80 @@ METHODS = (
     Method(name="pooled Mann-Whitney and factor 1.1 (asv)", alarms=pooled_with_factor),
 )
 
-Draw = Callable[[np.random.Generator], tuple[Rounds, Rounds]]
-"""Makes the runs of one level: the base's and the head's, both unchanged."""
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Where runs come from: `draw` makes those of one level with that slowdown in the head.
+
+    Slowdowns are multiplied into times, but for the `real` ones, which processes carried.
+    """
+
+    draw: Callable[[np.random.Generator, float], tuple[Rounds, Rounds]]
+    setting: Setting
+    real: Sequence[float] = ()
+
+    def heading(self, slowdown: float) -> str:
+        """What a column of the table is about."""
+        if slowdown == 0:
+            return "false alarms"
+        return f"{100 * slowdown:g} %{', real' if slowdown in self.real else ''}"
 
 
-def simulated(between: float, within: float, rounds: int = 15) -> Draw:
+def simulated(between: float, within: float) -> Runs:
     """Normal on logarithms; spreads between and within runs as fractions."""
     runs = max(PAIRS, STORED_RUNS)
 
-    def draw(random: np.random.Generator) -> tuple[Rounds, Rounds]:
+    def draw(random: np.random.Generator, slowdown: float) -> tuple[Rounds, Rounds]:
         def side() -> Rounds:
             level = random.normal(0, between, (runs, 1))
-            return np.asarray(100 * np.exp(level + random.normal(0, within, (runs, rounds))))
+            noise = random.normal(0, within, (runs, SIMULATED_ROUNDS))
+            return np.asarray(100 * np.exp(level + noise))
 
-        return side(), side()
+        base, head = side(), side()
+        return base, head * (1 + slowdown)
 
-    return draw
-
-
-def recorded(files: Sequence[Path]) -> Draw:
-    """Pairs drawn with replacement from recorded unchanged ones, which side is which by lot."""
-    pairs = [pair for pair in read_pairs(files) if pair.get("fault", UNCHANGED) == UNCHANGED]
-    runs = max(PAIRS, STORED_RUNS)
-
-    def draw(random: np.random.Generator) -> tuple[Rounds, Rounds]:
-        chosen = [pairs[i] for i in random.integers(0, len(pairs), runs)]
-        swapped = random.integers(0, 2, runs).astype(bool)
-        sides = [
-            (pair["head_rounds_ms"], pair["base_rounds_ms"])[:: 1 if swap else -1]
-            for pair, swap in zip(chosen, swapped, strict=True)
-        ]
-        return np.array([a for a, _ in sides]), np.array([b for _, b in sides])
-
-    return draw
+    return Runs(draw=draw, setting=Setting(block_rounds=SIMULATED_ROUNDS))
 
 
-def read_pairs(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every pair in verdicts.json files of A/B runs or in files of `sdopt.selftest.record`."""
-    return [
-        pair
-        for path in files
-        for pair in json.loads(path.read_text(encoding="utf-8"))["run"]["pairs"]
-    ]
+def recorded(samples: Samples) -> Runs:
+    """Drawn with replacement from recorded pairs, unchanged ones or ones of a real slowdown.
 
-
-def fault_table(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A row for each fault that was put in for real: what the pairs show, and what they say.
-
-    The interval is that of a paired t-test, 95 %; the answer that of the last look they reach.
+    For each comparison the place of the slowdown is chosen by lot, and of unchanged pairs which
+    side is which. What was stored before is drawn from all unchanged runs. For a slowdown that was
+    recorded too seldom an unchanged head's times are multiplied.
     """
-    lines = [
-        "| put in | pairs | head over base | spread of a pair | answer |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for fault in dict.fromkeys(pair["fault"] for pair in pairs):
-        sides = [_run_times(pair) for pair in pairs if pair["fault"] == fault]
-        ratios = np.log([head / base for base, head in sides])
-        mean, spread = float(ratios.mean()), float(ratios.std(ddof=1))
-        half = student_t(0.025, len(ratios) - 1) * spread / len(ratios) ** 0.5
-        low, high = (100 * np.expm1(mean + by) for by in (-half, half))
-        lines.append(
-            f"| {fault} | {len(ratios)} | {100 * np.expm1(mean):+.2f} % ({low:+.2f} to {high:+.2f})"
-            f" | {100 * spread:.2f} % | {_answer(sides)} |"
-        )
-    return lines
+    found = {size: _places(samples, size) for size in SLOWDOWNS if size}
+
+    def draw(random: np.random.Generator, slowdown: float) -> tuple[Rounds, Rounds]:
+        places = found.get(slowdown) or [samples.unchanged]
+        pairs = places[random.integers(len(places))]
+        sides = [_sides(pairs[i]) for i in random.integers(0, len(pairs), PAIRS)]
+        if pairs is samples.unchanged:
+            sides = [side[:: 1 - 2 * int(random.integers(2))] for side in sides]
+        stored = [
+            _sides(samples.unchanged[i])[random.integers(2)]
+            for i in random.integers(0, len(samples.unchanged), STORED_RUNS)
+        ]
+        base, head = (np.array([side[k] for side in sides]) for k in (0, 1))
+        slower = head * (1 + slowdown) if pairs is samples.unchanged else head
+        return np.concatenate([base, stored]), slower
+
+    real = [size for size, places in found.items() if places]
+    return Runs(draw=draw, setting=samples.setting, real=real)
 
 
-def _run_times(pair: Mapping[str, Any]) -> tuple[float, float]:
-    block = BLOCK_ROUNDS[pair["device"]]
-    return latency_pair(pair["base_rounds_ms"], pair["head_rounds_ms"], block)
+def _places(samples: Samples, size: float) -> list[list[Mapping[str, Any]]]:
+    """The pairs with that slowdown, place by place; at least as many as a comparison may take."""
+    by_place = [samples.of(f"{place}:{size:g}") for place in PLACES]
+    return [pairs for pairs in by_place if len(pairs) >= PAIRS]
 
 
-def _answer(sides: Sequence[tuple[float, float]]) -> str:
-    plan = PairedPlan()
-    for look in (look for look in plan.looks if look <= len(sides)):
-        judged = judge_pairs([b for b, _ in sides[:look]], [h for _, h in sides[:look]], plan)
-        if judged is not None and judged.answer is not None:
-            return f"{judged.answer} after {look} pairs"
-    return "more pairs"
+def _sides(pair: Mapping[str, Any]) -> list[list[float]]:
+    return [pair["base_rounds_ms"], pair["head_rounds_ms"]]
 
 
 def alarms(
-    method: Method, draw: Draw, slowdown: float, levels: int, trials: int, seed: int = 0
+    method: Method, runs: Runs, slowdown: float, levels: int, trials: int, seed: int = 0
 ) -> int:
     """In how many of `trials` suite runs an alarm is raised.
 
@@ -178,48 +178,68 @@ def alarms(
     its alarm counts.
     """
     random = np.random.default_rng(seed)
+    setting = for_levels(runs.setting, levels)
     count = 0
     for _ in range(trials):
-        drawn = [draw(random) for _ in range(levels if slowdown == 0 else 1)]
-        count += any(method.alarms(base, head * (1 + slowdown), levels) for base, head in drawn)
+        drawn = [runs.draw(random, slowdown) for _ in range(levels if slowdown == 0 else 1)]
+        count += any(method.alarms(base, head, setting) for base, head in drawn)
     return count
 
 
-def table(draw: Draw, levels: int, trials: int) -> list[str]:
+def counts(runs: Runs, levels: int, trials: int) -> dict[str, list[int]]:
+    """Alarms of each method, for each slowdown of the runs."""
+    return {
+        method.name: [alarms(method, runs, size, levels, trials) for size in SLOWDOWNS]
+        for method in METHODS
+    }
+
+
+def table(runs: Runs, levels: int, trials: int) -> list[str]:
     """A Markdown table: a row for each method; shares of runs with an alarm and 95 % intervals."""
-    headings = ["judged by", *("false alarms" if s == 0 else f"{100 * s:g} %" for s in SLOWDOWNS)]
-    lines = [f"| {' | '.join(headings)} |", "|---" + "|---:" * len(SLOWDOWNS) + "|"]
-    for method in METHODS:
-        counts = [alarms(method, draw, slowdown, levels, trials) for slowdown in SLOWDOWNS]
-        cells = [_share(count, trials) for count in counts]
-        lines.append(f"| {' | '.join([method.name, *cells])} |")
+    headings = " | ".join(runs.heading(size) for size in SLOWDOWNS)
+    lines = [f"| judged by | {headings} |", "|---" + "|---:" * len(SLOWDOWNS) + "|"]
+    for name, row in counts(runs, levels, trials).items():
+        cells = [share_of(count, trials) for count in row]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
 
 
-def _share(count: int, trials: int) -> str:
-    low, high = interval(count, trials)
-    return f"{100 * count / trials:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table."""
+    """Print the tables and maybe write them into a page; 2 if a file or the page is unusable."""
     parser = argparse.ArgumentParser(prog="python -m sdopt.selftest.rates", description=__doc__)
     parser.add_argument("--between", type=float, default=0.003, help="spread between runs (0.003)")
     parser.add_argument("--within", type=float, default=0.002, help="spread within a run (0.002)")
-    parser.add_argument("--levels", type=int, default=9, help="levels in a suite run (9)")
+    parser.add_argument("--levels", type=int, help="levels in a suite run (9, of samples 1)")
     parser.add_argument("--trials", type=int, default=1000, help="suite runs per cell (1000)")
-    parser.add_argument("--samples", type=Path, nargs="+", help="verdicts.json of --sdopt-ab runs")
+    parser.add_argument("--samples", type=Path, nargs="+", help="files of recorded pairs")
+    parser.add_argument("--page", type=Path, help="page to write the tables into")
+    parser.add_argument("--mark", help="between these marks in it (device and level)")
     options = parser.parse_args(arguments)
-    if options.trials < 1 or options.levels < 1 or min(options.between, options.within) < 0:
+    levels = options.levels if options.levels is not None else 1 if options.samples else 9
+    if options.trials < 1 or levels < 1 or min(options.between, options.within) < 0:
         parser.error("--trials and --levels are 1 or more, spreads are not negative")
-    draw = (
-        recorded(options.samples) if options.samples else simulated(options.between, options.within)
-    )
-    print("\n".join(table(draw, options.levels, options.trials)))
-    pairs = [pair for pair in read_pairs(options.samples or ()) if "fault" in pair]
-    if pairs:
-        print("\n" + "\n".join(fault_table(pairs)))
+    try:
+        name, lines = _answer(options, levels)
+        if options.page:
+            write_table(options.page, lines, options.mark or name)
+    except SdoptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
     return 0
+
+
+def _answer(options: argparse.Namespace, levels: int) -> tuple[str, list[str]]:
+    """The name of the tables in a page, and the tables."""
+    if not options.samples:
+        runs = simulated(options.between, options.within)
+        name = f"simulated {options.between:g} {options.within:g}"
+        return name, table(runs, levels, options.trials)
+    samples = read_samples(options.samples)
+    lines = table(recorded(samples), levels, options.trials)
+    if any("fault" in pair for pair in samples.pairs):
+        lines = [*evidence(samples), "", *lines]
+    return f"{samples.device} {samples.level}", lines
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from project import Project
@@ -128,11 +129,30 @@ def test_less_work_is_an_improvement_and_more_a_regression(compared: Any) -> Non
     assert result.ret == 0
 
 
-def test_new_and_redefined_levels_are_told(compared: Any) -> None:
+def test_new_and_redefined_levels_are_told(compared: Any, project: Project) -> None:
     result = compared(1.0, redefined={"baseline": "steps 30 -> 20"}, removed=("old",))
     result.stdout.fnmatch_lines(
         ["[[]baseline] was redefined: steps 30 -> 20", "[[]old] is gone: main has it"]
     )
+    assert written(project)["run"]["removed"] == ["old"]
+
+
+def test_junit_has_the_verdicts_of_pairs(compared: Any, project: Project) -> None:
+    counts = {"unet_evaluations": 60, "tflop": 1.0}
+    work = {"baseline": {"base": counts, "head": counts}}
+    compared(1.05, "--sdopt-ab=main", "--junit-xml=junit.xml", work=work)
+    whole = ElementTree.parse(project.path / "junit.xml")
+    properties = {one.get("name"): one.get("value") for one in whole.iter("property")}
+    assert properties == {
+        "sdopt_outcome": "regression",
+        "sdopt latency_ms": "regression",
+        "sdopt unet_evaluations": "pass",
+        "sdopt tflop": "pass",
+    }
+    (case,) = whole.iter("testcase")
+    assert case.get("name") == "main against the working tree [baseline]"
+    (failure,) = whole.iter("failure")
+    assert "latency_ms: regression: +5" in (failure.text or "")
 
 
 def test_an_unknown_revision_breaks_the_run(compared: Any) -> None:
