@@ -24,6 +24,7 @@ from torch import Tensor
 from sdopt.baselines import write_whole
 from sdopt.engine import ops
 from sdopt.engine.tiles import TUNED, Tile
+from sdopt.errors import BrokenFileError
 
 COLD_BYTES = 120 * 2**20
 """Weights in turn that together do not fit into the L2 cache, as in a picture."""
@@ -281,6 +282,17 @@ def _row(key: str, found: Mapping[str, Any]) -> str:
     )
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """What was written there before. Raises BrokenFileError if that is no such file."""
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenFileError(f"{path} cannot be read: {error}; leave --missing out") from error
+    if not {"tiles", "measured"} <= set(table):
+        raise BrokenFileError(f"{path} is no table of tiles; leave --missing out")
+    return table
+
+
 def _random(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.randn(shape, device=device, dtype=torch.float16) * 0.1
 
@@ -299,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", default="sd15-random")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--processes", type=int, default=12, help="that compile (12)")
+    parser.add_argument("--missing", action="store_true", help="shapes that --out lacks alone")
     parser.add_argument("--out", type=Path, default=TUNED)
     options = parser.parse_args(arguments)
     until = time.monotonic() + options.seconds
@@ -309,7 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     for helper in helpers:  # before this process touches the device: CUDA does not survive a fork
         helper.start()
+    before = read_table(options.out) if options.missing else {"tiles": {}, "measured": {}}
     jobs = jobs_of_levels(options.levels, options.source)
+    jobs = [job for job in jobs if job.key not in before["tiles"]]
     for item in (*distinct(jobs), *(None for _ in helpers)):
         queue.put(item)
     for helper in helpers:
@@ -320,8 +335,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "tiles": {key: value["tile"] for key, value in found.items()},
-        "measured": {
+        "tiles": before["tiles"] | {key: value["tile"] for key, value in found.items()},
+        "measured": before["measured"]
+        | {
             key: {name: round(value[name], 2) for name in ("us", "library_us", "own_us", "tflops")}
             for key, value in found.items()
         },
