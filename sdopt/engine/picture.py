@@ -114,6 +114,8 @@ class PictureEngine:
     _weights: list[tuple[int, int]] = field(default_factory=list)
     _parameters: list[torch.nn.Parameter] | None = None
     _modules: tuple[Any, ...] = ()
+    _tables_of: tuple[int, float, torch.device] | None = None
+    _kept: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
     _done: Any = None
 
     def draw(self, ids: Tensor, noise: Tensor, guidance_scale: float, steps: int) -> Tensor:
@@ -142,16 +144,27 @@ class PictureEngine:
         return {stage: begin.elapsed_time(end) for stage, (begin, end) in pairs}
 
     def _inputs(self, ids: Tensor, noise: Tensor, guidance_scale: float, kind: Kind) -> Inputs:
-        solver = self._solver(kind.steps)
-        factors = solver.factors.clone()
-        factors[:, GUIDANCE] = guidance_scale
         device = noise.device
+        times, factors = self._tables(kind.steps, guidance_scale, device)
         return Inputs(
             ids=ids.to(device),
             noise=noise.permute(0, 2, 3, 1).contiguous(),
-            factors=factors.to(device),
-            times=solver.timesteps.to(device, torch.float32),
+            factors=factors,
+            times=times,
         )
+
+    def _tables(
+        self, steps: int, guidance_scale: float, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Timesteps and factors on the device; the last ones are kept."""
+        key = (steps, guidance_scale, device)
+        if self._tables_of != key:
+            solver = self._solver(steps)
+            factors = solver.factors.clone()
+            factors[:, GUIDANCE] = guidance_scale
+            self._kept = (solver.timesteps.to(device, torch.float32), factors.to(device))
+            self._tables_of = key
+        return self._kept
 
     def _solver(self, steps: int) -> Solver:
         if steps not in self.solvers:

@@ -28,9 +28,8 @@ OWN = (
     "group_statistics",
     "group_norm_apply",
     "layer_norm",
-    "solver_step",
 )
-"""The names of the engine's kernels, `sdopt.engine.kernels`."""
+"""The engine's kernels of the fused modules, `sdopt.engine.kernels`; the solver's is not one."""
 
 
 @dataclass(frozen=True, kw_only=True)
