@@ -20,7 +20,7 @@ from sdopt.workload import Request, generate_batch
 if TYPE_CHECKING:
     from sdopt.pipeline import LevelPipeline
 
-FASTEST_LOSSLESS = "dpm-20"
+FASTEST_LOSSLESS = "hoisted"
 """The fastest level whose pictures are those of plain diffusers with the same sampler and steps."""
 MEASURED_LEVELS = (FASTEST_LOSSLESS, "final")
 BATCHES = (1, 2, 4, 8, 16)

@@ -116,7 +116,7 @@ def level_recipe(name: str) -> Recipe:
     return Recipe(name=f"sdopt-{name}", work=level.why, grounds=(ground,), level=name)
 
 
-SHOWN_LEVELS = ("baseline", "final")
+SHOWN_LEVELS = ("baseline", "final", "hoisted", "express", "turbo")
 """The levels that the peers are shown next to; any name of the ladder."""
 OURS = tuple(level_recipe(name) for name in SHOWN_LEVELS)
 
