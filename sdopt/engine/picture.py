@@ -188,7 +188,7 @@ class PictureEngine:
         return picture
 
     def _forget_changed_weights(self) -> None:
-        """Drop all graphs if a weight moved, was replaced or written to since they were captured."""
+        """Drop all graphs if a weight moved, was replaced or was written to since then."""
         weights = _places(self._watched())
         if weights != self._weights:
             self.graphs.clear()
