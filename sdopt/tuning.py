@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdopt.baselines import write_whole
 from sdopt.engine import ops
-from sdopt.engine.tiles import TUNED, Tile
+from sdopt.engine.tiles import TUNED, Tile, ruled_convolution
 from sdopt.errors import BrokenFileError
 
 COLD_BYTES = 120 * 2**20
@@ -85,7 +85,15 @@ def candidates(job: Job) -> list[Tile]:
     """Every tile worth timing for this operation."""
     convolving = job.kind in ("conv", "doubled")
     found = _convolution_tiles(job) if convolving else _product_tiles(job)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) or [_by_rule(job)]
+
+
+def _by_rule(job: Job) -> Tile:
+    """For widths whose pixels fill no box."""
+    x, weight = job.first_two
+    images, height, width, c = x
+    n = weight[0] // (4 if job.kind == "doubled" else 1)
+    return ruled_convolution((images, height, width, c), n, job.kind)
 
 
 def _convolution_tiles(job: Job) -> Iterator[Tile]:

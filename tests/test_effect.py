@@ -14,9 +14,10 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from micro import Rung
 
 from sdopt import pipeline as building
-from sdopt.levels import BASELINE, COMPILED, FINAL, LEVELS, Level
+from sdopt.levels import BASELINE, COMPILED, FINAL, FUSED, HOISTED, LEVELS, TURBO, Level
 from sdopt.measure import Observation, missing_effects, observe
 from sdopt.measure.gpu_activity import GpuActivity, GpuCall
+from sdopt.measure.observation import parts
 from sdopt.optimizations.settings import process_settings
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.sources import Source
@@ -24,13 +25,20 @@ from sdopt.workload import Request
 
 PLAIN = replace(BASELINE, steps=2)
 EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
+SHORT_FUSED = replace(FUSED, steps=2)
+SHORT_HOISTED = replace(HOISTED, steps=2)
+SHORT_TURBO = replace(TURBO, steps=5)
 
 
 def missing(level: Level, pipeline: LevelPipeline, request: Request) -> tuple[str, ...]:
     return missing_effects(level, observe(pipeline, request), "float32")
 
 
-@pytest.mark.parametrize("level", [PLAIN, EAGER_FINAL], ids=["plain", "eager-final"])
+@pytest.mark.parametrize(
+    "level",
+    [PLAIN, EAGER_FINAL, SHORT_FUSED, SHORT_HOISTED, SHORT_TURBO],
+    ids=lambda level: str(level.name),
+)
 def test_an_eager_level_took_effect(
     level: Level, micro_source: Source, micro_request: Request
 ) -> None:
@@ -75,6 +83,19 @@ LEFT_OUT = {
             "compile: Inductor code ran in 0 of 2 unet calls, the level wants 2",
             "compile: Inductor code ran in 0 of 1 decoder calls, the level wants 1",
         ),
+    ),
+    building.apply_fused: (
+        SHORT_FUSED,
+        (
+            "fused: the engine's forward pass ran in 0 of 1 text_encoder calls, the level wants 1",
+            "fused: the engine's forward pass ran in 0 of 2 unet calls, the level wants 2",
+            "fused: the engine's forward pass ran in 0 of 1 decoder calls, the level wants 1",
+            "hoisted: keys and values of the prompts were computed 0 times, the level wants 2",
+        ),
+    ),
+    building.apply_whole_graph: (
+        SHORT_FUSED,
+        ("engine: it drew the picture: False, the level wants True",),
     ),
 }
 
@@ -141,6 +162,34 @@ def no_guidance(pipeline: LevelPipeline) -> None:
     pipeline.source = replace(pipeline.source, guidance_scale=1.0)
 
 
+def no_engine(pipeline: LevelPipeline) -> None:
+    pipeline.engine = None
+
+
+def engine_of(**changes: Any) -> Callable[[LevelPipeline], None]:
+    """The engine draws as if the level were another."""
+
+    def change(pipeline: LevelPipeline) -> None:
+        assert pipeline.engine is not None
+        pipeline.engine.level = replace(pipeline.engine.level, **changes)
+
+    return change
+
+
+def an_engine_on_top(pipeline: LevelPipeline) -> None:
+    level = replace(pipeline.level, whole_graph=True)
+    pipeline.engine = building.PictureEngine(pipeline=pipeline, level=level)
+
+
+def unfused(part: str) -> Callable[[LevelPipeline], None]:
+    """The module's own forward pass is back; it ignores what only the fused one takes."""
+
+    def restore(pipeline: LevelPipeline) -> None:
+        del parts(pipeline)[part].forward
+
+    return restore
+
+
 def decode_twice(pipeline: LevelPipeline) -> None:
     once = pipeline.vae.decode
 
@@ -179,6 +228,29 @@ SABOTAGE = [
     (EAGER_FINAL, no_cutoff, "UNet evaluations: batch sizes 5 x 2"),
     (EAGER_FINAL, cutoff_later, "UNet evaluations: batch sizes 4 x 2 + 1 x 1"),
     (PLAIN, no_guidance, "UNet evaluations: batch sizes 2 x 1"),
+    (SHORT_FUSED, no_guidance, "UNet evaluations: batch sizes 2 x 1, the level wants 2 x 2"),
+    (SHORT_FUSED, no_engine, "engine: it drew the picture: False, the level wants True"),
+    (EAGER_FINAL, an_engine_on_top, "engine: it drew the picture: True, the level wants False"),
+    *(
+        (SHORT_FUSED, unfused(part), f"fused: the engine's forward pass ran in 0 of {n} {part}")
+        for part, n in (("text_encoder", 1), ("unet", 2), ("decoder", 1))
+    ),
+    (
+        SHORT_HOISTED,
+        engine_of(hoisted=False),
+        "hoisted: keys and values of the prompts were computed 2 times, the level wants 1",
+    ),
+    (
+        SHORT_FUSED,
+        engine_of(hoisted=True),
+        "hoisted: keys and values of the prompts were computed 1 times, the level wants 2",
+    ),
+    (
+        SHORT_TURBO,
+        engine_of(feature_cache=False),
+        "UNet evaluations: steps 0, 1, 2, 3, 4 were full ones, the level wants 0, 1, 2, 4",
+    ),
+    (SHORT_TURBO, engine_of(cfg_cutoff=None), "UNet evaluations: batch sizes 5 x 2"),
 ]
 
 
@@ -305,3 +377,59 @@ def test_on_cuda_an_eager_level_has_neither(micro_source: Source, micro_request:
     seen = observe(build(micro_source, PLAIN), micro_request)
     assert missing_effects(PLAIN, on_the_gpu(seen, 0, 0), "float32") == ()
     assert len(missing_effects(PLAIN, on_the_gpu(seen, 1, 1), "float32")) == 4
+
+
+def on_the_gpu_by_engine(seen: Observation, **found: int) -> Observation:
+    """The observation as if the picture had been such CUDA graphs and kernels."""
+    activity = {"graph_launches": 1, "own_kernels": 0, "fused_kernels": 0, **found}
+    gpu = GpuActivity(kernel_launches=9, gpu_busy_ms=1.0, host_syncs=0, calls=(), **activity)
+    return replace(seen, gpu=gpu)
+
+
+@pytest.mark.parametrize(
+    ("found", "complaints"),
+    [
+        ({"own_kernels": 7}, []),
+        ({"own_kernels": 0}, ["fused: 0 kernels of the engine ran, the level wants True"]),
+        (
+            {"own_kernels": 7, "graph_launches": 3},
+            ["engine: 3 CUDA graphs were launched, the level wants one"],
+        ),
+        (
+            {"own_kernels": 7, "graph_launches": 0},
+            ["engine: 0 CUDA graphs were launched, the level wants one"],
+        ),
+        (
+            {"own_kernels": 7, "fused_kernels": 5},
+            ["compile: 5 Inductor kernels ran, compiled=False"],
+        ),
+    ],
+)
+def test_on_cuda_a_fused_picture_is_one_graph_of_the_engines_kernels(
+    found: dict[str, int], complaints: list[str], micro_source: Source, micro_request: Request
+) -> None:
+    seen = observe(build(micro_source, SHORT_FUSED), micro_request)
+    named = missing_effects(SHORT_FUSED, on_the_gpu_by_engine(seen, **found), "float32")
+    assert list(named) == complaints
+
+
+def test_on_cuda_a_level_without_kernels_of_ours_must_have_none(
+    micro_source: Source, micro_request: Request
+) -> None:
+    seen = on_the_gpu(observe(build(micro_source, PLAIN), micro_request), 0, 0)
+    assert seen.gpu is not None
+    stray = replace(seen, gpu=replace(seen.gpu, own_kernels=2))
+    assert missing_effects(PLAIN, stray, "float32") == (
+        "fused: 2 kernels of the engine ran, the level wants False",
+    )
+
+
+@pytest.mark.slow
+def test_on_cuda_one_graph_runs_inductors_kernels_in_it(ladder: dict[str, Rung]) -> None:
+    level, seen = LEVELS["one-graph"], ladder["one-graph"].seen
+    inside = on_the_gpu_by_engine(seen, fused_kernels=9)
+    assert missing_effects(level, inside, "float32") == ()
+    eager = on_the_gpu_by_engine(seen, fused_kernels=0)
+    assert missing_effects(level, eager, "float32") == (
+        "compile: 0 Inductor kernels ran, compiled=True",
+    )

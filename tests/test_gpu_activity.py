@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sdopt.measure.gpu_activity import Event, GpuCall, busy_ns, events_of, gpu_activity
+from sdopt import engine
+from sdopt.measure.gpu_activity import OWN, Event, GpuCall, busy_ns, events_of, gpu_activity
 
 MARKS = [("unet", 100, 200), ("unet", 300, 400), ("decoder", 500, 600)]
 
@@ -47,6 +50,23 @@ def test_kernels_are_counted_and_copies_only_keep_busy() -> None:
     activity = gpu_activity(EVENTS, MARKS)
     assert activity.kernel_launches == 3
     assert activity.gpu_busy_ms == pytest.approx(3 + 1.5)
+
+
+def test_the_engines_kernels_and_all_graphs_are_counted() -> None:
+    own = [kernel(name, 7_000_000, 7_100_000, 9) for name in ("convolution", "solver_step")]
+    activity = gpu_activity([*EVENTS, *own, launch("cudaGraphLaunch", 410, 9)], MARKS)
+    assert (activity.own_kernels, activity.fused_kernels, activity.graph_launches) == (2, 2, 2)
+
+
+def test_every_kernel_of_the_engine_is_known_by_name() -> None:
+    tree = ast.parse(Path(engine.__file__).with_name("kernels.py").read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert {name for name in functions if not name.startswith("_")} == set(OWN)
+
+
+def test_a_picture_in_one_graph_has_no_loop_on_the_host() -> None:
+    activity = gpu_activity(EVENTS, [])
+    assert (activity.host_syncs, activity.calls, activity.kernel_launches) == (0, (), 3)
 
 
 def test_only_waits_inside_the_denoising_loop_count() -> None:

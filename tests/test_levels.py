@@ -1,4 +1,4 @@
-"""The ladder is the published table, each level is one change, and no wrong row can be made."""
+"""The ladder begins as published, each level is one change, and no wrong row can be made."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "final": (True, True, True, "tiny-vae", "dpm-solver++2m", 20, 0.4, "dpm-20-cutoff"),
 }
 
-# What each level changes in its reference. `tuned` is the one pair: the published table has
-# channels-last and TF32 as one column.
+ENGINE = ["one-graph", "fused", "hoisted", "hoisted-cutoff", "express", "turbo"]
+"""The levels past the published table, in order."""
+
+# What each level changes in its reference. `tuned` is a pair because the published table has
+# channels-last and TF32 as one column, `fused` because its kernels take the place of Inductor's.
 CHANGES = {
     "tuned": {"channels_last", "tf32"},
     "compiled": {"compiled"},
@@ -34,6 +37,12 @@ CHANGES = {
     "euler-20-cutoff": {"cfg_cutoff"},
     "dpm-20-cutoff": {"cfg_cutoff"},
     "final": {"decoder"},
+    "one-graph": {"whole_graph"},
+    "fused": {"compiled", "fused"},
+    "hoisted": {"hoisted"},
+    "hoisted-cutoff": {"cfg_cutoff"},
+    "express": {"decoder"},
+    "turbo": {"feature_cache"},
 }
 
 
@@ -61,8 +70,9 @@ def a_level(**fields: Any) -> Level:
     return Level(**{"name": "mine", "why": "to test it", **fields})
 
 
-def test_the_ladder_has_the_nine_published_levels_in_order() -> None:
-    assert list(LEVELS) == list(TABLE)
+def test_the_ladder_has_the_nine_published_levels_and_then_the_engines() -> None:
+    assert list(LEVELS) == [*TABLE, *ENGINE]
+    assert set(CHANGES) == set(LEVELS) - {"baseline"}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -107,6 +117,8 @@ def test_why_is_one_line(level: Level) -> None:
         ("euler-20-cutoff", 9, 29),
         ("dpm-20-cutoff", 9, 29),
         ("final", 9, 29),
+        ("hoisted", 20, 40),
+        ("turbo", 9, 29),
     ],
 )
 def test_guided_steps_and_unet_evaluations(name: str, guided: int, evaluations: int) -> None:
@@ -138,6 +150,16 @@ def test_the_step_at_the_cutoff_is_still_guided(
     assert level.unet_batches(steps) == (2,) * guided + (1,) * (steps - guided)
 
 
+def test_turbo_evaluates_the_whole_unet_at_5_steps_and_other_levels_at_all() -> None:
+    assert LEVELS["turbo"].full_steps() == (0, 4, 8, 13, 19)
+    assert LEVELS["express"].full_steps() == tuple(range(20))
+
+
+def test_full_steps_follow_the_steps_and_the_guidance_of_one_call() -> None:
+    assert LEVELS["turbo"].full_steps(5) == (0, 1, 2, 4)
+    assert LEVELS["turbo"].full_steps(20, guided=0) == (0, 1, 7, 13, 19)
+
+
 def test_then_keeps_every_field_that_it_does_not_name() -> None:
     level = LEVELS["final"].then("final-10", why="half the steps", steps=10)
     assert (level.name, level.why, level.reference) == ("final-10", "half the steps", "final")
@@ -162,6 +184,10 @@ def test_as_dict_holds_every_field() -> None:
         "scheduler": "euler-ancestral",
         "steps": 3,
         "cfg_cutoff": None,
+        "whole_graph": False,
+        "fused": False,
+        "hoisted": False,
+        "feature_cache": False,
     }
 
 
@@ -199,12 +225,36 @@ def test_a_wrong_value_is_named_with_its_choices(field: str, value: Any, words: 
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("base", "changes", "words"),
+    [
+        ("final", {"fused": True}, "fused needs whole_graph=True, it is False"),
+        ("one-graph", {"fused": True}, "fused needs compiled=False, it is True"),
+        ("one-graph", {"hoisted": True}, "hoisted needs fused=True, it is False"),
+        ("one-graph", {"feature_cache": True}, "feature_cache needs fused=True, it is False"),
+        ("one-graph", {"channels_last": False}, "whole_graph needs channels_last=True"),
+        (
+            "express",
+            {"scheduler": "euler-ancestral"},
+            "whole_graph needs scheduler='dpm-solver++2m', it is 'euler-ancestral'",
+        ),
+    ],
+)
+def test_what_the_engine_needs_of_a_level_is_named(
+    base: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SdoptError) as caught:
+        LEVELS[base].then("mine", why="to test it", **changes)
+    assert "level 'mine'" in str(caught.value)
+    assert words in str(caught.value)
+
+
 def test_an_unknown_level_is_named_with_the_nearest_and_all_choices() -> None:
     with pytest.raises(UnknownNameError) as caught:
         get_level("finel")
     message = str(caught.value)
     assert message.startswith("unknown level 'finel' (did you mean 'final'?)")
-    assert message.endswith(", ".join(TABLE))
+    assert message.endswith(", ".join(LEVELS))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +268,7 @@ def test_an_unknown_level_is_named_with_the_nearest_and_all_choices() -> None:
         ("euler-20-cutoff", True),
         ("dpm-20-cutoff", True),
         ("final", True),
+        *((name, True) for name in ENGINE),
     ],
 )
 def test_a_cost_is_comparable_unless_the_sampler_draws_other_noise(

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from micro import LATENT_PX, TEXT_WIDTH, Rung
+from micro import LATENT_PX, TEXT_WIDTH, WIDTH, Rung
 
 from sdopt.embedded.tokenizer import MAX_TOKENS
-from sdopt.levels import BASELINE, FINAL
+from sdopt.levels import BASELINE, FINAL, FUSED, TURBO
 from sdopt.measure import observe
 from sdopt.measure.observation import is_channels_last, parts
 from sdopt.pipeline import LevelPipeline, build
@@ -52,6 +52,40 @@ def test_settings_of_a_tuned_level_are_seen(micro_source: Source, micro_request:
     assert seen.tf32 == (True,) * 5
     assert seen.scheduler_algorithm == "dpmsolver++"
     assert seen.decoder_class == "AutoencoderTiny"
+
+
+def test_a_picture_of_the_engine_is_seen_call_by_call(
+    micro_source: Source, micro_request: Request
+) -> None:
+    level = replace(TURBO, steps=5)
+    pipeline = build(micro_source, level)
+    seen = observe(pipeline, micro_request)
+    assert [call.part for call in seen.calls] == [
+        *("text_encoder", "unet", "unet", "unet", "shallow", "unet", "decoder")
+    ]
+    assert [call.fused for call in seen.calls] == [1] * 7
+    assert seen.unet_batches == (2, 2, 2, 1, 1)
+    assert seen.full_steps == (0, 1, 2, 4)
+    assert (seen.by_engine, seen.contexts, seen.scheduler_steps) == (True, 1, 5)
+    assert seen.calls_of("text_encoder")[0].shapes == ((2, MAX_TOKENS),)
+    deep = seen.calls_of("shallow")[0].shapes[-1]
+    assert deep == (1, LATENT_PX, LATENT_PX, WIDTH)
+
+
+def test_keys_and_values_that_are_not_hoisted_are_counted_at_each_step(
+    micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, replace(FUSED, steps=3))
+    seen = [observe(pipeline, micro_request) for _ in range(2)]
+    assert [(one.contexts, one.scheduler_steps) for one in seen] == [(3, 3)] * 2
+
+
+def test_diffusers_own_loop_is_not_the_engines(
+    pipeline: LevelPipeline, micro_request: Request
+) -> None:
+    seen = observe(pipeline, micro_request)
+    assert (seen.by_engine, seen.contexts) == (False, 0)
+    assert seen.full_steps == (0, 1)
 
 
 def hooks(pipeline: LevelPipeline) -> list[object]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from micro import Rung
 
-from sdopt.levels import BASELINE
+from sdopt.levels import BASELINE, FUSED, TURBO, Level
 from sdopt.measure import first_call, latency, timing
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.sources import Source
@@ -68,6 +68,23 @@ def test_watching_stages_restores_the_methods(plain: LevelPipeline, micro_reques
     own = [set(vars(plain)), set(vars(plain.vae))]
     timing.stage_times(plain, micro_request)
     assert [set(vars(plain)), set(vars(plain.vae))] == own
+
+
+@pytest.mark.parametrize("level", [FUSED, TURBO], ids=lambda level: str(level.name))
+def test_the_stages_of_the_engine_take_time(
+    level: Level, micro_source: Source, micro_request: Request
+) -> None:
+    stages = timing.stage_times(build(micro_source, replace(level, steps=2)), micro_request)
+    assert list(stages) == ["text", "denoise", "decode"]
+    assert 0 < stages["text"] < stages["denoise"]
+    assert stages["decode"] > 0
+
+
+def test_an_engine_that_drew_nothing_has_no_stages(micro_source: Source) -> None:
+    engine = build(micro_source, FUSED).engine
+    assert engine is not None
+    with pytest.raises(RuntimeError, match="no picture was drawn yet"):
+        engine.stage_ms()
 
 
 def test_around_ticks_on_both_sides_and_restores_after_an_error() -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdopt.embedded.tokenizer import MAX_TOKENS
 from sdopt.gate import Gate, changed_work
-from sdopt.levels import BASELINE, FINAL, LEVELS, Level
+from sdopt.levels import BASELINE, FINAL, LEVELS, TURBO, Level
 from sdopt.measure import observe, work_of
 from sdopt.measure.gpu_activity import GpuActivity, GpuCall
 from sdopt.measure.work import WHOLE, flop_by_block
@@ -162,15 +162,39 @@ def test_kernels_are_split_by_part_and_what_ran_between_them(
     assert (work.kernel_launches, work.gpu_busy_ms, work.host_syncs) == (100, 1.5, 2)
 
 
+def full_evaluations(level: Level) -> int:
+    """Samples that the whole UNet is evaluated for."""
+    batches = level.unet_batches()
+    return sum(batches[step] for step in level.full_steps())
+
+
+def test_shallow_calls_of_turbo_are_counted_apart(
+    micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, TURBO)
+    work = work_of(pipeline, observe(pipeline, micro_request))
+    assert work.unet_evaluations == 8
+    assert work.calls == {"text_encoder": 1, "unet": 5, "shallow": 15, "decoder": 1}
+    assert set(work.tflop_by_module) == {
+        *("text_encoder.fused", "unet.context", "unet.fused", "shallow.fused", "decoder.fused")
+    }
+    assert sum(work.tflop_by_module.values()) == pytest.approx(work.tflop, rel=1e-12)
+    full, shallow = work.tflop_by_module["unet.fused"], work.tflop_by_module["shallow.fused"]
+    assert 0 < shallow / (6 * 2 + 9) < full / 8  # per sample
+
+
 @pytest.mark.slow
 def test_the_ladder_does_less_work_rung_by_rung(ladder: dict[str, Rung]) -> None:
     evaluations = {name: rung.work.unet_evaluations for name, rung in ladder.items()}
-    assert evaluations == {name: sum(level.unet_batches()) for name, level in LEVELS.items()}
-    assert evaluations["final"] == 29
+    assert evaluations == {name: full_evaluations(level) for name, level in LEVELS.items()}
+    assert (evaluations["final"], evaluations["express"], evaluations["turbo"]) == (29, 29, 8)
     tflop = {name: rung.work.tflop for name, rung in ladder.items()}
     assert tflop["baseline"] == tflop["tuned"] == tflop["compiled"]
     assert tflop["compiled"] > tflop["compiled-tiny-vae"] > tflop["euler-20"] == tflop["dpm-20"]
     assert tflop["dpm-20"] > tflop["dpm-20-cutoff"] > tflop["final"]
+    assert tflop["dpm-20"] == tflop["one-graph"] > tflop["fused"] > tflop["hoisted"]
+    assert tflop["hoisted"] > tflop["hoisted-cutoff"] > tflop["express"] > tflop["turbo"]
+    assert tflop["final"] > tflop["express"]
 
 
 @pytest.mark.slow

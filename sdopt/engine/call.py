@@ -35,6 +35,7 @@ MULTIPLE_PX = 64
 """Sides of pictures: the UNet halves the latents three times, and doubles them exactly."""
 
 
+@torch.no_grad()
 def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[str, Any]) -> Any:
     """What `StableDiffusionPipeline.__call__` returns. Raises SdoptError for other arguments."""
     given = dict(arguments)
@@ -45,6 +46,7 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     guidance_scale = float(given["guidance_scale"])
     guided = guidance_scale > 1
     ids = token_ids(pipeline, prompts, _negatives(given, prompts) if guided else [])
+    _check_latents(pipeline, given.get("latents"), len(prompts), (height, width))
     noise = pipeline.prepare_latents(
         len(prompts),
         pipeline.unet.config.in_channels,
@@ -58,16 +60,25 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     # That scaled them by what the scheduler starts with, as the engine does itself.
     noise = noise / pipeline.scheduler.init_noise_sigma
     picture = engine.draw(ids, noise, guidance_scale, given["num_inference_steps"])
-    images = finished(pipeline, picture, given.get("output_type", "pil"))
+    picture, flagged = pipeline.run_safety_checker(picture, pipeline.device, picture.dtype)
+    images = finished(pipeline, picture, given.get("output_type", "pil"), flagged)
     if not given.get("return_dict", True):
-        return images, None
-    return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
+        return images, flagged
+    return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
 
 
-def finished(pipeline: LevelPipeline, picture: Tensor, output_type: str) -> Any:
-    """The picture as diffusers returns it; an array is finished on the device, not on the host."""
-    if output_type != "np":
-        return pipeline.image_processor.postprocess(picture, output_type=output_type)
+def finished(
+    pipeline: LevelPipeline, picture: Tensor, output_type: str, flagged: list[bool] | None = None
+) -> Any:
+    """The picture as diffusers returns it; an array is finished on the device, not on the host.
+
+    `flagged` says which ones a safety checker blackened; None is without one.
+    """
+    if output_type != "np" or flagged is not None:
+        safe = [not bad for bad in flagged] if flagged is not None else None
+        return pipeline.image_processor.postprocess(
+            picture, output_type=output_type, do_denormalize=safe
+        )
     unit = (picture * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().contiguous()
     if not unit.is_cuda:
         return unit.numpy()
@@ -79,7 +90,7 @@ def finished(pipeline: LevelPipeline, picture: Tensor, output_type: str) -> Any:
 
 def check_arguments(level: str, given: dict[str, Any]) -> None:
     """Raise SdoptError naming an argument that the engine cannot honour."""
-    unused = [n for n, v in given.items() if n not in ARGUMENTS and v != IGNORED.get(n) and v]
+    unused = [n for n, v in given.items() if n not in ARGUMENTS and _is_used(v, IGNORED.get(n))]
     if unused:
         raise SdoptError(
             f"level {level!r} draws a picture as one graph, which cannot use {', '.join(unused)}; "
@@ -96,7 +107,8 @@ def check_arguments(level: str, given: dict[str, Any]) -> None:
 
 def check_adapters(pipeline: LevelPipeline, level: str) -> None:
     """Raise SdoptError for LoRA adapters, which fused kernels would silently leave out."""
-    if getattr(pipeline.unet, "peft_config", None):
+    parts = (pipeline.unet, pipeline.text_encoder)
+    if any(getattr(part, "peft_config", None) for part in parts):
         raise SdoptError(
             f"level {level!r} computes with kernels of its own, which know no adapters; fuse the "
             "LoRA into the weights, save the pipeline and give its folder as the source, or use "
@@ -131,6 +143,23 @@ def _size(pipeline: LevelPipeline, given: dict[str, Any]) -> tuple[int, int]:
                 f"{MULTIPLE_PX} on; use one, or a level without the engine, such as 'final'"
             )
     return size
+
+
+def _is_used(value: Any, unused: Any) -> bool:
+    return isinstance(value, Tensor) or (value != unused and bool(value))
+
+
+def _check_latents(
+    pipeline: LevelPipeline, latents: Tensor | None, pictures: int, size: tuple[int, int]
+) -> None:
+    """Raise SdoptError for latents that are not those of the pictures that were asked for."""
+    sides = (side // pipeline.vae_scale_factor for side in size)
+    wanted = (pictures, pipeline.unet.config.in_channels, *sides)
+    if latents is not None and tuple(latents.shape) != wanted:
+        raise SdoptError(
+            f"latents are {tuple(latents.shape)}; {pictures} of {size[0]} x {size[1]} px are "
+            f"{wanted}; give height and width with latents of another size"
+        )
 
 
 def _prompts(given: dict[str, Any]) -> list[str]:

@@ -21,6 +21,13 @@ class FusedDecoder:
     """The decoder of an AutoencoderKL: residual blocks, one attention, three doublings."""
 
     def __init__(self, decoder: Any) -> None:
+        if not any(attention is not None for attention in decoder.mid_block.attentions):
+            raise SdoptError("the engine does not compute a VAE without attention in its middle")
+        activation = decoder.mid_block.resnets[0].nonlinearity
+        if not isinstance(activation, nn.SiLU):
+            raise SdoptError(
+                f"the engine computes a VAE with SiLU, not {type(activation).__name__}"
+            )
         self.decoder = decoder
         self.doubled = {
             module: doubled_weights(module.conv.weight)
@@ -67,6 +74,7 @@ class FusedTinyDecoder:
             layer = layers.pop(0)
             name = type(layer).__name__
             if isinstance(layer, nn.Upsample):
+                _check_nearest(layer)
                 self.steps.append(_doubling(layers.pop(0)))
             elif isinstance(layer, nn.Conv2d):
                 relu = bool(layers) and isinstance(layers[0], nn.ReLU)
@@ -83,6 +91,14 @@ class FusedTinyDecoder:
         for step in self.steps:
             x = step(x)
         return x.mul(2).sub(1)
+
+
+def _check_nearest(layer: nn.Upsample) -> None:
+    if layer.mode != "nearest" or layer.scale_factor != 2:
+        raise SdoptError(
+            "the engine doubles a Tiny VAE's pictures (nearest), it does not scale them by "
+            f"{layer.scale_factor} ({layer.mode})"
+        )
 
 
 def _convolving(conv: Any, *, relu: bool) -> Decoder:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from sdopt.engine.decoders import fused_decoder
-from sdopt.engine.text import encode_text
+from sdopt.engine.text import check_encoder, encode_text
 from sdopt.engine.unet import Context, FusedUNet, Shift
 
 FUSED_MARK = "sdopt::fused"
@@ -31,6 +31,7 @@ def fuse_modules(pipeline: Any) -> None:
     The UNet takes `hoisted` besides diffusers' arguments; with `store` it also returns its deep
     features, and given `deep` it computes the last layer alone.
     """
+    check_encoder(pipeline.text_encoder)
     encoder, unet, decoder = pipeline.text_encoder, pipeline.unet, fused_decoder(pipeline.vae)
     fused = FusedUNet(unet=unet)
 

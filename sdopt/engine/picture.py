@@ -112,11 +112,22 @@ class PictureEngine:
     ticks: Sequence[Tick] = ()
     _pool: Any = None
     _weights: list[tuple[int, int]] = field(default_factory=list)
-    _parameters: list[torch.nn.Parameter] | None = None
+    _owners: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     _modules: tuple[Any, ...] = ()
     _tables_of: tuple[int, float, torch.device] | None = None
     _kept: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
     _done: Any = None
+
+    def __post_init__(self) -> None:
+        self._modules = self._parts()
+        self._owners = [
+            (owner._parameters, name)
+            for part in self._modules[:3]
+            for owner in part.modules()
+            for name, weight in owner._parameters.items()
+            if weight is not None
+        ]
+        self._weights = _places(self._watched())
 
     def draw(self, ids: Tensor, noise: Tensor, guidance_scale: float, steps: int) -> Tensor:
         """Pictures (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
@@ -190,27 +201,26 @@ class PictureEngine:
         return picture
 
     def _forget_changed_weights(self) -> None:
-        """Drop all graphs if a weight moved or was written to since they were captured."""
+        """Drop all graphs if a weight moved, was replaced or was written to since then."""
         weights = _places(self._watched())
         if weights != self._weights:
             self.graphs.clear()
-            if self._weights and self.level.fused:
+            if self.level.fused:
                 fuse_modules(self.pipeline)  # its joined weights are those of before
             self._weights = _places(self._watched())
 
-    def _watched(self) -> list[torch.nn.Parameter]:
-        """All weights that a picture is drawn with; walking the modules takes milliseconds."""
+    def _parts(self) -> tuple[Any, ...]:
         pipeline = self.pipeline
-        modules = (pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler)
-        if self._parameters is None:
-            self._modules = modules
-            self._parameters = [weight for module in modules[:3] for weight in module.parameters()]
-        if any(now is not then for now, then in zip(modules, self._modules, strict=True)):
+        return pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler
+
+    def _watched(self) -> list[torch.nn.Parameter]:
+        """All weights that a picture is drawn with; walking the modules would take milliseconds."""
+        if any(now is not then for now, then in zip(self._parts(), self._modules, strict=True)):
             raise SdoptError(
                 f"level {self.level.name!r}: a part of the pipeline was replaced after it was "
                 "built; replace parts in the source's folder and load the level again"
             )
-        return self._parameters
+        return [weights[name] for weights, name in self._owners]
 
     def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
         static = Inputs(
@@ -311,8 +321,8 @@ def _external_events() -> list[Tick]:
 
 
 def _places(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
-    """Where each weight is, and how often it was written to."""
-    return [(weight.data_ptr(), weight._version) for weight in weights]
+    """Where each weight is, and how often it was written to, which inference tensors don't tell."""
+    return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
 
 
 def _without_unconditional(hoisted: Hoisted, images: int) -> Hoisted:

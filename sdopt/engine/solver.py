@@ -7,14 +7,25 @@ Source: https://arxiv.org/abs/2211.01095, as diffusers' DPMSolverMultistepSchedu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdopt.errors import SdoptError
+
 GUIDANCE = 0
 """The column of a table of factors that holds the guidance scale."""
+
+
+LINEAR: Mapping[str, Any] = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "thresholding": False,
+}
+"""The options of a DPMSolverMultistepScheduler that make each step linear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +41,16 @@ class Solver:
 
 
 def solver_for(scheduler: Any, steps: int) -> Solver:
-    """The solver of that many steps with this scheduler's configuration."""
+    """The solver of that many steps with this scheduler's configuration.
+
+    Raises SdoptError for one whose steps are not linear or look further back.
+    """
+    for option, value in LINEAR.items():
+        if scheduler.config[option] != value:
+            raise SdoptError(
+                f"the engine draws with {option}={value!r}, the scheduler has "
+                f"{scheduler.config[option]!r}; use a level without the engine, such as 'final'"
+            )
     own = type(scheduler).from_config(scheduler.config)
     own.set_timesteps(steps)
     own.set_begin_index(0)

@@ -8,6 +8,20 @@ import torch
 from torch import Tensor
 
 from sdopt.engine import ops
+from sdopt.errors import SdoptError
+
+ACTIVATION = "quick_gelu"
+"""The activation of Stable Diffusion 1.x's text encoder, x * sigmoid(1.702 * x)."""
+
+
+def check_encoder(encoder: Any) -> None:
+    """Raise SdoptError for a text encoder that `encode_text` does not compute."""
+    kind, activation = type(encoder).__name__, getattr(encoder.config, "hidden_act", None)
+    if kind != "CLIPTextModel" or activation != ACTIVATION:
+        raise SdoptError(
+            f"the engine encodes text with a CLIPTextModel of hidden_act={ACTIVATION!r}, this is a "
+            f"{kind} of {activation!r}; use a level without fused kernels, such as 'one-graph'"
+        )
 
 
 def encode_text(encoder: Any, ids: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ SUPPORTED: Mapping[str, Any] = {
     "act_fn": "silu",
     "addition_embed_type": None,
     "attention_type": "default",
+    "center_input_sample": False,
     "class_embed_type": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
@@ -29,15 +30,23 @@ SUPPORTED: Mapping[str, Any] = {
     "downsample_padding": 1,
     "dual_cross_attention": False,
     "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_class_embeds": None,
     "only_cross_attention": False,
+    "resnet_out_scale_factor": 1,
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
     "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
     "time_embedding_type": "positional",
+    "timestep_post_act": None,
     "use_linear_projection": False,
 }
 """The options of a UNet2DConditionModel that this forward pass was written for."""
+BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 Context = Mapping[nn.Module, tuple[Tensor, Tensor]]
 """Keys and values of the prompts, (images, tokens, width) each, by cross-attention module."""
@@ -235,7 +244,13 @@ def downsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
-    """Raise SdoptError naming the first option that the engine does not compute."""
+    """Raise SdoptError naming the first option or block that the engine does not compute."""
+    for block in (*config["down_block_types"], *config["up_block_types"]):
+        if block not in BLOCKS:
+            raise SdoptError(
+                f"the engine computes UNets of {', '.join(BLOCKS)}, this one has a {block}; use a "
+                "level without the engine, such as 'final'"
+            )
     for name, value in SUPPORTED.items():
         if config.get(name, value) != value:
             raise SdoptError(
