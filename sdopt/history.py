@@ -163,6 +163,13 @@ def _commit(commit_info: Mapping[str, Any]) -> str | None:
     return commit[:12] if isinstance(commit, str) and re.fullmatch("[0-9a-f]{40}", commit) else None
 
 
+def read_judging_runs(folder: Path) -> list[StoredRun]:
+    """The runs that new ones are judged by: from the last accepted one on, or all."""
+    runs = read_runs(folder)
+    accepted = [number for number, run in enumerate(runs) if run.accepted]
+    return runs[accepted[-1] :] if accepted else runs
+
+
 def load_until(path: Path, hardware: Hardware, baseline_set: str) -> list[StoredRun]:
     """The run of that path and all earlier ones of its folder, checked, oldest first.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sdopt.baselines import write_whole
 from sdopt.errors import SdoptError
-from sdopt.history import read_runs
+from sdopt.history import read_judging_runs
 from sdopt.levels import LEVELS
 from sdopt.report.results import Run, published_seconds
 from sdopt.report.rows import Row, latency_ms, mean_ssim, read_rows
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     written = []
     try:
-        bars = latency_bars([run.metrics for run in read_runs(options.folder)])
+        bars = latency_bars([run.metrics for run in read_judging_runs(options.folder)])
         draw_latency(bars, options.out / LATENCY)
         written.append(options.out / LATENCY)
         if options.rows:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdopt.baselines import write_whole
 from sdopt.errors import BrokenFileError, SdoptError
-from sdopt.history import read_runs
+from sdopt.history import read_judging_runs
 from sdopt.levels import LEVELS
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="page to write the table into")
     options = parser.parse_args(arguments)
     try:
-        table = results_table([run.metrics for run in read_runs(options.folder)])
+        table = results_table([run.metrics for run in read_judging_runs(options.folder)])
         if options.page:
             write_table(options.page, table)
     except SdoptError as error:
