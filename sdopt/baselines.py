@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 IMAGE_TEXT_KEY = "sdopt"
 LIMIT_KINDS = ("drift", "cost", "truth")
+PACKAGES = ("torch", "diffusers", "transformers")
 SMI_FORMAT = ("--format=csv,noheader,nounits",)
 
 
@@ -55,6 +57,18 @@ def hardware_of(device: torch.device) -> Hardware:
         memory_gib=round(pages / 2**30),
         detail=f"{len(os.sched_getaffinity(0))} cores",
     )
+
+
+def versions() -> dict[str, str]:
+    """Of everything that may move a number."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "cuda": str(torch.version.cuda),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def _cuda_hardware(device: torch.device) -> Hardware:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 MEMORY_LEFT_MIB = 1.0
 """What a freed level may leave allocated."""
-PACKAGES = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +305,7 @@ class Suite:
     @cached_property
     def environment(self) -> dict[str, str]:
         """Versions that may move a number; another one is compared and printed."""
-        return versions()
+        return baselines.versions()
 
     def changed_environment(self) -> list[str]:
         """'torch 2.12.0 -> 2.13.0' for each version that differs from the stored run's."""
@@ -399,15 +396,3 @@ def free_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
-
-
-def versions() -> dict[str, str]:
-    """Of everything that may move a number."""
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "cuda": str(torch.version.cuda),
-        "threads": str(torch.get_num_threads()),
-    }

@@ -112,7 +112,7 @@ def test_errors_are_answers_with_their_traceback_in_the_log(tmp_path: Path) -> N
         {"do": "rounds", "count": 3},
     )
     assert answers[1] == {"error": "ValueError: unknown level 'ones'; choose from: one"}
-    assert "unknown command 'dance'; choose from: hello, load, rounds" in answers[2]["error"]
+    assert "unknown command 'dance'; choose from: hello, load, identity" in answers[2]["error"]
     assert answers[4] == {"error": "RuntimeError: out of paint"}
     assert "Traceback" in log
 

@@ -53,7 +53,8 @@ def test_kernels_are_counted_and_copies_only_keep_busy() -> None:
 
 
 def test_the_engines_kernels_and_all_graphs_are_counted() -> None:
-    own = [kernel(name, 7_000_000, 7_100_000, 9) for name in ("convolution", "solver_step")]
+    names = ("convolution", "layer_norm", "solver_step")
+    own = [kernel(name, 7_000_000, 7_100_000, 9) for name in names]
     activity = gpu_activity([*EVENTS, *own, launch("cudaGraphLaunch", 410, 9)], MARKS)
     assert (activity.own_kernels, activity.fused_kernels, activity.graph_launches) == (2, 2, 2)
 
@@ -61,7 +62,8 @@ def test_the_engines_kernels_and_all_graphs_are_counted() -> None:
 def test_every_kernel_of_the_engine_is_known_by_name() -> None:
     tree = ast.parse(Path(engine.__file__).with_name("kernels.py").read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert {name for name in functions if not name.startswith("_")} == set(OWN)
+    # The solver's runs on levels with Inductor's modules as well, so it proves nothing.
+    assert {n for n in functions if not n.startswith("_")} == {*OWN, "solver_step"}
 
 
 def test_a_picture_in_one_graph_has_no_loop_on_the_host() -> None:

@@ -60,8 +60,7 @@ class Station:
 
     def identity(self) -> dict[str, Any]:
         """For the self-test: what the numbers are of."""
-        from sdopt.baselines import hardware_of
-        from sdopt.suite import versions
+        from sdopt.baselines import hardware_of, versions
 
         hardware = hardware_of(self.device)
         return {
