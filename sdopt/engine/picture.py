@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,9 @@ from sdopt.optimizations import cuda_graphs
 MOST_GRAPHS = 4
 """Kinds of pictures whose graphs are kept: sizes, numbers of steps or of pictures."""
 STAGES = ("text", "denoise", "decode")
+
+Places = tuple[tuple[int, ...], tuple[int, ...]]
+_VERSION = attrgetter("_version")
 
 _one_at_a_time = threading.RLock()
 """Graphs share their inputs, outputs and memory: a second thread waits for the first."""
@@ -83,20 +87,36 @@ class Inputs:
     factors: Tensor
     times: Tensor
 
-    def copy_(self, other: Inputs) -> None:
-        """Take the other's values over."""
-        for name in ("ids", "noise", "factors", "times"):
-            getattr(self, name).copy_(getattr(other, name))
+    def on(self, device: torch.device) -> Inputs:
+        """The same values on that device, in memory of their own."""
+        return Inputs(
+            ids=self.ids.to(device, copy=True),
+            noise=self.noise.to(device, copy=True),
+            factors=self.factors.to(device, copy=True),
+            times=self.times.to(device, copy=True),
+        )
 
 
 @dataclass(kw_only=True)
 class Captured:
-    """A graph with the tensors it reads and writes; `ticks` are events between its stages."""
+    """A graph with the tensors it reads and writes; `ticks` are events between its stages.
+
+    `factors` is the table whose values its inputs hold.
+    """
 
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
     picture: Tensor
     ticks: list[Tick]
+    factors: Tensor
+
+    def read(self, inputs: Inputs) -> None:
+        """Take their values over; the times are part of what a graph was captured for."""
+        self.inputs.ids.copy_(inputs.ids)
+        self.inputs.noise.copy_(inputs.noise)
+        if inputs.factors is not self.factors:
+            self.inputs.factors.copy_(inputs.factors)
+            self.factors = inputs.factors
 
 
 @dataclass(kw_only=True)
@@ -111,7 +131,8 @@ class PictureEngine:
     solvers: dict[int, Solver] = field(default_factory=dict)
     ticks: Sequence[Tick] = ()
     _pool: Any = None
-    _weights: list[tuple[int, int]] = field(default_factory=list)
+    _weights: Places = ((), ())
+    _memory: Sequence[Tensor] = ()
     _owners: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     _modules: tuple[Any, ...] = ()
     _tables_of: tuple[int, float, torch.device] | None = None
@@ -127,24 +148,29 @@ class PictureEngine:
             for name, weight in owner._parameters.items()
             if weight is not None
         ]
-        self._weights = _places(self._watched())
+        self._watch()
 
     def draw(self, ids: Tensor, noise: Tensor, guidance_scale: float, steps: int) -> Tensor:
         """Pictures (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
 
         `ids` holds the prompts' tokens, with guidance the negative prompts' before them; `noise` is
-        (B, 4, H, W).
+        (B, 4, H, W). Both may still be on the host: what it sends later, the GPU waits for less.
         """
         with _one_at_a_time, torch.no_grad():
             images, _, height, width = noise.shape
             guided = self.level.guided_steps(steps) if ids.shape[0] > images else 0
-            self._forget_changed_weights()
             kind = Kind(images, height, width, ids.shape[1], steps, guided)
-            inputs = self._inputs(ids, noise, guidance_scale, kind)
-            if noise.device.type != "cuda" or not cuda_graphs.replaying():
-                self.ticks = [HostTick() for _ in range(len(STAGES) + 1)]
-                return self._run(inputs, kind, self.ticks)
-            return self._replay(inputs, kind)
+            self._check_parts()
+            weights, name = self._owners[0]
+            device = weights[name].device
+            times, factors = self._tables(steps, guidance_scale, device)
+            noise = noise.permute(0, 2, 3, 1).contiguous()
+            inputs = Inputs(ids=ids, noise=noise, factors=factors, times=times)
+            if device.type == "cuda" and cuda_graphs.replaying():
+                return self._replay_checked(inputs, kind)
+            self._forget_changed_weights()
+            self.ticks = [HostTick() for _ in range(len(STAGES) + 1)]
+            return self._run(inputs.on(device), kind, self.ticks)
 
     def stage_ms(self) -> dict[str, float]:
         """The last picture's time in each of STAGES, by the device's clock."""
@@ -153,16 +179,6 @@ class PictureEngine:
         self.ticks[-1].synchronize()
         pairs = zip(STAGES, pairwise(self.ticks), strict=True)
         return {stage: begin.elapsed_time(end) for stage, (begin, end) in pairs}
-
-    def _inputs(self, ids: Tensor, noise: Tensor, guidance_scale: float, kind: Kind) -> Inputs:
-        device = noise.device
-        times, factors = self._tables(kind.steps, guidance_scale, device)
-        return Inputs(
-            ids=ids.to(device),
-            noise=noise.permute(0, 2, 3, 1).contiguous(),
-            factors=factors,
-            times=times,
-        )
 
     def _tables(
         self, steps: int, guidance_scale: float, device: torch.device
@@ -182,6 +198,14 @@ class PictureEngine:
             self.solvers[steps] = solver_for(self.pipeline.scheduler, steps)
         return self.solvers[steps]
 
+    def _replay_checked(self, inputs: Inputs, kind: Kind) -> Tensor:
+        """Look at the weights while the GPU draws with them, a millisecond that nobody waits for.
+
+        A graph of other weights has drawn for nothing then; `_memory` keeps what it reads.
+        """
+        picture = self._replay(inputs, kind)
+        return self._replay(inputs, kind) if self._forget_changed_weights() else picture
+
     def _replay(self, inputs: Inputs, kind: Kind) -> Tensor:
         if self._done is not None:
             self._done.wait()
@@ -192,7 +216,7 @@ class PictureEngine:
             if len(self.graphs) > MOST_GRAPHS:
                 self.graphs.popitem(last=False)
         self.graphs.move_to_end(kind)
-        captured.inputs.copy_(inputs)
+        captured.read(inputs)
         captured.graph.replay()
         self.ticks = captured.ticks
         picture = captured.picture.clone()
@@ -200,35 +224,42 @@ class PictureEngine:
         self._done.record()
         return picture
 
-    def _forget_changed_weights(self) -> None:
+    def _forget_changed_weights(self) -> bool:
         """Drop all graphs if a weight moved, was replaced or was written to since then."""
-        weights = _places(self._watched())
-        if weights != self._weights:
+        weights = self._watched()
+        changed = _places(weights) != self._weights
+        if changed:
+            if self.graphs and weights[0].is_cuda:
+                torch.cuda.synchronize()  # one of them may still draw
             self.graphs.clear()
             if self.level.fused:
                 fuse_modules(self.pipeline)  # its joined weights are those of before
-            self._weights = _places(self._watched())
+            self._watch()
+        return changed
+
+    def _watch(self) -> None:
+        """From here on: whatever is there now is what the graphs will read."""
+        weights = self._watched()
+        self._weights = _places(weights)
+        self._memory = [weight.detach() for weight in weights]
 
     def _parts(self) -> tuple[Any, ...]:
         pipeline = self.pipeline
         return pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler
 
-    def _watched(self) -> list[torch.nn.Parameter]:
-        """All weights that a picture is drawn with; walking the modules would take milliseconds."""
+    def _check_parts(self) -> None:
         if any(now is not then for now, then in zip(self._parts(), self._modules, strict=True)):
             raise SdoptError(
                 f"level {self.level.name!r}: a part of the pipeline was replaced after it was "
                 "built; replace parts in the source's folder and load the level again"
             )
+
+    def _watched(self) -> list[torch.nn.Parameter]:
+        """All weights that a picture is drawn with; walking the modules would take milliseconds."""
         return [weights[name] for weights, name in self._owners]
 
     def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
-        static = Inputs(
-            ids=inputs.ids.clone(),
-            noise=inputs.noise.clone(),
-            factors=inputs.factors.clone(),
-            times=inputs.times.clone(),
-        )
+        static = inputs.on(inputs.factors.device)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         self.captures += 1
@@ -243,7 +274,9 @@ class PictureEngine:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 picture = self._run(static, kind, ticks)
-        return Captured(graph=graph, inputs=static, picture=picture, ticks=ticks)
+        return Captured(
+            graph=graph, inputs=static, picture=picture, ticks=ticks, factors=inputs.factors
+        )
 
     def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
         """Draw without a graph, or while one records."""
@@ -320,9 +353,16 @@ def _external_events() -> list[Tick]:
     ]
 
 
-def _places(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
-    """Where each weight is, and how often it was written to, which inference tensors don't tell."""
-    return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+def _places(weights: Sequence[Tensor]) -> Places:
+    """Where each weight is, and how often it was written to, which inference tensors don't tell.
+
+    A thousand weights of which none is in the processor's cache: `map` saves what it can.
+    """
+    try:
+        versions = tuple(map(_VERSION, weights))
+    except RuntimeError:
+        versions = tuple(0 if weight.is_inference() else weight._version for weight in weights)
+    return tuple(map(Tensor.data_ptr, weights)), versions
 
 
 def _without_unconditional(hoisted: Hoisted, images: int) -> Hoisted:
