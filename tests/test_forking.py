@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from ab_repository import eventually, is_running
 
 import sdopt
@@ -80,8 +84,27 @@ def test_a_template_that_cannot_import_says_so(tmp_path: Path) -> None:
         pass
 
 
-def test_a_template_that_opened_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    template.refuse_used_devices()
-    monkeypatch.setattr("os.path.realpath", lambda path: "/dev/nvidia0")
-    with pytest.raises(RuntimeError, match="opened a GPU"):
-        template.refuse_used_devices()
+@pytest.mark.parametrize(("answer", "refused"), [(0, True), (100, True), (3, False)])
+def test_a_template_in_which_cuda_has_started_is_refused(
+    answer: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimpleNamespace(cuDeviceGetCount=lambda count: answer)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: driver)
+    with pytest.raises(RuntimeError, match="started CUDA") if refused else nullcontext():
+        template.refuse_started_cuda()
+
+
+def test_a_machine_without_a_driver_has_started_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", absent)
+    assert not template.cuda_has_started()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_drivers_own_answer() -> None:
+    ask = "import torch; from sdopt.selftest.template import cuda_has_started as started; "
+    ask += "before = started(); torch.zeros(1, device='cuda'); print(before, started())"
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False", "True"]

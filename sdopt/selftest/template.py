@@ -2,13 +2,15 @@
 
     template.py TREE SOURCE PROMPTS SOCKET
 
-It never touches a GPU, so that each worker makes a CUDA context of its own. For every three file
-descriptors that arrive on the socket, a worker's stdin, stdout and stderr, it answers with the
-worker's process id in four bytes; it ends with the socket.
+It never starts CUDA, so that each worker makes a context of its own: while it imports, libraries
+that ask whether there is a GPU are told by NVML. For every three file descriptors that arrive on
+the socket, a worker's stdin, stdout and stderr, it answers with the worker's process id in four
+bytes; it ends with the socket.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import signal
@@ -21,6 +23,8 @@ from typing import NoReturn
 
 PRELOADED = ("torch", "diffusers", "transformers", "sdopt.pipeline", "sdopt.sd15")
 READY = b"ready"
+NOT_INITIALIZED = 3
+"""CUDA_ERROR_NOT_INITIALIZED: what the driver answers before cuInit."""
 
 
 def main(arguments: list[str]) -> None:
@@ -31,20 +35,29 @@ def main(arguments: list[str]) -> None:
     from sdopt.ab import worker
 
     worker.check_origin(Path(station[0]))
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     for name in PRELOADED:
         importlib.import_module(name)
-    refuse_used_devices()
+    refuse_started_cuda()
     with socket.socket(fileno=int(descriptor)) as channel:
         channel.sendall(READY)
         while descriptors := socket.recv_fds(channel, 1, 3)[1]:
             channel.sendall(forked(channel, descriptors, station).to_bytes(4, "big"))
 
 
-def refuse_used_devices() -> None:
-    """A child of a process that uses CUDA cannot: raises RuntimeError."""
-    opened = [os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()]
-    if any(path.startswith("/dev/nvidia") for path in opened):
-        raise RuntimeError("the imports opened a GPU: no worker can be forked; record without it")
+def refuse_started_cuda() -> None:
+    """A child of a process in which CUDA has started cannot use it: raises RuntimeError."""
+    if cuda_has_started():
+        raise RuntimeError("the imports started CUDA: no worker can be forked; record without it")
+
+
+def cuda_has_started() -> bool:
+    """Whether the driver was initialized in this process; False where there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))) != NOT_INITIALIZED
 
 
 def forked(channel: socket.socket, descriptors: list[int], station: list[str]) -> int:
