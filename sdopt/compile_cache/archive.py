@@ -93,7 +93,9 @@ def read(
             stream.read()  # tar stops at its own end; the last checksum of xz stands behind it
     except FileNotFoundError as error:
         raise BrokenFileError(f"compile cache {file} does not exist") from error
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
+    except OSError as error:
+        raise _broken(file, f"cannot be read ({error})") from error
+    except (EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise _broken(file, f"is truncated or no tar.xz file ({error})") from error
     if missing:
         raise _broken(file, f"lacks {len(missing)} of its files, {min(missing)} among them")

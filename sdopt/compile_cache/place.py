@@ -95,8 +95,11 @@ def unpack(file: Path, folder: Path, at: Path | None = None) -> archive.Manifest
 
     def put(name: str, content: bytes) -> None:
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(files.local(content, place / name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files.local(content, place / name))
+        except OSError as error:
+            raise SdoptError(f"compile cache {file} cannot be unpacked: {error}") from error
 
     folder.mkdir(parents=True, exist_ok=True)
     return archive.read(file, lambda found: refuse_misfit(file, found), put)

@@ -118,6 +118,8 @@ def _refuse_combinations(option: Any) -> None:
     wrong = [*modes[1:], *(name for name, wanted in others.items() if wanted)]
     if modes and wrong:
         raise pytest.UsageError(f"{modes[0]} cannot be combined with {', '.join(wrong)}; drop one")
+    if option.sdopt_compile_cache and others["-n"]:
+        raise pytest.UsageError("--sdopt-compile-cache cannot be combined with -n; drop one")
 
 
 def _command(option: Any) -> str:
