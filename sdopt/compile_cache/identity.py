@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import sysconfig
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,7 +64,7 @@ def _gpu() -> dict[str, str]:
 
 
 def _cpu() -> dict[str, str]:
-    """Inductor compiles C++ for the very CPU, and keys it by the folder of torch's headers."""
+    """Inductor compiles C++ for the very CPU, and keys it by the folders of the headers."""
     import torch
 
     from sdopt.baselines import hardware_of
@@ -73,6 +74,7 @@ def _cpu() -> dict[str, str]:
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "CPU flags": _cpu_flags(),
         "torch folder": str(Path(torch.__file__).parent),
+        "Python headers": sysconfig.get_path("include"),
     }
 
 
