@@ -45,15 +45,15 @@ source = ASTSource(fn=kernels.layer_norm, signature=signature, constexprs=consta
 compile(source, target=GPUTarget("cuda", 90, 32))
 """
 """Triton compiles for a GPU that is not there."""
-COUNTED = """
+A_GRAPH = """
 import sys
 import sdopt
-from sdopt.sources import resolve
-from sdopt.workload import generate, load_workload
-sdopt.use_compile_cache(sys.argv[1])
-pipeline = sdopt.load_pipeline("compiled-tiny-vae", source=sys.argv[2], device="cpu")
-generate(pipeline, load_workload(pipeline.source).requests[0])
+import torch
 from torch._dynamo.utils import counters
+
+if len(sys.argv) > 1:
+    sdopt.use_compile_cache(sys.argv[1])
+torch.compile(lambda x: (x.sin() + 1).sum())(torch.ones(64))
 print({name: n for name, n in counters["inductor"].items() if name.startswith("fxgraph")})
 """
 VARIABLES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_STORE_BINARY_ONLY")
@@ -361,7 +361,8 @@ def test_a_broken_manifest_is_refused(packed: Path, content: bytes, reason: str)
 def test_the_private_folder_is_the_users_alone_and_named_after_the_contents(packed: Path) -> None:
     found = place.placed(packed)
     assert found.folder == place.root() / manifest_of(packed).digest
-    assert stat.S_IMODE(found.folder.stat().st_mode) == 0o700
+    modes = {stat.S_IMODE(folder.stat().st_mode) for folder in (found.folder, place.root())}
+    assert modes == {0o700}
     assert (found.folder / KERNEL / "k.cubin").read_text() == "k.cubin"
     assert os.listdir(place.root()) == [found.folder.name]
 
@@ -613,20 +614,29 @@ def test_triton_finds_its_kernels_in_another_folder_and_no_others(tmp_path: Path
     assert compiled_for_hopper(unpacked, kernels) == "compiled"
 
 
-@pytest.mark.slow
-def test_inductor_finds_its_graphs_in_another_folder(
-    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (command, place):
-        monkeypatch.setattr(module, "made_here", identity.made_here)
-    file = tmp_path / "cache.tar.xz"
-    assert command.main(["pack", str(file), "--levels=compiled-tiny-vae", f"--source={micro}"]) == 0
+def graph_compiled(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        (sys.executable, "-c", COUNTED, str(file), str(micro)),
+        (sys.executable, "-c", A_GRAPH, *arguments),
         cwd=Path(sdopt.__file__).parents[1],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, **place.variables(folder), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines()[-1] == "{'fxgraph_cache_hit': 2}"
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_inductor_finds_its_graphs_in_another_folder(micro: Path, tmp_path: Path) -> None:
+    """`micro` hides the GPU here, as the variable does there."""
+    first, file = tmp_path / "first", tmp_path / "cache.tar.xz"
+    assert graph_compiled(first) == "{'fxgraph_cache_miss': 1}"
+    made_for, contents = identity.made_here(), files.kept(first)
+    archive.pack(file, contents, made_for=made_for, levels=(), source="micro")
+    first.rename(tmp_path / "moved")
+    assert graph_compiled(tmp_path / "unused", str(file)) == "{'fxgraph_cache_hit': 1}"
+    assert files.kept(tmp_path / "unused") == {}
+    libraries = [name for name in contents if name.endswith(".so")]
+    assert libraries, "it would compile C++ again"
+    (folder,) = place.root().iterdir()
+    assert set(files.kept(folder)) == set(contents), "the second process compiled something"
