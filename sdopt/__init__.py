@@ -41,10 +41,10 @@ def load_pipeline(
 def use_compile_cache(file: str | Path) -> Path:
     """Take compiled code from a file of `python -m sdopt.compile_cache pack`, for this process.
 
-    Call it before `load_pipeline`. It unpacks the file into a folder of the user's cache, lets the
-    environment name that folder to Triton and Inductor, and returns it. What the file holds runs as
-    code: trust it as you trust code. Raises ForeignCacheError if it is of another machine, version
-    or kernels, and BrokenFileError if it is missing or damaged.
+    Call it before anything is compiled. It unpacks the file into a folder of the user's cache, lets
+    the environment name that folder to Triton and Inductor, and returns it. What the file holds
+    runs as code: trust it as you trust code. Raises ForeignCacheError if it is of another machine,
+    version or kernels, and BrokenFileError if it is missing or damaged.
     """
     from sdopt import compile_cache
 

@@ -316,8 +316,8 @@ def test_a_member_that_no_packed_file_has_is_refused(
 def test_a_manifest_that_names_such_a_path_does_not_help(
     packed: Path, name: str, tmp_path: Path
 ) -> None:
-    entry = (archive.sha256(b"x"), 1)
-    manifest = manifest_member(made_for=HERE, levels=[], source="", files={name: entry})
+    entries = manifest_of(packed).files | {name: (archive.sha256(b"x"), 1)}
+    manifest = manifest_member(made_for=HERE, levels=[], source="", files=entries)
     repacked(packed, manifest, (member(name, b"x"), b"x"))
     with pytest.raises(BrokenFileError, match="leads out of its folder"):
         place.unpack(packed, tmp_path / "a" / "b")
@@ -330,6 +330,16 @@ def test_other_content_than_the_manifest_says_is_refused(packed: Path, content: 
     repacked(packed, (member(name, content), content))
     with pytest.raises(BrokenFileError, match=r"holds another 'triton/ABC/k\.cubin' than"):
         place.placed(packed)
+
+
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="needs Python 3.11.4")
+def test_pythons_own_filter_is_asked_too(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(found: tarfile.TarInfo, folder: str) -> None:
+        raise tarfile.AbsoluteLinkError(found)
+
+    monkeypatch.setattr(tarfile, "data_filter", refuse)
+    with pytest.raises(BrokenFileError, match="absolute path"):
+        archive.read(packed)
 
 
 def test_a_member_that_is_missing_is_named(packed: Path) -> None:

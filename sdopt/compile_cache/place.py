@@ -46,7 +46,7 @@ def root() -> Path:
 def use(file: Path | str) -> Path:
     """Let this process and its children take compiled code from a packed file; the folder it is in.
 
-    Call it before the first picture. Raises ForeignCacheError if the file is of another machine,
+    Call it before anything is compiled. Raises ForeignCacheError if the file is of another machine,
     version or kernels, and BrokenFileError if it is missing or damaged.
     """
     try:
