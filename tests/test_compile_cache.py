@@ -392,7 +392,9 @@ def test_a_damaged_folder_is_unpacked_anew(packed: Path, name: str, content: str
     path = place.placed(packed).folder / name
     before = path.read_text()
     path.write_text(content) if content else path.unlink()
-    assert (place.placed(packed).folder / name).read_text() == before
+    folder = place.placed(packed).folder
+    assert (folder / name).read_text() == before
+    assert os.listdir(place.root()) == [folder.name]
 
 
 def test_a_full_disk_is_told_as_such_and_leaves_nothing(
@@ -407,12 +409,24 @@ def test_a_full_disk_is_told_as_such_and_leaves_nothing(
     assert os.listdir(place.root()) == []
 
 
-def test_two_at_once_get_the_same_whole_folder(packed: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_named(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "xdg").write_text("a file")
+    with pytest.raises(SdoptError, match=r"nothing can be unpacked into .*XDG_CACHE_HOME name"):
+        sdopt.use_compile_cache(packed)
+
+
+def test_several_at_once_get_the_same_whole_folder(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked = []
+    unpack = place._unpack
+    monkeypatch.setattr(place, "_unpack", lambda *given: unpacked.append(given) or unpack(*given))
     with ThreadPoolExecutor(8) as pool:
         folders = {found.folder for found in pool.map(place.placed, [packed] * 16)}
     (folder,) = folders
     assert place.is_intact(folder, manifest_of(packed))
     assert os.listdir(place.root()) == [folder.name]
+    assert len(unpacked) == 1
 
 
 def test_a_folder_that_nobody_asked_for_is_removed(packed: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -64,10 +65,11 @@ def placed(file: Path) -> Placed:
     """
     manifest = archive.read(file, fits=lambda found: refuse_misfit(file, found))
     folder = root() / manifest.digest
-    if not is_intact(folder, manifest):
-        _unpack(file, folder, manifest)
-    os.utime(folder)
-    _remove_unused(folder)
+    with _alone():
+        if not is_intact(folder, manifest):
+            _unpack(file, folder)
+        os.utime(folder)
+        _remove_unused(folder)
     return Placed(file=file, folder=folder, manifest=manifest)
 
 
@@ -105,26 +107,35 @@ def unpack(file: Path, folder: Path, at: Path | None = None) -> archive.Manifest
     return archive.read(file, lambda found: refuse_misfit(file, found), put)
 
 
-def _unpack(file: Path, folder: Path, manifest: archive.Manifest) -> None:
-    """Beside the folder first; then it is there whole, whoever else does the same."""
-    half = make_folder(HALF_PREFIX)
+def _unpack(file: Path, folder: Path) -> None:
+    """Beside the folder first, so that it is there whole or not at all; a damaged one makes way."""
+    half, damaged = make_folder(HALF_PREFIX), make_folder(DAMAGED_PREFIX)
     try:
         unpack(file, half, at=folder)
-        if not _renamed(half, folder) and not is_intact(folder, manifest):
-            _renamed(folder, make_folder(DAMAGED_PREFIX))
-            if not _renamed(half, folder) and not is_intact(folder, manifest):
-                raise SdoptError(f"compile cache {file} cannot be unpacked: {folder} is in the way")
+        if folder.exists():
+            folder.replace(damaged)
+        half.replace(folder)
+    except OSError as error:
+        raise SdoptError(f"compile cache {file} cannot be unpacked: {error}") from error
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        for passing in (half, damaged):
+            shutil.rmtree(passing, ignore_errors=True)
 
 
-def _renamed(source: Path, target: Path) -> bool:
-    """Rename a folder; False if something other than an empty folder is there."""
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While no other process of this user unpacks; released by the system whatever happens."""
     try:
-        source.replace(target)
-    except OSError:
-        return False
-    return True
+        root().mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = root().with_name("compile.lock").open("w")
+    except OSError as error:
+        raise SdoptError(
+            f"nothing can be unpacked into {root()}: {error}; let $XDG_CACHE_HOME name a folder "
+            "that can be written"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder(prefix: str = FRESH_PREFIX) -> Path:
