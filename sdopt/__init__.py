@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from sdopt.levels import LEVELS, Level
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sdopt.pipeline import LevelPipeline
 
 __version__ = "0.1.0"
-__all__ = ["LEVELS", "Level", "__version__", "load_pipeline"]
+__all__ = ["LEVELS", "Level", "__version__", "load_pipeline", "use_compile_cache"]
 
 
 def load_pipeline(
@@ -34,3 +36,16 @@ def load_pipeline(
     from sdopt import pipeline  # torch and diffusers take seconds to import
 
     return pipeline.load_pipeline(level, source=source, device=device)
+
+
+def use_compile_cache(file: str | Path) -> Path:
+    """Take compiled code from a file of `python -m sdopt.compile_cache pack`, for this process.
+
+    Call it before anything is compiled. It unpacks the file into a folder of the user's cache, lets
+    the environment name that folder to Triton and Inductor, and returns it. What the file holds
+    runs as code: trust it as you trust code. Raises ForeignCacheError if it is of another machine,
+    version or kernels, and BrokenFileError if it is missing or damaged.
+    """
+    from sdopt import compile_cache
+
+    return compile_cache.use(file)

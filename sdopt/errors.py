@@ -7,6 +7,7 @@ ValueError
     ├── SourceError       weights that cannot be had
     ├── OutOfMemoryError  a level that needs more memory than its device has free
     ├── MemoryLeftError   a freed level that gave its device memory not back
+    ├── ForeignCacheError compiled code of another machine, version or kernels
     ├── RevisionError     a git revision that cannot be had
     └── WorkerError       a process of an A/B run that did not do its part
 """
@@ -50,6 +51,10 @@ class OutOfMemoryError(SdoptError):
 
 class MemoryLeftError(SdoptError):
     """A level whose pipeline is gone and whose device memory is not."""
+
+
+class ForeignCacheError(SdoptError):
+    """A compile cache that is of something else than what runs here; it is left as it is."""
 
 
 class RevisionError(SdoptError):

@@ -38,7 +38,7 @@ BOXES = (
     {"ab"},
     {"suite"},
     {"peers"},
-    {"throughput", "tuning"},
+    {"throughput", "tuning", "compile_cache"},
     {"selftest"},
     {"plugin"},
 )

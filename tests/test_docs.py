@@ -35,7 +35,7 @@ def plugin_options() -> list[str]:
 def test_the_options_share_one_prefix_and_are_few() -> None:
     options = plugin_options()
     assert [name for name in options if not name.startswith("--sdopt-")] == []
-    assert 1 <= len(options) <= 6
+    assert 1 <= len(options) <= 7
 
 
 def found_in_readme(pattern: str) -> set[str]:

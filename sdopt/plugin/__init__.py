@@ -17,7 +17,7 @@ from sdopt import history
 from sdopt.errors import SdoptError
 from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
-from sdopt.plugin import ab, peers
+from sdopt.plugin import ab, compile_cache, peers
 from sdopt.plugin.options import add_options, settings_of
 from sdopt.report.progress import Progress
 from sdopt.report.terminal import ladder_table
@@ -58,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         suite.workload  # noqa: B018 - a bad source or prompts file stops the run here
     except SdoptError as error:
         raise pytest.UsageError(str(error)) from error
+    compile_cache.begin(config, suite)
     config.stash[SUITE] = suite
     config.stash[UNJUDGED] = Unjudged(suite)
     config.pluginmanager.register(config.stash[UNJUDGED], "sdopt-unjudged")

@@ -38,6 +38,7 @@ def _refuse_storing(option: Any) -> None:
         "--benchmark-autosave": option.benchmark_autosave,
         "--sdopt-ab": option.sdopt_ab,
         "--sdopt-selftest": option.sdopt_selftest,
+        "--sdopt-compile-cache": option.sdopt_compile_cache,
     }
     wrong = [name for name, wanted in options.items() if wanted]
     if wrong:

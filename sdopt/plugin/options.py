@@ -54,6 +54,13 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="put faults into the suite and see whether it catches them (default: off)",
     )
+    group.addoption(
+        "--sdopt-compile-cache",
+        type=Path,
+        metavar="FILE",
+        help="take compiled code from this file, and renew it if the run passes; it runs as code, "
+        "so trust it as code (default: the compilers' own caches)",
+    )
 
 
 def settings_of(config: pytest.Config) -> Settings:
@@ -105,11 +112,14 @@ def _refuse_combinations(option: Any) -> None:
         "--benchmark-autosave": option.benchmark_autosave,
         "--benchmark-disable": option.benchmark_disable,
         "--sdopt-accept": option.sdopt_accept,
+        "--sdopt-compile-cache": option.sdopt_compile_cache,
         "-n": getattr(option, "dist", "no") != "no",
     }
     wrong = [*modes[1:], *(name for name, wanted in others.items() if wanted)]
     if modes and wrong:
         raise pytest.UsageError(f"{modes[0]} cannot be combined with {', '.join(wrong)}; drop one")
+    if option.sdopt_compile_cache and others["-n"]:
+        raise pytest.UsageError("--sdopt-compile-cache cannot be combined with -n; drop one")
 
 
 def _command(option: Any) -> str:

@@ -50,6 +50,6 @@ def test_help_states_each_option_and_its_default(project: Project) -> None:
     _, _, group = lines.partition("optimization levels of Stable Diffusion 1.5:")
     options = group.partition("\n\n")[0].split("--sdopt-")[1:]
     assert [option.split()[0].partition("=")[0] for option in options] == [
-        *("source", "prompts", "baselines", "accept", "ab", "selftest")
+        *("source", "prompts", "baselines", "accept", "ab", "selftest", "compile-cache")
     ]
     assert [option for option in options if "(default: " not in " ".join(option.split())] == []

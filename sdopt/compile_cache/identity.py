@@ -1,0 +1,98 @@
+"""What compiled code is of: the processor, the versions and the kernels it was compiled from."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sysconfig
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sdopt import engine
+
+KERNEL_FILES = ("kernels.py", "launch.py", "tiles.py", "tuned.json")
+"""Of the engine: what its Triton kernels are compiled from, and for which shapes."""
+CPU_FLAGS = Path("/proc/cpuinfo")
+TRITON_PACKAGES = ("triton", "pytorch-triton")
+NONE = "none"
+
+
+def made_here() -> dict[str, str]:
+    """What code compiled by this process would be of, by the names that a refusal gives."""
+    import torch
+
+    return {
+        **(_gpu() if torch.cuda.is_available() else _cpu()),
+        "machine": platform.machine(),
+        "C library": " ".join(platform.libc_ver()).strip() or NONE,
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "torch": version("torch"),
+        "triton": _triton_version(),
+        "CUDA": str(torch.version.cuda or NONE),
+        "diffusers": version("diffusers"),
+        "kernels": kernels_digest(),
+    }
+
+
+def misfit(made_for: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """'of triton 3.5.0, this is 3.6.0' for all that differs, or None if the code runs here."""
+    differing = [
+        f"of {name} {made_for.get(name, NONE)}, this is {here.get(name, NONE)}"
+        for name in {**here, **made_for}
+        if made_for.get(name, NONE) != here.get(name, NONE)
+    ]
+    return "; ".join(differing) or None
+
+
+def kernels_digest(folder: Path | None = None) -> str:
+    """Of the sources of this project's kernels; another one means other kernels."""
+    folder = folder or Path(engine.__file__).parent
+    digest = hashlib.sha256()
+    for name in KERNEL_FILES:
+        path = folder / name
+        content = path.read_bytes() if path.exists() else b""
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def _gpu() -> dict[str, str]:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return {"GPU": torch.cuda.get_device_name(), "compute capability": f"{major}.{minor}"}
+
+
+def _cpu() -> dict[str, str]:
+    """Inductor compiles C++ for the very CPU, and keys it by the folders of the headers."""
+    import torch
+
+    from sdopt.baselines import hardware_of
+
+    return {
+        "CPU": hardware_of(torch.device("cpu")).name.removeprefix("cpu "),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "CPU flags": _cpu_flags(),
+        "torch folder": str(Path(torch.__file__).parent),
+        "Python headers": sysconfig.get_path("include"),
+    }
+
+
+def _cpu_flags() -> str:
+    """A digest of the instruction sets: virtual machines hide some of those that a model has."""
+    try:
+        lines = CPU_FLAGS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return NONE
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    flags = " ".join(sorted(found.partition(":")[2].split()))
+    return hashlib.sha256(flags.encode()).hexdigest()[:12] if flags else NONE
+
+
+def _triton_version() -> str:
+    for package in TRITON_PACKAGES:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return NONE
