@@ -210,7 +210,7 @@ def _call_on_meta(kind: Any, config: dict[str, Any], shapes: Shapes) -> Any:
         return lambda: encoder(ids)
     model = kind.from_config(config)
     if kind.__name__ == "UNet2DConditionModel":
-        sample, text = torch.empty(shapes[0]), torch.empty(shapes[-1])
+        sample, text = torch.empty(shapes[0]), torch.empty(shapes[TEXT])
         return lambda: model(sample, torch.zeros(1), encoder_hidden_states=text)
     latents = torch.empty(shapes[0])
     return lambda: model.decoder(latents)
