@@ -95,10 +95,9 @@ def _flop_of_contexts(pipeline: LevelPipeline, seen: Observation) -> dict[str, i
     """Those of the prompts' keys and values, as often as the engine computed them."""
     kind: Any = type(pipeline.unet)
     config = _config_json(pipeline.unet)
+    texts = [call.shapes[TEXT] for call in seen.unet_calls]
     if seen.contexts == 1:
-        texts = [seen.calls_of("unet")[0].shapes[TEXT]]
-    else:
-        texts = [call.shapes[TEXT] for call in seen.calls_of("unet")]
+        texts = texts[:1]
     total = 0
     for text in texts:
         total += flop_by_block(kind, config, (text,), CONTEXT)[WHOLE]
