@@ -20,6 +20,7 @@ from torch import Tensor
 from sdopt.engine import ops
 from sdopt.engine.modules import Hoisted, fuse_modules
 from sdopt.engine.solver import GUIDANCE, Solver, solver_for
+from sdopt.engine.watch import Watch
 from sdopt.errors import SdoptError
 from sdopt.levels import Level
 from sdopt.optimizations import cuda_graphs
@@ -111,23 +112,15 @@ class PictureEngine:
     solvers: dict[int, Solver] = field(default_factory=dict)
     ticks: Sequence[Tick] = ()
     _pool: Any = None
-    _weights: list[tuple[int, int]] = field(default_factory=list)
-    _owners: list[tuple[dict[str, Any], str]] = field(default_factory=list)
-    _modules: tuple[Any, ...] = ()
+    _watch: Watch = field(init=False)
+    _built_of: tuple[Any, ...] = ()
     _tables_of: tuple[int, float, torch.device] | None = None
     _kept: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
     _done: Any = None
 
     def __post_init__(self) -> None:
-        self._modules = self._parts()
-        self._owners = [
-            (owner._parameters, name)
-            for part in self._modules[:3]
-            for owner in part.modules()
-            for name, weight in owner._parameters.items()
-            if weight is not None
-        ]
-        self._weights = _places(self._watched())
+        self._built_of = self._parts()
+        self._watch = Watch(self._built_of[:3])
 
     def draw(self, ids: Tensor, noise: Tensor, guidance_scale: float, steps: int) -> Tensor:
         """Pictures (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
@@ -138,7 +131,8 @@ class PictureEngine:
         with _one_at_a_time, torch.no_grad():
             images, _, height, width = noise.shape
             guided = self.level.guided_steps(steps) if ids.shape[0] > images else 0
-            self._forget_changed_weights()
+            self._check_parts()
+            self._forget_what_changed()
             kind = Kind(images, height, width, ids.shape[1], steps, guided)
             inputs = self._inputs(ids, noise, guidance_scale, kind)
             if noise.device.type != "cuda" or not cuda_graphs.replaying():
@@ -200,27 +194,25 @@ class PictureEngine:
         self._done.record()
         return picture
 
-    def _forget_changed_weights(self) -> None:
-        """Drop all graphs if a weight moved, was replaced or was written to since then."""
-        weights = _places(self._watched())
-        if weights != self._weights:
+    def _forget_what_changed(self) -> None:
+        """Drop all graphs if the modules or the weights that they read are others now."""
+        if self._watch.has_changed():
             self.graphs.clear()
             if self.level.fused:
                 fuse_modules(self.pipeline)  # its joined weights are those of before
-            self._weights = _places(self._watched())
+            self._watch = Watch(self._built_of[:3])
 
     def _parts(self) -> tuple[Any, ...]:
         pipeline = self.pipeline
         return pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler
 
-    def _watched(self) -> list[torch.nn.Parameter]:
-        """All weights that a picture is drawn with; walking the modules would take milliseconds."""
-        if any(now is not then for now, then in zip(self._parts(), self._modules, strict=True)):
+    def _check_parts(self) -> None:
+        """Raise SdoptError if a part of the pipeline is another one now."""
+        if any(now is not then for now, then in zip(self._parts(), self._built_of, strict=True)):
             raise SdoptError(
                 f"level {self.level.name!r}: a part of the pipeline was replaced after it was "
                 "built; replace parts in the source's folder and load the level again"
             )
-        return [weights[name] for weights, name in self._owners]
 
     def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
         static = Inputs(
@@ -318,11 +310,6 @@ def _external_events() -> list[Tick]:
         torch.cuda.Event(enable_timing=True, external=True)  # type: ignore[no-untyped-call]
         for _ in range(len(STAGES) + 1)
     ]
-
-
-def _places(weights: list[torch.nn.Parameter]) -> list[tuple[int, int]]:
-    """Where each weight is, and how often it was written to, which inference tensors don't tell."""
-    return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
 
 
 def _without_unconditional(hoisted: Hoisted, images: int) -> Hoisted:
