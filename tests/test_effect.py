@@ -91,6 +91,8 @@ LEFT_OUT = {
             "fused: the engine's forward pass ran in 0 of 2 unet calls, the level wants 2",
             "fused: the engine's forward pass ran in 0 of 1 decoder calls, the level wants 1",
             "hoisted: keys and values of the prompts were computed 0 times, the level wants 2",
+            "hoisted: time embeddings were computed 0 times, the level wants 2",
+            "fused: the whole UNet was computed 0 times, the level wants 2",
         ),
     ),
     building.apply_whole_graph: (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +13,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil
 
+from sdopt.engine.modules import fuse_modules
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
+from sdopt.measure.observation import parts
 from sdopt.measure.quality import likeness, to_uint8
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.sources import resolve
@@ -154,29 +161,240 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("part", ["conv_out", "merged"])
-def test_a_weight_changed_in_place_is_seen(part: str, pipelines: Pipelines) -> None:
-    pipeline = pipelines("express")
-    unet = pipeline.unet
-    weight = unet.conv_out.weight if part == "conv_out" else unet.mid_block.attentions[0].proj_out
-    weight = weight if part == "conv_out" else weight.weight
-    before = draw(pipeline, num_inference_steps=2)
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight.mul_(3)
-    changed = draw(pipeline, num_inference_steps=2)
-    with torch.no_grad():
-        weight.copy_(kept)
-    assert not np.allclose(changed, before, atol=1e-3)
-    assert np.allclose(draw(pipeline, num_inference_steps=2), before, atol=1e-5)
+def own_pipeline() -> LevelPipeline:
+    torch.set_num_threads(1)
+    return build(resolve("embedded"), LEVELS["turbo"], torch.device("cpu"))
 
 
-def test_a_replaced_scheduler_is_refused(pipelines: Pipelines) -> None:
-    pipeline = pipelines("express")
-    before = pipeline.scheduler
-    pipeline.register_modules(scheduler=EulerDiscreteScheduler.from_config(before.config))
-    try:
-        with pytest.raises(SdoptError, match="a part of the pipeline was replaced"):
-            draw(pipeline)
-    finally:
-        pipeline.register_modules(scheduler=before)
+@pytest.fixture
+def own() -> LevelPipeline:
+    """A pipeline that may be changed for good."""
+    return own_pipeline()
+
+
+def two_steps(pipeline: LevelPipeline, **more: Any) -> Any:
+    return draw(pipeline, num_inference_steps=2, **more)
+
+
+def scaled(owner: Any, factor: float) -> Tensor:
+    weight: Tensor = owner.weight.detach() * factor
+    return weight
+
+
+def write(owner: Any, factor: float) -> None:
+    with torch.no_grad():
+        owner.weight.mul_(factor)
+
+
+def write_in_inference_mode(owner: Any, factor: float) -> None:
+    with torch.inference_mode():
+        owner.weight.mul_(factor)
+
+
+def put_parameter(owner: Any, factor: float) -> None:
+    owner.weight = torch.nn.Parameter(scaled(owner, factor))
+
+
+def swap_data(owner: Any, factor: float) -> None:
+    owner.weight.data = scaled(owner, factor)
+
+
+def load_state(owner: Any, factor: float, *, assign: bool = False) -> None:
+    state = {name: value.clone() for name, value in owner.state_dict().items()}
+    owner.load_state_dict({**state, "weight": factor * state["weight"]}, assign=assign)
+
+
+def load_state_by_assigning(owner: Any, factor: float) -> None:
+    load_state(owner, factor, assign=True)
+
+
+CHANGES = [
+    *(write, write_in_inference_mode, put_parameter, swap_data),
+    *(load_state, load_state_by_assigning),
+]
+OWNERS: dict[str, Callable[[LevelPipeline], Any]] = {
+    "read": lambda pipeline: pipeline.unet.conv_out,
+    "joined": lambda pipeline: block_of(pipeline).attn1.to_v,
+    "merged": lambda pipeline: pipeline.unet.mid_block.attentions[0].proj_out,
+    "doubled": lambda pipeline: pipeline.unet.up_blocks[0].upsamplers[0].conv,
+    "in the text encoder": lambda pipeline: pipeline.text_encoder.get_input_embeddings(),
+    "doubled in the decoder": lambda pipeline: doubled_of(pipeline),
+}
+"""Whose weight is read where it is, and those whose weights others are computed from."""
+FACTOR = 4.0
+
+
+def block_of(pipeline: LevelPipeline) -> Any:
+    return pipeline.unet.mid_block.attentions[0].transformer_blocks[0]
+
+
+def doubled_of(pipeline: LevelPipeline) -> Any:
+    layers = list(pipeline.vae.decoder.layers)
+    return layers[next(i for i, m in enumerate(layers) if isinstance(m, torch.nn.Upsample)) + 1]
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, Any]:
+    """The picture with a weight of each kind changed, and '' with none, by weights fused anew."""
+    pipeline = own_pipeline()
+    found = {"": two_steps(pipeline)}
+    for name, owner in OWNERS.items():
+        write(owner(pipeline), FACTOR)
+        fuse_modules(pipeline)
+        found[name] = two_steps(pipeline)
+        write(owner(pipeline), 1 / FACTOR)
+        assert np.abs(found[name] - found[""]).max() > 1e-3, name
+    return found
+
+
+def differ(found: Any, wanted: Any) -> bool:
+    return bool(np.abs(found - wanted).max() > 1e-5)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_weight_changed_before_the_first_picture_is_used(
+    change: Callable[[Any, float], None], own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    change(OWNERS["merged"](own), FACTOR)
+    assert not differ(two_steps(own), wanted["merged"])
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_weight_changed_between_pictures_is_used(
+    change: Callable[[Any, float], None], own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    for name, owner in OWNERS.items():
+        assert not differ(two_steps(own), wanted[""]), name
+        change(owner(own), FACTOR)
+        assert not differ(two_steps(own), wanted[name]), name
+        change(owner(own), 1 / FACTOR)
+
+
+def test_no_weight_takes_a_freed_ones_place_unseen(
+    own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    owner = OWNERS["merged"](own)
+    other = scaled(owner, FACTOR)
+    owner.weight.data = owner.weight.data.clone()
+    assert not differ(two_steps(own), wanted[""])
+    size, before = owner.weight.shape, owner.weight.data_ptr()
+    owner.weight.data = torch.zeros(())
+    # Memory that was freed is what an allocator gives away first.
+    places = [torch.empty(size) for _ in range(20)]
+    assert before not in [place.data_ptr() for place in places]
+    owner.weight.data = places[0].copy_(other)
+    assert not differ(two_steps(own), wanted["merged"])
+
+
+def test_joined_weights_keep_no_copies_for_gradients(own: LevelPipeline) -> None:
+    fused: Any = own.fused_unet
+    merged = [tensor for pair in fused.merged.values() for tensor in pair]
+    computed = [*fused.joined.values(), *fused.doubled.values(), *merged]
+    assert own.unet.conv_out.weight.requires_grad
+    assert [tensor.requires_grad for tensor in computed] == [False] * len(computed)
+
+
+def test_calls_in_inference_mode_draw_the_same_picture(
+    own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    for mode in (torch.inference_mode, nullcontext, torch.inference_mode):
+        with mode():
+            assert np.array_equal(two_steps(own), wanted[""])
+    with torch.inference_mode():
+        put_parameter(OWNERS["joined"](own), FACTOR)
+        assert not differ(two_steps(own), wanted["joined"])
+    assert not differ(two_steps(own), wanted["joined"])
+
+
+def test_a_pipeline_built_in_inference_mode_draws_the_same_picture(wanted: dict[str, Any]) -> None:
+    with torch.inference_mode():
+        pipeline = own_pipeline()
+    assert np.array_equal(two_steps(pipeline), wanted[""])
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_a_replaced_module_inside_a_part_is_used(
+    name: str, own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    assert not differ(two_steps(own), wanted[""])
+    old = OWNERS[name](own)
+    new = copy.deepcopy(old)
+    write(new, FACTOR)
+    parents = [m for part in parts(own).values() for m in part.modules()]
+    for parent in parents:
+        for key, child in parent.named_children():
+            if child is old:
+                parent.register_module(key, new)
+    assert OWNERS[name](own) is new
+    assert not differ(two_steps(own), wanted[name])
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+def test_a_replaced_part_is_refused(part: str, own: LevelPipeline, wanted: dict[str, Any]) -> None:
+    before = getattr(own, part)
+    setattr(own, part, copy.deepcopy(before))
+    for _ in range(2):
+        with pytest.raises(SdoptError, match="'turbo': a part of the pipeline was replaced"):
+            two_steps(own)
+    setattr(own, part, before)
+    assert not differ(two_steps(own), wanted[""])
+
+
+def test_a_replaced_scheduler_of_another_class_is_refused(own: LevelPipeline) -> None:
+    own.register_modules(scheduler=EulerDiscreteScheduler.from_config(own.scheduler.config))
+    with pytest.raises(SdoptError, match="a part of the pipeline was replaced"):
+        two_steps(own)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_adapters_are_refused_by_name(
+    part: str, own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    getattr(own, part).peft_config = {"default": object()}
+    with pytest.raises(SdoptError, match=r"level 'turbo' .* know no adapters; fuse the LoRA"):
+        two_steps(own)
+    getattr(own, part).peft_config = {}  # what unloading them leaves
+    assert not differ(two_steps(own), wanted[""])
+
+
+def test_freeu_is_refused_by_name(own: LevelPipeline, wanted: dict[str, Any]) -> None:
+    own.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    with pytest.raises(SdoptError, match="level 'turbo' does not compute FreeU"):
+        two_steps(own)
+    own.disable_freeu()
+    assert not differ(two_steps(own), wanted[""])
+
+
+def safety_checker(threshold: float) -> StableDiffusionSafetyChecker:
+    """It flags what is more like any concept than the threshold, from -1 to 1."""
+    size: dict[str, Any] = {
+        **{"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1},
+        "num_attention_heads": 1,
+    }
+    vision = {**size, "image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=size, vision_config=vision, projection_dim=8)
+    )
+    checker.concept_embeds_weights.fill_(threshold)
+    checker.special_care_embeds_weights.fill_(1.1)
+    return checker.eval()
+
+
+@pytest.mark.parametrize("output_type", ["np", "pil", "pt"])
+def test_a_safety_checker_put_back_blackens_and_flags(
+    output_type: str, own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    own.feature_extractor = CLIPImageProcessorPil(size=32, crop_size=32)
+    arguments: Any = {"num_inference_steps": 2, "output_type": output_type}
+    for threshold, flagged in ((-1.1, True), (1.1, False)):
+        own.safety_checker = safety_checker(threshold)
+        seed = torch.Generator().manual_seed(1)
+        output = own(PROMPT, generator=seed, **arguments)
+        assert output.nsfw_content_detected == [flagged]
+        picture = np.asarray(output.images[0])
+        if flagged:
+            assert not picture.any()
+        elif output_type == "np":
+            assert not differ(picture, wanted[""][0])
+        else:
+            assert picture.std() > 0

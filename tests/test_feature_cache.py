@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdopt.embedded import MODEL_DIR
 from sdopt.feature_cache import check_split, full_step, shallow_step
+from sdopt.sd15 import UNET
 
 TEXT_WIDTH = 16
 T = torch.tensor(500)
@@ -123,6 +124,19 @@ def test_a_unet_of_other_blocks_is_an_error() -> None:
         check_split(unet, 1)
 
 
-def test_stable_diffusion_passes_the_check(tiny: Any, miniature: Any) -> None:
-    for unet in (tiny, miniature):
-        check_split(unet, 1)
+@pytest.mark.parametrize(("name", "most"), [("tiny", 3), ("miniature", 2), ("sd15", 3)])
+def test_a_boundary_before_each_layer_of_the_last_block_passes_the_check(
+    name: str, most: int, tiny: Any, miniature: Any
+) -> None:
+    with torch.device("meta"):
+        sd15 = UNet2DConditionModel(**UNET)
+    unet = {"tiny": tiny, "miniature": miniature, "sd15": sd15}[name]
+    assert [layers for layers in range(6) if passes(unet, layers)] == list(range(1, most + 1))
+
+
+def passes(unet: Any, layers: int) -> bool:
+    try:
+        check_split(unet, layers)
+    except ValueError:
+        return False
+    return True

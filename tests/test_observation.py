@@ -66,7 +66,8 @@ def test_a_picture_of_the_engine_is_seen_call_by_call(
     assert [call.fused for call in seen.calls] == [1] * 7
     assert seen.unet_batches == (2, 2, 2, 1, 1)
     assert seen.full_steps == (0, 1, 2, 4)
-    assert (seen.by_engine, seen.contexts, seen.scheduler_steps) == (True, 1, 5)
+    assert (seen.by_engine, seen.scheduler_steps) == (True, 5)
+    assert (seen.contexts, seen.embeddings, seen.wholes) == (1, 1, 4)
     assert seen.calls_of("text_encoder")[0].shapes == ((2, MAX_TOKENS),)
     deep = seen.calls_of("shallow")[0].shapes[-1]
     assert deep == (1, LATENT_PX, LATENT_PX, WIDTH)
@@ -77,14 +78,15 @@ def test_keys_and_values_that_are_not_hoisted_are_counted_at_each_step(
 ) -> None:
     pipeline = build(micro_source, replace(FUSED, steps=3))
     seen = [observe(pipeline, micro_request) for _ in range(2)]
-    assert [(one.contexts, one.scheduler_steps) for one in seen] == [(3, 3)] * 2
+    assert [(one.contexts, one.embeddings, one.wholes) for one in seen] == [(3, 3, 3)] * 2
+    assert [one.scheduler_steps for one in seen] == [3, 3]
 
 
 def test_diffusers_own_loop_is_not_the_engines(
     pipeline: LevelPipeline, micro_request: Request
 ) -> None:
     seen = observe(pipeline, micro_request)
-    assert (seen.by_engine, seen.contexts) == (False, 0)
+    assert (seen.by_engine, seen.contexts, seen.embeddings, seen.wholes) == (False, 0, 0, 0)
     assert seen.full_steps == (0, 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +15,11 @@ import pytest
 from project import BENCHMARKS
 
 from sdopt.gate import Gate
-from sdopt.levels import FINAL, Level
+from sdopt.levels import FINAL, TURBO, Level
+from sdopt.measure import observe, work_of
 from sdopt.measure.quality import to_uint8
 from sdopt.pipeline import LevelPipeline, build
+from sdopt.selftest.engine import engine_faults
 from sdopt.selftest.fault import Fault, Faulty, Finding
 from sdopt.selftest.harness import Folder, HarnessFault, harness_faults
 from sdopt.selftest.judging import finding, judge_optimization_fault, judge_picture_fault
@@ -55,7 +57,8 @@ def test_a_fault_changes_the_picture_and_is_gone_afterwards(
 
 
 def test_every_fault_has_a_name_of_its_own() -> None:
-    ids = [f.id for f in (*picture_faults(), *optimization_faults(), *harness_faults())]
+    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults())
+    ids = [fault.id for fault in (*of_levels, *harness_faults())]
     assert len(ids) == len(set(ids))
 
 
@@ -136,6 +139,41 @@ def test_a_fault_of_a_level_is_judged_by_what_was_seen(
     shows_on_eager_code = fault.caught_by is not None and name != "compiled code not used"
     assert seen.caught is shows_on_eager_code, seen.seen
     assert np.array_equal(generate(pipeline, micro_request), unchanged)
+
+
+@pytest.fixture(scope="module")
+def turbo(micro_source: Source) -> LevelPipeline:
+    return build(micro_source, TURBO)
+
+
+@pytest.fixture(scope="module")
+def turbo_work(turbo: LevelPipeline, micro_request: Request) -> dict[str, Any]:
+    return {"turbo": asdict(work_of(turbo, observe(turbo, micro_request)))}
+
+
+ENGINE_FAULTS = {fault.name: fault for fault in engine_faults()}
+SEEN_BY_WORK = (
+    *("fused UNet not used", "nothing hoisted", "every step a full one"),
+    *("guidance never dropped", "drawn by diffusers' own loop"),
+)
+
+
+@pytest.mark.parametrize("name", ENGINE_FAULTS)
+def test_a_fault_of_the_engine_is_caught_and_gone_afterwards(
+    name: str, turbo: LevelPipeline, turbo_work: dict[str, Any], micro_request: Request
+) -> None:
+    fault = ENGINE_FAULTS[name]
+    suite: Any = SimpleNamespace(
+        gate=Gate(work_stored=turbo_work),
+        workload=SimpleNamespace(requests=[micro_request]),
+        dtype="float32",
+    )
+    found = judge_optimization_fault(fault, suite, TURBO, turbo)
+    assert found.caught, found.seen
+    assert ("effect: " in found.seen) is (fault.caught_by is not None)
+    assert ("tflop " in found.seen) is (name in SEEN_BY_WORK)
+    control = judge_optimization_fault(ENGINE_FAULTS["none (control)"], suite, TURBO, turbo)
+    assert control.caught, control.seen
 
 
 def test_a_fault_of_the_picture_is_judged_against_the_stored_ones(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -181,6 +182,32 @@ def test_shallow_calls_of_turbo_are_counted_apart(
     assert sum(work.tflop_by_module.values()) == pytest.approx(work.tflop, rel=1e-12)
     full, shallow = work.tflop_by_module["unet.fused"], work.tflop_by_module["shallow.fused"]
     assert 0 < shallow / (6 * 2 + 9) < full / 8  # per sample
+
+
+def test_a_shallow_call_of_plain_torch_is_counted_by_its_text(
+    micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, TURBO)
+    own, features = type(pipeline.unet).forward.__get__(pipeline.unet), torch.zeros(2, 8, 8, 8)
+
+    def unfused(
+        sample: Any, timestep: Any, encoder_hidden_states: Any, store: Any = None, **_: Any
+    ) -> Any:
+        noise = own(sample, timestep, encoder_hidden_states, return_dict=False)
+        return (*noise, features[: len(sample)]) if store else noise
+
+    pipeline.unet.forward = unfused
+    work = work_of(pipeline, observe(pipeline, micro_request))
+    assert (work.calls["unet"], work.calls["shallow"]) == (5, 15)
+    flop: dict[str, Counter[str]] = {"unet": Counter(), "shallow": Counter()}
+    for name, tflop in work.tflop_by_module.items():
+        part, _, block = name.partition(".")
+        flop.get(part, Counter())[block] += tflop
+    # Both run the class's own forward pass: 8 samples in full calls, 21 in shallow ones.
+    del flop["unet"]["context"]
+    assert flop["shallow"].keys() == flop["unet"].keys()
+    for block in flop["unet"].keys() - {"time_embedding"}:
+        assert flop["shallow"][block] * 8 == pytest.approx(flop["unet"][block] * 21, rel=1e-9)
 
 
 @pytest.mark.slow

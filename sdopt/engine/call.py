@@ -41,7 +41,7 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     """What `StableDiffusionPipeline.__call__` returns. Raises SdoptError for other arguments."""
     given = dict(arguments)
     check_arguments(engine.level.name, given)
-    check_adapters(pipeline, engine.level.name)
+    check_additions(pipeline, engine.level.name)
     height, width = _size(pipeline, given)
     prompts = _prompts(given)
     guidance_scale = float(given["guidance_scale"])
@@ -124,14 +124,19 @@ def check_arguments(level: str, given: dict[str, Any]) -> None:
         raise SdoptError(f"num_inference_steps is {steps!r}; it is an integer, 1 or more")
 
 
-def check_adapters(pipeline: LevelPipeline, level: str) -> None:
-    """Raise SdoptError for LoRA adapters, which fused kernels would silently leave out."""
+def check_additions(pipeline: LevelPipeline, level: str) -> None:
+    """Raise SdoptError for LoRA adapters and FreeU, which would silently be left out."""
     parts = (pipeline.unet, pipeline.text_encoder)
     if any(getattr(part, "peft_config", None) for part in parts):
         raise SdoptError(
             f"level {level!r} computes with kernels of its own, which know no adapters; fuse the "
             "LoRA into the weights, save the pipeline and give its folder as the source, or use "
             "a level without the engine, such as 'final'"
+        )
+    if any(getattr(block, "s1", None) is not None for block in pipeline.unet.up_blocks):
+        raise SdoptError(
+            f"level {level!r} does not compute FreeU; call disable_freeu(), or use a level without "
+            "the engine, such as 'final'"
         )
 
 

@@ -25,6 +25,7 @@ class Hoisted:
     context: Context
 
 
+@torch.no_grad()  # or what is computed from the weights would keep copies of them for gradients
 def fuse_modules(pipeline: Any) -> None:
     """Replace the forward passes of text encoder, UNet and decoder, in place.
 

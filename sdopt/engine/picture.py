@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from sdopt.engine import ops
 from sdopt.engine.modules import Hoisted, fuse_modules
 from sdopt.engine.solver import GUIDANCE, Solver, solver_for
+from sdopt.engine.watch import Watch
 from sdopt.errors import SdoptError
 from sdopt.levels import Level
 from sdopt.optimizations import cuda_graphs
@@ -28,9 +28,6 @@ from sdopt.optimizations import cuda_graphs
 MOST_GRAPHS = 4
 """Kinds of pictures whose graphs are kept: sizes, numbers of steps or of pictures."""
 STAGES = ("text", "denoise", "decode")
-
-Places = tuple[tuple[int, ...], tuple[int, ...]]
-_VERSION = attrgetter("_version")
 
 _one_at_a_time = threading.RLock()
 """Graphs share their inputs, outputs and memory: a second thread waits for the first."""
@@ -131,24 +128,15 @@ class PictureEngine:
     solvers: dict[int, Solver] = field(default_factory=dict)
     ticks: Sequence[Tick] = ()
     _pool: Any = None
-    _weights: Places = ((), ())
-    _memory: Sequence[Tensor] = ()
-    _owners: list[tuple[dict[str, Any], str]] = field(default_factory=list)
-    _modules: tuple[Any, ...] = ()
+    _watch: Watch = field(init=False)
+    _built_of: tuple[Any, ...] = ()
     _tables_of: tuple[int, float, torch.device] | None = None
     _kept: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
     _done: Any = None
 
     def __post_init__(self) -> None:
-        self._modules = self._parts()
-        self._owners = [
-            (owner._parameters, name)
-            for part in self._modules[:3]
-            for owner in part.modules()
-            for name, weight in owner._parameters.items()
-            if weight is not None
-        ]
-        self._watch()
+        self._built_of = self._parts()
+        self._watch = Watch(self._built_of[:3])
 
     def draw(self, ids: Tensor, noise: Tensor, guidance_scale: float, steps: int) -> Tensor:
         """Pictures (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
@@ -161,14 +149,13 @@ class PictureEngine:
             guided = self.level.guided_steps(steps) if ids.shape[0] > images else 0
             kind = Kind(images, height, width, ids.shape[1], steps, guided)
             self._check_parts()
-            weights, name = self._owners[0]
-            device = weights[name].device
+            device = self.pipeline.unet.conv_in.weight.device
             times, factors = self._tables(steps, guidance_scale, device)
             noise = noise.permute(0, 2, 3, 1).contiguous()
             inputs = Inputs(ids=ids, noise=noise, factors=factors, times=times)
             if device.type == "cuda" and cuda_graphs.replaying():
                 return self._replay_checked(inputs, kind)
-            self._forget_changed_weights()
+            self._forget_what_changed()
             self.ticks = [HostTick() for _ in range(len(STAGES) + 1)]
             return self._run(inputs.on(device), kind, self.ticks)
 
@@ -201,10 +188,13 @@ class PictureEngine:
     def _replay_checked(self, inputs: Inputs, kind: Kind) -> Tensor:
         """Look at the weights while the GPU draws with them, a millisecond that nobody waits for.
 
-        A graph of other weights has drawn for nothing then; `_memory` keeps what it reads.
+        A graph of other weights has drawn for nothing then; the watch keeps what it read.
         """
+        if kind not in self.graphs:
+            self._forget_what_changed()
+            return self._replay(inputs, kind)
         picture = self._replay(inputs, kind)
-        return self._replay(inputs, kind) if self._forget_changed_weights() else picture
+        return self._replay(inputs, kind) if self._forget_what_changed() else picture
 
     def _replay(self, inputs: Inputs, kind: Kind) -> Tensor:
         if self._done is not None:
@@ -224,39 +214,29 @@ class PictureEngine:
         self._done.record()
         return picture
 
-    def _forget_changed_weights(self) -> bool:
-        """Drop all graphs if a weight moved, was replaced or was written to since then."""
-        weights = self._watched()
-        changed = _places(weights) != self._weights
+    def _forget_what_changed(self) -> bool:
+        """Drop all graphs if the modules or the weights that they read are others now."""
+        changed = self._watch.has_changed()
         if changed:
-            if self.graphs and weights[0].is_cuda:
+            if self.graphs:
                 torch.cuda.synchronize()  # one of them may still draw
             self.graphs.clear()
             if self.level.fused:
                 fuse_modules(self.pipeline)  # its joined weights are those of before
-            self._watch()
+            self._watch = Watch(self._built_of[:3])
         return changed
-
-    def _watch(self) -> None:
-        """From here on: whatever is there now is what the graphs will read."""
-        weights = self._watched()
-        self._weights = _places(weights)
-        self._memory = [weight.detach() for weight in weights]
 
     def _parts(self) -> tuple[Any, ...]:
         pipeline = self.pipeline
         return pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler
 
     def _check_parts(self) -> None:
-        if any(now is not then for now, then in zip(self._parts(), self._modules, strict=True)):
+        """Raise SdoptError if a part of the pipeline is another one now."""
+        if any(now is not then for now, then in zip(self._parts(), self._built_of, strict=True)):
             raise SdoptError(
                 f"level {self.level.name!r}: a part of the pipeline was replaced after it was "
                 "built; replace parts in the source's folder and load the level again"
             )
-
-    def _watched(self) -> list[torch.nn.Parameter]:
-        """All weights that a picture is drawn with; walking the modules would take milliseconds."""
-        return [weights[name] for weights, name in self._owners]
 
     def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
         static = inputs.on(inputs.factors.device)
@@ -351,18 +331,6 @@ def _external_events() -> list[Tick]:
         torch.cuda.Event(enable_timing=True, external=True)  # type: ignore[no-untyped-call]
         for _ in range(len(STAGES) + 1)
     ]
-
-
-def _places(weights: Sequence[Tensor]) -> Places:
-    """Where each weight is, and how often it was written to, which inference tensors don't tell.
-
-    A thousand weights of which none is in the processor's cache: `map` saves what it can.
-    """
-    try:
-        versions = tuple(map(_VERSION, weights))
-    except RuntimeError:
-        versions = tuple(0 if weight.is_inference() else weight._version for weight in weights)
-    return tuple(map(Tensor.data_ptr, weights)), versions
 
 
 def _without_unconditional(hoisted: Hoisted, images: int) -> Hoisted:

@@ -67,8 +67,9 @@ class FusedUNet:
 
     Queries, keys and values of self-attention are one product: their weights are joined, and the
     module's own become views of the joined ones. A transformer's last two products, of its last
-    feed-forward and its output, have no nonlinearity between them and are one as well. `contexts`
-    counts how often the prompts' keys and values were computed.
+    feed-forward and its output, have no nonlinearity between them and are one as well. What ran is
+    counted: `contexts` of the prompts' keys and values, `embeddings` of timesteps, `wholes` of the
+    UNet with its deep layers.
     """
 
     unet: Any
@@ -76,6 +77,8 @@ class FusedUNet:
     doubled: dict[nn.Module, Tensor] = field(default_factory=dict)
     merged: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
     contexts: int = 0
+    embeddings: int = 0
+    wholes: int = 0
 
     def __post_init__(self) -> None:
         check_supported(self.unet.config)
@@ -94,6 +97,7 @@ class FusedUNet:
 
         A block adds its projection of the time embedding to its first convolution: that is a bias.
         """
+        self.embeddings += 1
         unet = self.unet
         waves = unet.time_proj(timesteps).to(unet.dtype)
         embedded = F.silu(unet.time_embedding(waves))
@@ -121,6 +125,7 @@ class FusedUNet:
 
     def store(self, x: Tensor, shift: Shift, context: Context) -> tuple[Tensor, Tensor]:
         """The predicted noise, and the last layer's deep input (B, H, W, channels) to reuse."""
+        self.wholes += 1
         unet = self.unet
         x = ops.convolution(x, _taps(unet.conv_in), unet.conv_in.bias)
         skips = [x]

@@ -88,14 +88,22 @@ def _engine(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
                 f"fused: the engine's forward pass ran in {fused} of {len(calls)} {part} calls, "
                 f"the level wants {wanted}"
             )
-    wanted = (1 if level.hoisted else len(seen.unet_batches)) if level.fused else 0
-    if seen.contexts != wanted:
-        yield (
-            f"hoisted: keys and values of the prompts were computed {seen.contexts} times, "
-            f"the level wants {wanted}"
-        )
+    yield from _computed(level, seen)
     if seen.gpu is not None:
         yield from _engine_on_gpu(level, seen.gpu)
+
+
+def _computed(level: Level, seen: Observation) -> Iterator[str]:
+    """What the engine's UNet counted itself, whatever its calls were given."""
+    once = (1 if level.hoisted else len(seen.unet_batches)) if level.fused else 0
+    counts = {
+        "hoisted: keys and values of the prompts were": (seen.contexts, once),
+        "hoisted: time embeddings were": (seen.embeddings, once),
+        "fused: the whole UNet was": (seen.wholes, len(level.full_steps()) if level.fused else 0),
+    }
+    for what, (found, wanted) in counts.items():
+        if found != wanted:
+            yield f"{what} computed {found} times, the level wants {wanted}"
 
 
 def _engine_on_gpu(level: Level, gpu: GpuActivity) -> Iterator[str]:

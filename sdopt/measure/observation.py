@@ -49,9 +49,9 @@ class Observation:
 
     `channels_last` tells for the UNet and the decoder whether every weight of a convolution wider
     than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled and the engine captured
-    meanwhile. `by_engine` is whether the engine drew the picture, `contexts` how often it computed
-    the prompts' keys and values. `gpu` is what the device did during another picture, or None
-    without CUDA.
+    meanwhile. `by_engine` is whether the engine drew the picture; `contexts`, `embeddings` and
+    `wholes` are what its UNet counted, see `FusedUNet`. `gpu` is what the device did during another
+    picture, or None without CUDA.
     """
 
     calls: tuple[Call, ...]
@@ -65,6 +65,8 @@ class Observation:
     new_graphs: int
     by_engine: bool = False
     contexts: int = 0
+    embeddings: int = 0
+    wholes: int = 0
     gpu: GpuActivity | None = None
 
     def calls_of(self, part: str) -> tuple[Call, ...]:
@@ -74,15 +76,16 @@ class Observation:
     @property
     def unet_batches(self) -> tuple[int, ...]:
         """The batch size of every UNet call, shallow ones too."""
-        return tuple(call.shapes[0][0] for call in self._unet_calls)
+        return tuple(call.shapes[0][0] for call in self.unet_calls)
 
     @property
     def full_steps(self) -> tuple[int, ...]:
         """Which of the UNet calls evaluated all of it."""
-        return tuple(i for i, call in enumerate(self._unet_calls) if call.part == "unet")
+        return tuple(i for i, call in enumerate(self.unet_calls) if call.part == "unet")
 
     @property
-    def _unet_calls(self) -> tuple[Call, ...]:
+    def unet_calls(self) -> tuple[Call, ...]:
+        """The UNet's calls, shallow ones too."""
         return tuple(call for call in self.calls if call.part in ("unet", SHALLOW))
 
 
@@ -99,16 +102,13 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
             stack.enter_context(_recording(part, module, calls))
         stack.enter_context(_before_call(pipeline.unet, lambda: tf32.append(tf32_is_on())))
         steps = stack.enter_context(_counting_steps(pipeline.scheduler))
-        graphs, by_engine, contexts = (
-            compiled_graphs(),
-            _engine_steps(pipeline),
-            _contexts(pipeline),
-        )
+        graphs, by_engine = compiled_graphs(), _engine_steps(pipeline)
+        counted = _counted(pipeline)
         with profiled(ProfilerActivity.CPU) as profiler:
             generate(pipeline, request)
         new_graphs = compiled_graphs() - graphs
         by_engine = _engine_steps(pipeline) - by_engine
-        contexts = _contexts(pipeline) - contexts
+        counted = {name: n - counted[name] for name, n in _counted(pipeline).items()}
     captures = _captures(pipeline)
     gpu = observe_gpu(pipeline, request) if pipeline.device.type == "cuda" else None
     return Observation(
@@ -125,7 +125,7 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
         tf32=tuple(tf32),
         new_graphs=new_graphs + _captures(pipeline) - captures,
         by_engine=by_engine > 0 and not steps,
-        contexts=contexts,
+        **counted,
         gpu=gpu,
     )
 
@@ -138,8 +138,11 @@ def _captures(pipeline: LevelPipeline) -> int:
     return pipeline.engine.captures if pipeline.engine else 0
 
 
-def _contexts(pipeline: LevelPipeline) -> int:
-    return pipeline.fused_unet.contexts if pipeline.fused_unet else 0
+def _counted(pipeline: LevelPipeline) -> dict[str, int]:
+    """What the engine's UNet has computed so far."""
+    return {
+        name: getattr(pipeline.fused_unet, name, 0) for name in ("contexts", "embeddings", "wholes")
+    }
 
 
 def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:

@@ -95,10 +95,9 @@ def _flop_of_contexts(pipeline: LevelPipeline, seen: Observation) -> dict[str, i
     """Those of the prompts' keys and values, as often as the engine computed them."""
     kind: Any = type(pipeline.unet)
     config = _config_json(pipeline.unet)
+    texts = [call.shapes[TEXT] for call in seen.unet_calls]
     if seen.contexts == 1:
-        texts = [seen.calls_of("unet")[0].shapes[TEXT]]
-    else:
-        texts = [call.shapes[TEXT] for call in seen.calls_of("unet")]
+        texts = texts[:1]
     total = 0
     for text in texts:
         total += flop_by_block(kind, config, (text,), CONTEXT)[WHOLE]
@@ -210,7 +209,7 @@ def _call_on_meta(kind: Any, config: dict[str, Any], shapes: Shapes) -> Any:
         return lambda: encoder(ids)
     model = kind.from_config(config)
     if kind.__name__ == "UNet2DConditionModel":
-        sample, text = torch.empty(shapes[0]), torch.empty(shapes[-1])
+        sample, text = torch.empty(shapes[0]), torch.empty(shapes[TEXT])
         return lambda: model(sample, torch.zeros(1), encoder_hidden_states=text)
     latents = torch.empty(shapes[0])
     return lambda: model.decoder(latents)

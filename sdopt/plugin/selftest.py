@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sdopt.levels import get_level
+from sdopt.levels import Level, get_level
+from sdopt.selftest.engine import engine_faults
 from sdopt.selftest.fault import Finding
 from sdopt.selftest.harness import (
     Folder,
@@ -29,27 +30,27 @@ if TYPE_CHECKING:
     from sdopt.suite import Suite
 
 LEVEL = "final"
-"""It has every optimization, so every fault can be put into it."""
+"""It has every optimization of diffusers and Inductor, so every such fault can be put into it."""
+ENGINE_LEVEL = "turbo"
+"""It has every optimization of the engine."""
 
 
 class Bench:
-    """What the faults of one session share: a warm pipeline, and a folder for harness runs."""
+    """What the faults of one session share: warm pipelines, and a folder for harness runs."""
 
     def __init__(self, suite: Suite, benchmarks: Path) -> None:
         self.suite, self.benchmarks = suite, benchmarks
-        self.level = get_level(LEVEL)
         self.findings: list[Finding] = []
         self._stack = ExitStack()
-        self._pipeline: LevelPipeline | None = None
+        self._pipelines: dict[str, LevelPipeline] = {}
         self._folder: Folder | None = None
 
-    @property
-    def pipeline(self) -> LevelPipeline:
+    def pipeline(self, level: Level) -> LevelPipeline:
         """The level's pipeline, warm."""
-        if self._pipeline is None:
-            warm = self.suite.warm_pipeline(self.level)
-            self._pipeline = self._stack.enter_context(warm)[0]
-        return self._pipeline
+        if level.name not in self._pipelines:
+            warm = self.suite.warm_pipeline(level)
+            self._pipelines[level.name] = self._stack.enter_context(warm)[0]
+        return self._pipelines[level.name]
 
     @property
     def folder(self) -> Folder:
@@ -62,7 +63,7 @@ class Bench:
         return self._folder
 
     def close(self) -> None:
-        """Free the pipeline, remove the folder."""
+        """Free the pipelines, remove the folder."""
         self._stack.close()
 
 
@@ -97,16 +98,21 @@ class Missed(Exception):
 
 
 def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
-    """One item for each fault; those that share the warm pipeline come first."""
-    suite, level = bench.suite, bench.level
+    """One item for each fault; those that share the warm pipelines come first."""
+    suite = bench.suite
+    level, engine_level = get_level(LEVEL), get_level(ENGINE_LEVEL)
     finders: dict[str, Callable[[], Finding]] = {}
     for fault in optimization_faults():
         finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline
+            fault, suite, level, bench.pipeline(level)
         )
     for fault in picture_faults():
         finders[fault.id] = lambda fault=fault: judge_picture_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline
+            fault, suite, level, bench.pipeline(level)
+        )
+    for fault in engine_faults():
+        finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
+            fault, suite, engine_level, bench.pipeline(engine_level)
         )
     for number, broken in enumerate(harness_faults()):
         finders[broken.id] = lambda broken=broken, number=number: judge_harness_fault(  # type: ignore[misc]

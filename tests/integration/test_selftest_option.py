@@ -19,7 +19,8 @@ def found(caught: bool) -> Any:
 def test_a_missed_fault_fails(
     caught: bool, code: int, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("optimization_faults", "picture_faults", "harness_faults"):
+    groups = ("optimization", "picture", "engine", "harness")
+    for name in (f"{group}_faults" for group in groups):
         monkeypatch.setattr(selftest, name, list)
     monkeypatch.setattr(selftest, "judge_saving_at_once", found(caught))
     monkeypatch.setattr(selftest, "prepared", lambda folder, benchmarks: Folder(folder))
