@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdopt.levels import LEVELS, Level
+from sdopt.levels import LEVELS, Level, get_level
+from sdopt.startup import collector_paused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,9 +34,14 @@ def load_pipeline(
     for a level or source that does not exist, SourceError for weights that cannot be loaded and
     OutOfMemoryError for a level that does not fit on the device.
     """
-    from sdopt import pipeline  # torch and diffusers take seconds to import
+    chosen = get_level(level)  # a misspelt one is refused before the seconds of imports
+    with collector_paused():
+        from sdopt.engine.prepare import prepared  # imports torch, which its thread needs whole
 
-    return pipeline.load_pipeline(level, source=source, device=device)
+        with prepared(chosen, device):
+            from sdopt import pipeline
+
+            return pipeline.load_pipeline(level, source=source, device=device)
 
 
 def use_compile_cache(file: str | Path) -> Path:

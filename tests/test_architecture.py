@@ -17,6 +17,7 @@ PACKAGE = Path(sdopt.__file__).parent
 # A module may import from its own box and from the boxes before it.
 BOXES = (
     {"errors"},
+    {"startup"},
     {"cache_schedule"},
     {"levels"},
     {"feature_cache"},
@@ -110,7 +111,8 @@ def test_only_the_plugin_imports_pytest() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["errors.py", "levels.py", "verdict.py", "statistics.py", "rules.py", "gate.py"]
+    "file",
+    ["errors.py", "startup.py", "levels.py", "verdict.py", "statistics.py", "rules.py", "gate.py"],
 )
 @pytest.mark.parametrize("package", ["torch", "diffusers", "numpy"])
 def test_the_pure_modules_import_no_arrays(file: str, package: str) -> None:

@@ -7,23 +7,35 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from sdopt.levels import BASELINE
 from sdopt.report import first_picture
-from sdopt.report.first_picture import Breakdown, break_down, lines, main, parts_of
+from sdopt.report.first_picture import (
+    Breakdown,
+    Imports,
+    break_down,
+    imports_since,
+    lines,
+    main,
+    parts_of,
+)
 
 EAGER_PARTS = [
     "python",
     "import torch",
+    "begin to prepare",
     "import transformers",
     "import diffusers",
     "import sdopt",
     "device",
     "weights",
     "level",
+    "wait until prepared",
     "first picture",
 ]
 
@@ -36,6 +48,11 @@ def test_an_eager_level_has_every_part_but_the_compilers(micro: Path) -> None:
     assert (found.level, found.device, found.compile_cache) == ("baseline", "cpu", "eager")
     assert found.second_picture_s > 0
     assert found.second_picture_processor_s > 0
+    assert list(found.processor_s) == EAGER_PARTS[1:-1]
+    assert found.imports.modules["torch"] > 1000
+    assert list(found.imports.modules.values()) == sorted(
+        found.imports.modules.values(), reverse=True
+    )
 
 
 @pytest.mark.parametrize(("cache", "how"), [("cold", "compile"), ("warm", "load compiled code")])
@@ -97,22 +114,41 @@ def test_no_package_is_imported_before_it_is_timed() -> None:
     assert set(answer.stdout.split()) & {"torch", "diffusers", "transformers"} == set()
 
 
+def test_modules_whose_bytecode_is_new_or_missing_count_as_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache.pyc"
+    module = ModuleType("compiled_once")
+    module.__spec__ = ModuleSpec("compiled_once", None)
+    module.__spec__.cached = str(cache)
+    before = imports_since(time.time() + 60).compiled
+    monkeypatch.setitem(sys.modules, "compiled_once", module)
+    assert imports_since(time.time() + 60).compiled == before + 1  # it is missing
+    cache.touch()
+    assert imports_since(time.time() + 60).compiled == before
+    assert imports_since(0).compiled > before
+
+
 def test_the_lines_hold_each_part_and_the_sum() -> None:
     found = Breakdown(
         level="final",
         source="embedded",
         device="cpu",
         compile_cache="warm",
-        seconds={"python": 1.0, "first picture: trace": 2.5},
+        seconds={"python": 1.0, "import torch": 2.5},
+        processor_s={"import torch": 1.5},
+        imports=Imports(modules={"torch": 1161, "sympy": 419}, compiled=3),
         second_picture_s=0.5,
         second_picture_processor_s=0.75,
     )
     assert lines(found) == [
         "final, embedded, cpu, compile cache: warm",
         "    1.00 s  python",
-        "    2.50 s  first picture: trace",
+        "    2.50 s  import torch (1.50 s of processor time)",
         "    3.50 s  from the start to the first picture",
         "   0.500 s  second picture, 0.750 s of processor time",
+        "modules: 1161 torch, 419 sympy",
+        "3 modules without stored bytecode, so Python compiled them",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,5 +107,7 @@ def test_a_machine_without_a_driver_has_started_none(monkeypatch: pytest.MonkeyP
 def test_the_drivers_own_answer() -> None:
     ask = "import torch; from sdopt.selftest.template import cuda_has_started as started; "
     ask += "before = started(); torch.zeros(1, device='cuda'); print(before, started())"
-    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    words = (sys.executable, "-c", ask)
+    said = subprocess.run(words, capture_output=True, text=True, check=True, env=seen)
     assert said.stdout.split() == ["False", "True"]

@@ -221,6 +221,7 @@ class PictureEngine:
             if self.graphs:
                 torch.cuda.synchronize()  # one of them may still draw
             self.graphs.clear()
+            self._pool = None  # it ended with the last of its graphs
             if self.level.fused:
                 fuse_modules(self.pipeline)  # its joined weights are those of before
             self._watch = Watch(self._built_of[:3])

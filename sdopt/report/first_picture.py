@@ -7,14 +7,17 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.sources import Source, resolve
+from sdopt.startup import collector_paused
 from sdopt.workload import generate, load_workload
 
 if TYPE_CHECKING:
@@ -26,6 +29,20 @@ COMPILING = "_compile.compile_inner"
 IN_BACKEND = "OutputGraph.call_user_compiler"
 """Dynamo's own names of its times: of whole compilations, and of what Inductor took of them."""
 PROCESS_STATUS = Path("/proc/self/stat")
+PACKAGES_NAMED = 6
+"""Of all that were imported: those with the most modules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imports:
+    """What was imported: modules by package, most first, and how many Python had to compile.
+
+    Compiling costs more than all the rest of an import: Python stores the outcome beside the
+    module, unless PYTHONDONTWRITEBYTECODE is set or nothing can be written there.
+    """
+
+    modules: dict[str, int]
+    compiled: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +50,7 @@ class Breakdown:
     """Seconds of every part of a process's first picture, in order, and of its second.
 
     `compile_cache` is that of `sdopt.measure.FirstCall`. The processor's time is that of all
-    threads: far more than the wall time says that threads spin.
+    threads: far more than the wall time says that threads spin, less that files were waited for.
     """
 
     level: str
@@ -41,6 +58,8 @@ class Breakdown:
     device: str
     compile_cache: str
     seconds: dict[str, float]
+    processor_s: dict[str, float]
+    imports: Imports
     second_picture_s: float
     second_picture_processor_s: float
 
@@ -51,16 +70,19 @@ class Breakdown:
 
 
 class Clock:
-    """Seconds of laps by name."""
+    """Seconds of laps by name, by the clock on the wall and of the processor."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.processor_s: dict[str, float] = {}
+        self._last = (time.perf_counter(), time.process_time())
 
     def lap(self, name: str) -> None:
         """What passed since the last lap was for this."""
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        now = (time.perf_counter(), time.process_time())
+        self.seconds[name], self.processor_s[name] = (
+            after - before for after, before in zip(now, self._last, strict=True)
+        )
         self._last = now
 
 
@@ -70,23 +92,38 @@ def break_down(level: Level, source_name: str | None) -> Breakdown:
     Raises UnknownNameError or SourceError for a source that does not exist or cannot be loaded.
     """
     before_s = process_age_s()
+    start = time.time() - before_s
     clock = Clock()
-    import_packages(clock)
-    source = resolve(source_name)  # 'auto' asks torch for a GPU
-    pipeline, request = warm_up(level, source, clock)
+    pipeline, request = loaded(level, source_name, clock)
     from sdopt.measure import first_call
 
     first = first_call(pipeline, request)
     wall_s, processor_s = second_picture(pipeline, request)
     return Breakdown(
         level=level.name,
-        source=source.name,
+        source=pipeline.source.name,
         device=str(pipeline.device),
         compile_cache=first.compile_cache,
         seconds={"python": before_s, **clock.seconds, **parts_of(first)},
+        processor_s=clock.processor_s,
+        imports=imports_since(start),
         second_picture_s=wall_s,
         second_picture_processor_s=processor_s,
     )
+
+
+def loaded(level: Level, source_name: str | None, clock: Clock) -> tuple[LevelPipeline, Request]:
+    """What `sdopt.load_pipeline` does, in parts."""
+    with collector_paused():
+        from sdopt.engine.prepare import prepared
+
+        clock.lap("import torch")
+        with prepared(level, None):
+            clock.lap("begin to prepare")
+            import_packages(clock)
+            pipeline, request = warm_up(level, resolve(source_name), clock)
+        clock.lap("wait until prepared")
+    return pipeline, request
 
 
 def process_age_s() -> float:
@@ -99,10 +136,7 @@ def process_age_s() -> float:
 
 
 def import_packages(clock: Clock) -> None:
-    """Import what a picture needs, the slow packages apart; diffusers would import all of them."""
-    import torch  # noqa: F401
-
-    clock.lap("import torch")
+    """Import what a picture needs but torch, in parts; diffusers would import all of them."""
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
     clock.lap("import transformers")
@@ -113,6 +147,19 @@ def import_packages(clock: Clock) -> None:
     import sdopt.pipeline  # noqa: F401
 
     clock.lap("import sdopt")
+
+
+def imports_since(start: float) -> Imports:
+    """The modules of this process; `start` is when it began, in seconds since 1970."""
+    modules = Counter(name.partition(".")[0] for name in sys.modules)
+    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+    caches = {spec.cached for spec in specs if isinstance(spec, ModuleSpec) and spec.cached}
+    compiled = sum(_is_newer(Path(cache), start) for cache in caches)
+    return Imports(modules=dict(modules.most_common(PACKAGES_NAMED)), compiled=compiled)
+
+
+def _is_newer(cache: Path, start: float) -> bool:
+    return not cache.exists() or cache.stat().st_mtime >= start
 
 
 def warm_up(level: Level, source: Source, clock: Clock) -> tuple[LevelPipeline, Request]:
@@ -164,11 +211,19 @@ def lines(found: Breakdown) -> list[str]:
     """One line for each part."""
     return [
         f"{found.level}, {found.source}, {found.device}, compile cache: {found.compile_cache}",
-        *(f"{seconds:8.2f} s  {name}" for name, seconds in found.seconds.items()),
+        *(line(name, seconds, found.processor_s) for name, seconds in found.seconds.items()),
         f"{found.first_picture_s:8.2f} s  from the start to the first picture",
         f"{found.second_picture_s:8.3f} s  second picture, "
         f"{found.second_picture_processor_s:.3f} s of processor time",
+        "modules: " + ", ".join(f"{n} {name}" for name, n in found.imports.modules.items()),
+        f"{found.imports.compiled} modules without stored bytecode, so Python compiled them",
     ]
+
+
+def line(name: str, seconds: float, processor_s: dict[str, float]) -> str:
+    """One part's line, with its processor time where that is known."""
+    processor = f" ({processor_s[name]:.2f} s of processor time)" if name in processor_s else ""
+    return f"{seconds:8.2f} s  {name}{processor}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,8 +22,10 @@ def measured(pair: Pair, level: str, slow: list[str], large: list[str]) -> list[
     """
     if large and pair.device != "cuda":
         raise SdoptError(f"{', '.join(large)}: memory is only measured with CUDA; leave it out")
-    rounds = _rounds(pair, level, slow)
+    # Before any fault: the engine keeps graphs that were captured with one, and their memory.
     peaks = {side: _peak(pair, side) for side in in_order(pair.first)}
+    with_fault = {fault: _peak(pair, "head", fault) for fault in large}
+    rounds = _rounds(pair, level, slow)
     samples = [
         {
             "fault": fault,
@@ -33,8 +35,7 @@ def measured(pair: Pair, level: str, slow: list[str], large: list[str]) -> list[
         }
         for fault in (UNCHANGED, *slow)
     ]
-    for fault in large:
-        peak = _peak(pair, "head", fault)
+    for fault, peak in with_fault.items():
         samples.append({"fault": fault, "base_peak_mib": peaks["base"], "head_peak_mib": peak})
     about = {"level": level, "pair": pair.number, "first": pair.first, "device": pair.device}
     return [{**about, **sample} for sample in samples]
