@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdopt.engine.tiles import Tile, ruled_convolution, ruled_product, tuned
+from sdopt.engine.tiles import (
+    Tile,
+    convolution_tile,
+    product_tile,
+    ruled_convolution,
+    ruled_product,
+    tuned,
+)
 
 side, channels = st.integers(1, 300), st.integers(8, 2560)
 
@@ -45,3 +54,22 @@ def test_a_measured_tile(key: str) -> None:
         check(tile)
     assert key.split()[0] in ("conv", "doubled", "linear", "joined", "geglu")
     assert tile.splits == 1 or key.split()[0] not in ("doubled", "geglu")
+
+
+def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:
+    measured = tuned()["conv 2x16x16x1280-1280"]
+    assert measured.splits > 1
+    assert convolution_tile((2, 16, 16, 1280), 1280, "conv") == measured
+    for times in (2, 4, 16):
+        found = convolution_tile((2 * times, 16, 16, 1280), 1280, "conv")
+        assert found == replace(measured, splits=max(1, measured.splits // times))
+    assert convolution_tile((6, 16, 16, 1280), 1280, "conv") == ruled_convolution(
+        (6, 16, 16, 1280), 1280, "conv"
+    )
+
+
+def test_more_rows_use_the_tile_of_fewer() -> None:
+    measured = tuned()["linear 512x5120-1280"]
+    assert measured.library
+    assert product_tile(4096, 5120, 1280, "linear") == measured
+    assert product_tile(16384, 5120, 1280, "linear") == ruled_product(16384, 5120, 1280, "linear")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 TUNED = Path(__file__).with_name("tuned.json")
 MULTIPROCESSORS = 132
 """Of an H100 or H200: how many tiles can be worked on at once."""
+
+MOST_TIMES = 16
+"""As many times the images of a measured shape use its tile."""
 
 Sizes = tuple[int, int, int, int]
 """Images, height, width and channels of a convolution's input."""
@@ -62,14 +66,35 @@ def tuned() -> dict[str, Tile]:
 
 
 def convolution_tile(sizes: Sizes, n: int, kind: str) -> Tile:
-    """The measured tile of this convolution, or one by rule."""
-    found = tuned().get(convolution_key(sizes, n, kind))
-    return found or ruled_convolution(sizes, n, kind)
+    """The measured tile of this convolution, that of fewer images, or one by rule."""
+    images, height, width, c = sizes
+    for times in _times(images):
+        key = convolution_key((images // times, height, width, c), n, kind)
+        if key in tuned():
+            return _less_split(tuned()[key], times)
+    return ruled_convolution(sizes, n, kind)
 
 
 def product_tile(m: int, k: int, n: int, kind: str) -> Tile:
-    """The measured tile of this matrix product, or one by rule."""
-    return tuned().get(product_key(m, k, n, kind)) or ruled_product(m, k, n, kind)
+    """The measured tile of this matrix product, that of fewer rows, or one by rule."""
+    for times in _times(m):
+        key = product_key(m // times, k, n, kind)
+        if key in tuned():
+            return _less_split(tuned()[key], times)
+    return ruled_product(m, k, n, kind)
+
+
+def _times(number: int) -> Iterator[int]:
+    """The powers of 2 that divide it, up to MOST_TIMES; 1 is the shape itself."""
+    times = 1
+    while times <= MOST_TIMES and number % times == 0:
+        yield times
+        times *= 2
+
+
+def _less_split(tile: Tile, times: int) -> Tile:
+    """The tile for so many times as many pixels: they fill the device with fewer splits."""
+    return replace(tile, splits=max(1, tile.splits // times))
 
 
 def ruled_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
