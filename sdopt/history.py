@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -164,10 +164,16 @@ def _commit(commit_info: Mapping[str, Any]) -> str | None:
 
 
 def read_judging_runs(folder: Path) -> list[StoredRun]:
-    """The runs that new ones are judged by: from the last accepted one on, or all."""
-    runs = read_runs(folder)
-    accepted = [number for number, run in enumerate(runs) if run.accepted]
-    return runs[accepted[-1] :] if accepted else runs
+    """The runs that new ones are judged by: each level's from where it was last accepted on."""
+    kept: list[StoredRun] = []
+    accepted: set[str] = set()
+    for run in reversed(read_runs(folder)):
+        metrics = {name: row for name, row in run.metrics.items() if name not in accepted}
+        if metrics:
+            kept.append(replace(run, metrics=metrics))
+        if run.accepted:
+            accepted.update(run.metrics)
+    return kept[::-1]
 
 
 def load_until(path: Path, hardware: Hardware, baseline_set: str) -> list[StoredRun]:

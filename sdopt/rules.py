@@ -20,7 +20,7 @@ from sdopt.verdict import Outcome, Verdict, fault
 PRIORS: Mapping[str, Mapping[str, Prior]] = {
     "latency_ms": {
         "cuda": Prior(spread=0.02, least_effect=0.01),
-        "cuda, one graph": Prior(spread=0.005, least_effect=0.01),
+        "cuda, one graph": Prior(spread=0.0075, least_effect=0.01),
         "cuda, eager": Prior(spread=0.08, least_effect=0.02),
         "cpu": Prior(spread=0.10, least_effect=0.02),
     },

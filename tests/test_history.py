@@ -19,6 +19,7 @@ from sdopt.history import (
     history_folder,
     load_run,
     load_until,
+    read_judging_runs,
     read_runs,
     save_run,
     series,
@@ -436,3 +437,23 @@ def test_a_series_reaches_back_to_where_the_level_was_redefined(
 def test_a_value_that_means_nothing_stays_in_the_series_for_the_rule_to_refuse() -> None:
     found = series(stored(ms(math.nan), ms(0.0), ms(1.0)), METRICS, never)
     assert [repr(value) for value in found["final"]["latency_ms"]] == ["nan", "0.0", "1.0"]
+
+
+def test_each_level_is_judged_by_runs_from_where_it_was_last_accepted_on(tmp_path: Path) -> None:
+    def run(*levels: str, accepted: bool = False) -> dict[str, Any]:
+        whole = a_run(accepted=accepted)
+        one = whole["benchmarks"][0]
+        named = [{**one, "extra_info": {**one["extra_info"], "level": level}} for level in levels]
+        return {**whole, "benchmarks": named}
+
+    written(tmp_path / "0001_old.json", run("final"))
+    written(tmp_path / "0002_all.json", run("baseline", "final", accepted=True))
+    written(tmp_path / "0003_more.json", run("final"))
+    written(tmp_path / "0004_final.json", run("final", accepted=True))
+    written(tmp_path / "0005_all.json", run("baseline", "final"))
+    found = [(one.path.stem, sorted(one.metrics)) for one in read_judging_runs(tmp_path)]
+    assert found == [
+        ("0002_all", ["baseline"]),
+        ("0004_final", ["final"]),
+        ("0005_all", ["baseline", "final"]),
+    ]

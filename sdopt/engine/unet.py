@@ -267,11 +267,12 @@ def check_supported(config: Mapping[str, Any]) -> None:
 def merged_products(first: Any, second: Any) -> tuple[Tensor, Tensor]:
     """One product for second(x + first(y)): its weight (N, width + hidden) for x and y, its bias.
 
-    `first` is a linear layer, `second` a 1 x 1 convolution. Computed in float32, rounded once.
+    `first` is a linear layer, `second` a 1 x 1 convolution. Computed in float64, which no setting
+    such as TF32 shortens, and rounded once.
     """
-    outer = _flat(second).float()
-    weight = torch.cat([outer, outer @ first.weight.float()], 1)
-    bias = second.bias.float() + outer @ first.bias.float()
+    outer = _flat(second).double()
+    weight = torch.cat([outer, outer @ first.weight.double()], 1)
+    bias = second.bias.double() + outer @ first.bias.double()
     return weight.to(first.weight.dtype), bias.to(first.weight.dtype)
 
 
