@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil
@@ -362,6 +363,28 @@ def test_freeu_is_refused_by_name(own: LevelPipeline, wanted: dict[str, Any]) ->
     with pytest.raises(SdoptError, match="level 'turbo' does not compute FreeU"):
         two_steps(own)
     own.disable_freeu()
+    assert not differ(two_steps(own), wanted[""])
+
+
+def test_another_attention_processor_is_refused_by_name(
+    own: LevelPipeline, wanted: dict[str, Any]
+) -> None:
+    before = own.unet.attn_processors
+    own.unet.set_attn_processor(AttnProcessor())
+    with pytest.raises(SdoptError, match=r"level 'turbo' .* leave out the AttnProcessor that"):
+        two_steps(own)
+    own.unet.set_attn_processor(before)
+    assert not differ(two_steps(own), wanted[""])
+
+
+def test_a_patched_class_is_refused_by_name(own: LevelPipeline, wanted: dict[str, Any]) -> None:
+    """As token merging does it."""
+    block = block_of(own)
+    kind = type(block)
+    block.__class__ = type("ToMeBlock", (kind,), {})
+    with pytest.raises(SdoptError, match="leave out the ToMeBlock that was put into a module"):
+        two_steps(own)
+    block.__class__ = kind
     assert not differ(two_steps(own), wanted[""])
 
 

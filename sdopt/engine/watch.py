@@ -23,6 +23,9 @@ class Watch:
     def __init__(self, parts: Sequence[torch.nn.Module]) -> None:
         # Their dictionaries: walking the modules at each picture would take milliseconds.
         modules = [module for part in parts for module in part.modules()]
+        self._modules = modules
+        self._attentions = [module for module in modules if hasattr(module, "processor")]
+        self._classes, self._processors = self._classes_now(), self._processors_now()
         self._submodules = [module._modules for module in modules if module._modules]
         self._parameters = [module._parameters for module in modules if module._parameters]
         self._children, self._places = self._children_now(), _places(self._weights_now())
@@ -33,6 +36,23 @@ class Watch:
         return (
             self._children_now() != self._children or _places(self._weights_now()) != self._places
         )
+
+    def patched(self) -> str | None:
+        """The class that was put in the place of a module's own, or of its attention processor."""
+        pairs = (
+            (self._classes_now(), self._classes),
+            (self._processors_now(), self._processors),
+        )
+        for now, then in pairs:
+            if now != then:
+                return next(a.__name__ for a, b in zip(now, then, strict=True) if a is not b)
+        return None
+
+    def _classes_now(self) -> list[type]:
+        return [*map(type, self._modules)]
+
+    def _processors_now(self) -> list[type]:
+        return [type(module.processor) for module in self._attentions]
 
     def _children_now(self) -> list[torch.nn.Module | None]:
         return [child for children in self._submodules for child in children.values()]

@@ -80,27 +80,40 @@ def draw_latency(bars: Sequence[tuple[str, float, float | None]], path: Path) ->
     _save(figure, path)
 
 
+def level_points(
+    bars: Sequence[tuple[str, float, float | None]], costs: Mapping[str, Row]
+) -> list[Point]:
+    """The stored runs' levels whose SSIM to plain diffusers on the same ground is known."""
+    ssims = {str(name).partition(" (")[0]: mean_ssim(row) for name, row in costs.items()}
+    return [
+        Point(name=f"sdopt-{level}", latency_ms=here, ssim=ssim, ours=True)
+        for level, here, _ in bars
+        if (ssim := ssims.get(f"sdopt-{level}")) is not None
+    ]
+
+
 def draw_quality(points: Sequence[Point], path: Path) -> None:
-    """Faster is to the left, closer to plain diffusers is up."""
-    figure, axes = _figure(width=8, height=5)
-    middle_ms = max(point.latency_ms for point in points) / 2
-    for point in points:
-        color, slow = OURS if point.ours else PEER, point.latency_ms > middle_ms
+    """Faster is to the left, closer to plain diffusers is up; our levels and the peers by color."""
+    figure, axes = _figure(width=9, height=5)
+    sides = {True: 1, False: -1}
+    for point in sorted(points, key=lambda point: point.latency_ms):
+        color, side = OURS if point.ours else PEER, sides[point.ours]
+        sides[point.ours] = -side
         axes.scatter(point.latency_ms, point.ssim, color=color)
         axes.annotate(
-            point.name.replace(" (", "\n("),
+            point.name.removeprefix("sdopt-").replace(" (", "\n("),
             (point.latency_ms, point.ssim),
-            xytext=(-6 if slow else 6, 0),
+            xytext=(0, 7 * side),
             textcoords="offset points",
-            ha="right" if slow else "left",
-            va="center",
+            ha="center",
+            va="bottom" if side > 0 else "top",
             fontsize="small",
             color=color,
         )
-    axes.set_xlim(left=0)
-    axes.set_xlabel("ms a picture, median")
+    axes.set_xscale("log")
+    axes.set_xlabel("ms a picture, median (logarithmic)")
     axes.set_ylabel("mean SSIM to plain diffusers, same sampler and steps")
-    axes.margins(x=0.1, y=0.1)
+    axes.margins(x=0.1, y=0.15)
     _save(figure, path)
 
 
@@ -135,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written.append(options.out / LATENCY)
         if options.rows:
             costs = read_rows(options.cost).rows if options.cost else None
-            points = quality_points(read_rows(options.rows).rows, costs)
+            rows = read_rows(options.rows).rows
+            levels = level_points(bars, costs if costs is not None else rows)
+            points = [point for point in quality_points(rows, costs) if not point.ours] + levels
             if not points:
                 raise SdoptError(f"{options.rows} has no row with both a time and an SSIM")
             draw_quality(points, options.out / QUALITY)
