@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, Level, get_level
+from sdopt.report.progress import Progress
 from sdopt.sources import Source, resolve
 from sdopt.startup import collector_paused
 from sdopt.workload import generate, load_workload
@@ -84,6 +85,7 @@ class Clock:
             after - before for after, before in zip(now, self._last, strict=True)
         )
         self._last = now
+        print(f"{name}: {self.seconds[name]:.2f} s", file=sys.stderr, flush=True)
 
 
 def break_down(level: Level, source_name: str | None) -> Breakdown:
@@ -97,7 +99,8 @@ def break_down(level: Level, source_name: str | None) -> Breakdown:
     pipeline, request = loaded(level, source_name, clock)
     from sdopt.measure import first_call
 
-    first = first_call(pipeline, request)
+    with Progress(sys.stderr).during(f"first picture of {level.name}"):
+        first = first_call(pipeline, request)
     wall_s, processor_s = second_picture(pipeline, request)
     return Breakdown(
         level=level.name,
