@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import median
 
 from scipy.special import ndtri, stdtrit
@@ -26,6 +25,8 @@ CUT_BIAS = 0.92
 """What cutting normal differences at 2.5 medians leaves of their root mean square."""
 DRIFT_WINDOW = 5
 LEAST_DRIFT_RUNS = 6
+MOST_LAG, RUNS_A_LAG = 4, 5
+"""Runs are compared with those up to four before them, where there are five runs for each lag."""
 POWER = 0.8
 """Of the minimum detectable effect: the chance to see it."""
 
@@ -94,18 +95,18 @@ def judge_by_history(
 def shrunk_spread(logs: Sequence[float], prior: float) -> tuple[float, float]:
     """The standard deviation between runs and its degrees of freedom.
 
-    Estimated from successive differences, which a slow drift does not widen (von Neumann 1941),
-    each cut at 2.5 times their median so that one bad run does not either. Shrunk towards the
-    prior: on the logarithmic scale where less was seen than assumed, on that of variances, which
-    gives more, where more was.
+    Estimated from differences between neighbours, which a slow drift hardly widens (von Neumann
+    1941), each cut at 2.5 times their median so that one bad run does not either. A machine's mood
+    outlasts a run, so neighbours agree better than runs do: the largest estimate of several lags
+    counts. Shrunk towards the prior: on the logarithmic scale where less was seen than assumed, on
+    that of variances, which gives more, where more was.
     """
-    steps = [abs(b - a) for a, b in pairwise(logs)]
-    if not steps:
+    steps = len(logs) - 1
+    if steps < 1:
         return prior, PRIOR_WEIGHT
-    # Where most runs agree to the last digit, as counts do, the prior says what one bad run is.
-    most = 2.5 * (median(steps) or prior)
-    seen = math.sqrt(sum(min(step, most) ** 2 for step in steps) / (2 * len(steps))) / CUT_BIAS
-    freedom = 0.6 * len(steps)  # successive differences overlap: n - 1 of them are worth less
+    lags = range(1, max(1, min(MOST_LAG, len(logs) // RUNS_A_LAG)) + 1)
+    seen = max(_spread_at(lag, logs, prior) for lag in lags)
+    freedom = 0.6 * steps  # successive differences overlap: n - 1 of them are worth less
     if seen < prior:
         weight = PRIOR_WEIGHT / (PRIOR_WEIGHT + freedom)
         seen = max(seen, prior / 100)  # identical values prove no spread of exactly 0
@@ -117,6 +118,14 @@ def shrunk_spread(logs: Sequence[float], prior: float) -> tuple[float, float]:
     spread = math.sqrt(weight * prior**2 + (1 - weight) * seen**2)
     # Never fewer than before any run was seen: t of 1 or 2 would allow any value whatever.
     return spread, max(PRIOR_WEIGHT, trust + freedom)
+
+
+def _spread_at(lag: int, logs: Sequence[float], prior: float) -> float:
+    """The standard deviation that differences between runs so far apart speak of."""
+    steps = [abs(after - before) for before, after in zip(logs, logs[lag:], strict=False)]
+    # Where most runs agree to the last digit, as counts do, the prior says what one bad run is.
+    most = 2.5 * (median(steps) or prior)
+    return math.sqrt(sum(min(step, most) ** 2 for step in steps) / (2 * len(steps))) / CUT_BIAS
 
 
 def _drift(
