@@ -295,8 +295,9 @@ def group_statistics(
 ):
     """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of a picture.
 
-    Rows of neighbouring groups are read together, so that reads are wide; sums by channel go
-    through `sums`, of shape (images, CHUNKS, 2, channels), to be added up by group.
+    Rows of neighbouring groups are read together, so that reads are wide. Each channel's mean and
+    squares, of differences from its first pixel so that nothing cancels, go through `sums`, of
+    shape (images, CHUNKS, 2, channels), to be put together by group (Chan, Golub and LeVeque 1983).
     """
     chunk = tl.program_id(1)
     image = tl.program_id(2)
@@ -309,24 +310,30 @@ def group_statistics(
     known = (within < TOGETHER * wide) & (column < channels)
     total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     squares = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    one = first + tl.arange(0, 1)
+    origin = _load_joined(x, x2, image, pixels, one, column, known[None, :], C, C2)
     for start in range(0, per_chunk, ROWS):
         row = start + tl.arange(0, ROWS)
         mask = (row < per_chunk)[:, None] & known[None, :]
         values = _load_joined(x, x2, image, pixels, first + row, column, mask, C, C2)
-        total += values
-        squares += values * values
+        apart = tl.where(mask, values - origin, 0.0)
+        total += apart
+        squares += apart * apart
+    rows = per_chunk.to(tl.float32)
+    beyond = tl.sum(total, 0) / rows
     place = sums + (image * CHUNKS + chunk) * 2 * channels
-    tl.store(place + column, tl.sum(total, 0), mask=known)
-    tl.store(place + channels + column, tl.sum(squares, 0), mask=known)
+    tl.store(place + column, tl.sum(origin, 0) + beyond, mask=known)
+    tl.store(place + channels + column, tl.sum(squares, 0) - rows * beyond * beyond, mask=known)
     tl.debug_barrier()
     group = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
     inside = tl.arange(0, GROUP_WIDTH)
     member = group[:, None] * wide + inside[None, :]
     mask = (inside < wide)[None, :] & (group < GROUPS)[:, None]
-    count = (per_chunk * wide).to(tl.float32)
-    mean = tl.sum(tl.load(place + member, mask=mask, other=0.0), 1) / count
+    means = tl.load(place + member, mask=mask, other=0.0)
+    mean = tl.sum(means, 1) / wide
+    between = tl.where(mask, means - mean[:, None], 0.0)
     spread = tl.sum(tl.load(place + channels + member, mask=mask, other=0.0), 1)
-    spread -= count * mean * mean
+    spread += rows * tl.sum(between * between, 1)
     home = ((image * CHUNKS + chunk) * GROUPS + group) * 2
     tl.store(statistics + home, mean, mask=group < GROUPS)
     tl.store(statistics + home + 1, spread, mask=group < GROUPS)
