@@ -80,6 +80,9 @@ def resolve(name: str | None = None) -> Source:
     UnknownNameError or SourceError.
     """
     name = name or "auto"
+    if not isinstance(name, (str, Path)):
+        raise UnknownNameError("source", name, NAMED_SOURCES, OTHER_SOURCES)
+    name = str(name)
     if name == "auto":
         return _auto()
     if name == "embedded":

@@ -370,7 +370,10 @@ class Suite:
             f"hardware key {self.hardware.key}",
         ]
         if isinstance(self.history, str):
-            lines.append(f"sdopt: comparing with nothing: {self.history}")
+            lines.append(
+                f"sdopt: comparing with nothing, so latency will fail: {self.history}; "
+                "--benchmark-autosave stores a run"
+            )
         elif self.history is not None:
             changes = self.changed_environment()
             earlier = len(self.history) - 1

@@ -449,7 +449,7 @@ def test_what_does_not_fit_raises_with_the_next_step_and_changes_nothing(
     here["triton"] = "3.7.1"
     message = (
         f"compile cache {packed} is of triton 3.6.0, this is 3.7.1; "
-        f"next: python -m sdopt.compile_cache pack {packed}"
+        f"next: python -m sdopt.compile_cache pack {packed} --levels LEVEL..."
     )
     with pytest.raises(SdoptError) as raised:
         sdopt.use_compile_cache(str(packed))
@@ -601,7 +601,25 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
         cwd=Path(sdopt.__file__).parents[1],
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith("no such file does not exist\n")
+    assert "no such file does not exist; next: python -m sdopt.compile_cache pack" in done.stderr
+
+
+def test_what_is_no_packed_file_is_never_packed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("hello")
+    for file, says in ((notes, "is there and no compile cache"), (tmp_path, "is a folder")):
+        assert command.main(["pack", str(file), "--levels", "compiled"]) == 2
+        assert says in capsys.readouterr().err
+    assert notes.read_text() == "hello"
+    assert not archive.is_packed(notes)
+
+
+def test_a_bad_file_leaves_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    assert command.main(["unpack", str(tmp_path / "missing"), str(folder)]) == 2
+    assert not folder.exists()
 
 
 # The compilers themselves.

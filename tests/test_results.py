@@ -48,7 +48,17 @@ def test_a_row_has_the_median_of_the_runs_and_each_of_them() -> None:
         "-",
         "2",
         "- / - / -",
+        "+79 %",
     ]
+
+
+def test_a_run_is_blamed_from_less_where_runs_agree_and_there_are_more_of_them() -> None:
+    def limit(*times: float) -> float:
+        *_, row = results_table([{"turbo": {"latency_ms": time}} for time in times])
+        return float(cells(row)[-1].strip("+ %"))
+
+    few, more, apart = limit(35.3, 35.6), limit(*[35.3, 35.6] * 4), limit(35.3, 38.0)
+    assert more < few < apart
 
 
 def test_a_level_nobody_published_has_dashes() -> None:

@@ -67,6 +67,11 @@ def test_a_relative_folder_is_named_by_its_real_name(
     assert (source.name, source.folder) == ("my-model", folder)
 
 
+def test_what_is_no_name_is_refused_by_value() -> None:
+    with pytest.raises(UnknownNameError, match="unknown source 3; choose from"):
+        resolve(3)  # type: ignore[arg-type]
+
+
 def test_an_unknown_source_is_named_with_the_choices_and_the_next_step() -> None:
     with pytest.raises(UnknownNameError) as caught:
         resolve("embeded")

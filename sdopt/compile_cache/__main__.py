@@ -89,6 +89,10 @@ def _draw(folder: Path, source: str, levels: Sequence[str]) -> None:
 
 def _refuse_unwritable(file: Path) -> None:
     """Before minutes of compiling rather than after."""
+    if file.is_dir():
+        raise SdoptError(f"{file} is a folder; name a file in it")
+    if file.exists() and file.stat().st_size and not archive.is_packed(file):
+        raise SdoptError(f"{file} is there and no compile cache; name another file, or delete it")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=file.parent).close()
@@ -107,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             lines = unpack(options.file, options.folder)
     except (SdoptError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        again = f"; next: {place.PACK} FILE --levels LEVEL..." if options.do != "pack" else ""
+        print(f"error: {error}{again}", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 0

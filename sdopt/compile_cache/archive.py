@@ -102,6 +102,16 @@ def read(
     return manifest
 
 
+def is_packed(file: Path) -> bool:
+    """Whether a file, whole or damaged, begins as `pack` writes it; what does not is another's."""
+    try:
+        with lzma.open(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            first = tar.next()
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError):
+        return False
+    return first is not None and first.name == MANIFEST
+
+
 def _checked(
     file: Path,
     tar: tarfile.TarFile,

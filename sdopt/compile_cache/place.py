@@ -53,7 +53,7 @@ def use(file: Path | str) -> Path:
     try:
         found = placed(Path(file))
     except SdoptError as error:
-        raise type(error)(f"{error}; next: {PACK} {file}") from error
+        raise type(error)(f"{error}; next: {PACK} {file} --levels LEVEL...") from error
     os.environ.update(variables(found.folder))
     return found.folder
 
@@ -103,8 +103,11 @@ def unpack(file: Path, folder: Path, at: Path | None = None) -> archive.Manifest
         except OSError as error:
             raise SdoptError(f"compile cache {file} cannot be unpacked: {error}") from error
 
-    folder.mkdir(parents=True, exist_ok=True)
-    return archive.read(file, lambda found: refuse_misfit(file, found), put)
+    def fits(found: archive.Manifest) -> None:
+        refuse_misfit(file, found)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    return archive.read(file, fits, put)
 
 
 def _unpack(file: Path, folder: Path) -> None:

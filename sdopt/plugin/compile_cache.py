@@ -27,16 +27,29 @@ def begin(config: pytest.Config, suite: Suite) -> None:
     """
     if config.option.sdopt_compile_cache is None:
         return
+    file = config.option.sdopt_compile_cache.absolute()
+    refuse_another_file(file)
     stack = ExitStack()
     config.add_cleanup(stack.close)
     try:
-        cache = SessionCache(config.option.sdopt_compile_cache.absolute(), suite, stack)
+        cache = SessionCache(file, suite, stack)
     except OSError as error:
         raise pytest.UsageError(
             f"--sdopt-compile-cache: no private folder can be made in {place.root()}: {error}; "
             "let $XDG_CACHE_HOME name a folder that can be written"
         ) from error
     config.pluginmanager.register(cache, NAME)
+
+
+def refuse_another_file(file: Path) -> None:
+    """Raise UsageError for a folder, or a file that is no compile cache: a run would replace it."""
+    if file.is_dir():
+        raise pytest.UsageError(f"--sdopt-compile-cache: {file} is a folder; name a file in it")
+    if file.exists() and file.stat().st_size and not archive.is_packed(file):
+        raise pytest.UsageError(
+            f"--sdopt-compile-cache: {file} is no compile cache, not even a damaged one, and a run "
+            f"that passes would replace it; name another file, or delete it; {place.PACK} makes one"
+        )
 
 
 class SessionCache:

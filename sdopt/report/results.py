@@ -14,6 +14,8 @@ from sdopt.baselines import write_whole
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.history import read_judging_runs
 from sdopt.levels import LEVELS
+from sdopt.rules import PRIORS, noise_class
+from sdopt.statistics import judge_by_history
 
 PUBLISHED = Path(__file__).with_name("published.json")
 HEADINGS = (
@@ -27,6 +29,7 @@ HEADINGS = (
     "kernels",
     "host syncs",
     "allocated / reserved / used, MiB",
+    "a run is blamed from",
 )
 
 Run = Mapping[str, Mapping[str, Any]]
@@ -34,9 +37,15 @@ Run = Mapping[str, Mapping[str, Any]]
 
 
 def results_table(runs: Sequence[Run]) -> list[str]:
-    """A Markdown table: a row for each level of any run; medians over the runs' medians."""
+    """A Markdown table: a row for each level of any run; medians over the runs' medians.
+
+    The last column is the slowdown from which the next run's latency is called a regression, by
+    the rule for a whole run of a GPU's suite.
+    """
     base_ms = _median(runs, "baseline", "latency_ms")
-    rows = [_row(level, runs, base_ms) for level in LEVELS if any(level in run for run in runs)]
+    levels = [level for level in LEVELS if any(level in run for run in runs)]
+    comparisons = len(levels) * sum("cuda" in classes for classes in PRIORS.values())
+    rows = [(*_row(level, runs, base_ms), _limit(level, runs, comparisons)) for level in levels]
     return markdown_table(HEADINGS, rows)
 
 
@@ -65,6 +74,14 @@ def _row(level: str, runs: Sequence[Run], base_ms: float | None) -> tuple[str, .
         _number(_median(runs, level, "host_syncs"), ".0f"),
         " / ".join(memory),
     )
+
+
+def _limit(level: str, runs: Sequence[Run], comparisons: int) -> str:
+    stored = [run[level]["latency_ms"] for run in runs if level in run]
+    prior = PRIORS["latency_ms"][noise_class("cuda", LEVELS[level])]
+    judged = judge_by_history(stored[-1], stored, prior, comparisons)
+    percent = 100 * (judged.limit / judged.center - 1)
+    return f"+{percent:.{0 if percent >= 10 else 1}f} %"
 
 
 def published_seconds() -> dict[str, list[float]]:

@@ -27,10 +27,11 @@ from sdopt.selftest.samples import (
     Setting,
     answer_of,
     for_levels,
+    is_blamed,
     read_samples,
 )
 from sdopt.selftest.shares import PLACES
-from sdopt.statistics import PairedPlan, judge_by_history
+from sdopt.statistics import PairedPlan
 
 Rounds = NDArray[np.float64]
 """Times of one level, of shape (runs, rounds)."""
@@ -64,8 +65,7 @@ def against_history(base: Rounds, head: Rounds, setting: Setting) -> bool:
     """This project's ordinary run: one run of the head against the stored runs."""
     stored = np.median(base[-STORED_RUNS:], axis=1).tolist()
     measured = float(np.median(head[0]))
-    judged = judge_by_history(measured, stored, setting.prior, setting.plan.comparisons)
-    return measured > judged.limit
+    return is_blamed(measured, stored, setting.prior, setting.plan.comparisons)
 
 
 def mean_5_percent(base: Rounds, head: Rounds, setting: Setting) -> bool:

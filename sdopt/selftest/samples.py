@@ -172,9 +172,9 @@ def peaks_against_history(samples: Samples, fault: str, stored: int) -> list[boo
     return [is_blamed(head, bases, prior) for _, head in samples.peaks(fault)]
 
 
-def is_blamed(measured: float, stored: Sequence[float], prior: Prior) -> bool:
-    """Whether a run that makes no other comparison is called a regression."""
-    judged = judge_by_history(measured, stored, prior)
+def is_blamed(measured: float, stored: Sequence[float], prior: Prior, comparisons: int = 1) -> bool:
+    """Whether a run that makes so many comparisons is called a regression by this one."""
+    judged = judge_by_history(measured, stored, prior, comparisons)
     return measured > judged.limit or judged.drift is not None
 
 

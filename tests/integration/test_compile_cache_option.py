@@ -118,13 +118,30 @@ def test_a_truncated_file_is_refused_by_name_and_rebuilt(run: Run, file: Path) -
 
 
 def test_a_run_that_failed_leaves_the_file_as_it_is(run: Run, file: Path) -> None:
-    file.parent.mkdir()
-    file.write_text("broken")
+    run()
+    truncated = file.read_bytes()[:-9]
+    file.write_bytes(truncated)
     result = run(passes=False)
     assert result.ret != 0
     result.stdout.fnmatch_lines([f"compile cache {file} was left as it is: this run did not pass"])
-    assert file.read_text() == "broken"
-    assert folders() == []
+    assert file.read_bytes() == truncated
+
+
+def test_a_file_that_is_no_compile_cache_is_never_replaced(run: Run, file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text("my notes")
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{file} is no compile cache*name another file, or delete it*"])
+    assert file.read_text() == "my notes"
+    assert not place.root().exists()
+
+
+def test_a_folder_is_refused(run: Run, file: Path) -> None:
+    file.mkdir(parents=True)
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{file} is a folder; name a file in it"])
 
 
 def test_a_run_that_compiled_nothing_writes_no_file(run: Run, file: Path) -> None:
