@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from project import BENCHMARKS
 
-from sdopt.gate import Gate
+from sdopt.gate import Gate, Limits
 from sdopt.levels import FINAL, TURBO, Level
 from sdopt.measure import observe, work_of
 from sdopt.measure.quality import to_uint8
@@ -198,6 +198,26 @@ def test_a_fault_of_the_picture_is_judged_against_the_stored_ones(
         assert judge_picture_fault(PICTURE_FAULTS[name], suite, EAGER, pipeline).caught, name
     missed = replace(PICTURE_FAULTS["none (control)"], caught_by="ssim_drift")
     assert not judge_picture_fault(missed, suite, EAGER, pipeline).caught
+
+
+@pytest.mark.parametrize(
+    "name", ["one step less", "cutoff two steps early", "cutoff two steps late", "wrong seed"]
+)
+def test_where_pictures_cannot_show_it_work_has_to(
+    name: str, pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
+) -> None:
+    """As in float16, whose limit is below what such a fault does to a picture."""
+    work = {"final": asdict(work_of(pipeline, observe(pipeline, micro_request)))}
+    stored = {micro_request.name: to_uint8(unchanged)}
+    suite: Any = SimpleNamespace(
+        gate=Gate(limits={"final": Limits(drift=-1.0)}, work_stored=work),
+        workload=SimpleNamespace(requests=[micro_request]),
+        stored_pictures=lambda level, pictures: (stored, {}),
+    )
+    found = judge_picture_fault(PICTURE_FAULTS[name], suite, EAGER, pipeline)
+    assert found.caught is (name != "wrong seed"), found.seen
+    assert found.expected == ("unet_evaluations" if found.caught else "ssim_drift")
+    assert np.array_equal(generate(pipeline, micro_request), unchanged)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sdopt.gate import Gate
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 def judge_picture_fault(
     fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
 ) -> Finding:
-    """Draw every prompt with the fault inside and compare with the stored pictures."""
+    """Draw every prompt with the fault inside and compare with the stored pictures.
+
+    Where they do not show a fault that changes the work as well, the counts of one picture have to.
+    """
     from sdopt import measure
     from sdopt.workload import generate
 
@@ -28,7 +32,13 @@ def judge_picture_fault(
     gate = _fresh_gate(suite.gate)
     stored, unusable = suite.stored_pictures(level, pictures)
     gate.drift(level, measure.compare(pictures, stored), unusable)
-    return finding(fault, gate.verdicts)
+    found = finding(fault, gate.verdicts)
+    if found.caught or fault.or_by is None:
+        return found
+    with fault.inject(pipeline) as faulty:
+        seen = measure.observe(faulty, requests[0])
+        gate.work(level, measure.work_of(faulty, seen))
+    return finding(replace(fault, caught_by=fault.or_by), gate.verdicts)
 
 
 def judge_optimization_fault(
