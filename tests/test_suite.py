@@ -210,8 +210,8 @@ def test_a_comparison_without_a_stored_run_is_refused(suite: Suite) -> None:
     assert comparing.stored is None
     assert comparing.gate.refusal == comparing.history
     assert comparing.gate.refusal_hint is None
-    said = f"sdopt: comparing with nothing, so latency will fail: {comparing.history}; "
-    assert f"{said}--benchmark-autosave stores a run" in comparing.header()
+    assert f"sdopt: comparing with nothing: {comparing.history}" in comparing.header()
+    assert "--benchmark-autosave stores a first run" in comparing.header()[-1]
 
 
 def test_the_gate_judges_by_all_stored_runs(suite: Suite) -> None:
