@@ -172,8 +172,12 @@ def test_the_gpu_is_the_one_that_will_be_used(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_error_is_left_to_the_first_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[torch.device] = []
+
     def fail(device: torch.device) -> None:
+        tried.append(device)
         raise RuntimeError("no such library")
 
     monkeypatch.setattr(prepare, "first_uses", fail)
     prepare._tried(torch.device("cpu"))
+    assert tried == [torch.device("cpu")]

@@ -217,13 +217,13 @@ class PictureEngine:
     def _forget_what_changed(self) -> bool:
         """Drop all graphs if the modules or the weights that they read are others now.
 
-        Raises SdoptError for modules that were patched: our kernels would leave the patch out.
+        Raises SdoptError for modules that were patched: graphs and kernels would leave that out.
         """
         if patch := self._watch.patched():
             raise SdoptError(
-                f"level {self.level.name!r} computes with kernels of its own, which would leave "
-                f"out the {patch} that was put into a module; undo that, or use a level without "
-                "the engine, such as 'final'"
+                f"level {self.level.name!r} draws with graphs and kernels of its own, which would "
+                f"leave out the {patch} that was put into a module; undo that, or use a level "
+                "without the engine, such as 'final'"
             )
         changed = self._watch.has_changed()
         if changed:
