@@ -124,6 +124,18 @@ def test_replays_on_the_gpu_equal_the_function() -> None:
 
 @needs_cuda
 @torch.no_grad()
+def test_after_its_weights_moved_a_function_is_captured_anew() -> None:
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1).cuda().half()
+    graphed = GraphedFunction(layer.forward, list(layer.parameters()))
+    x = torch.randn(2, 4, 8, 8, device="cuda", dtype=torch.float16)
+    for _ in range(3):
+        torch.testing.assert_close(graphed(x), layer(x))
+        layer.weight.data = layer.weight.data * 2
+    assert len(graphed.graphs) == 1
+
+
+@needs_cuda
+@torch.no_grad()
 def test_a_graphs_memory_goes_with_it() -> None:
     def hungry(x: Tensor) -> Tensor:
         return (x.repeat(1024, 1024) * 2).sum(1)

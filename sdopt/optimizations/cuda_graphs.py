@@ -90,7 +90,10 @@ class GraphedFunction:
     def _forget_moved_weights(self) -> None:
         places = tuple(map(Tensor.data_ptr, self.weights))
         if places != self.places:
+            if self.graphs and torch.cuda.is_available():
+                torch.cuda.synchronize()  # one of them may still be replayed
             self.graphs.clear()
+            self.pool = None  # it ended with the last of its graphs
             self.places = places
 
     def _capture(self, leaves: list[Any], structure: Any) -> _Captured:

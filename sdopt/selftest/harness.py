@@ -77,11 +77,11 @@ class Folder:
             *(sys.executable, "-m", "pytest", "benchmarks/", "--sdopt-source=embedded"),
             *("-k", f"[{LEVEL}] and (latency or work)", *options),
         )
-        package = str(Path(__file__).parents[2])
+        paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
         environment = {
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores from other runs
             **os.environ,
-            "PYTHONPATH": package,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         return subprocess.Popen(
