@@ -6,21 +6,33 @@ Where a shape's measured tile says `library`, cuDNN or cuBLAS computes it on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdopt.engine.tiles import Tile, convolution_key, convolution_tile, product_key, product_tile
+from sdopt.engine.tiles import (
+    Tile,
+    attention_key,
+    attention_tile,
+    convolution_key,
+    convolution_tile,
+    product_key,
+    product_tile,
+)
 
 LEAST_CAPABILITY = (9, 0)
 """The compute capability with a tensor memory accelerator: Hopper."""
 LEAST_CHANNELS = 8
-"""A box's rows begin at multiples of 16 bytes: the latents' 4 channels are left to the library."""
+"""A box's rows begin at multiples of 16 bytes: fewer have a kernel that needs no boxes."""
+MOST_HEAD_SIZE = 160
+"""Larger heads do not fit into the registers: the VAE's one of 512 is left to the library."""
 
 _seen: dict[str, tuple[Tensor | None, ...]] | None = None
+_side_streams: dict[torch.device, Any] = {}
 
 
 @contextmanager
@@ -32,6 +44,30 @@ def shapes_seen() -> Iterator[dict[str, tuple[Tensor | None, ...]]]:
         yield _seen
     finally:
         _seen = before
+
+
+def beside(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """Begin to compute on a second stream; the function returned waits and gives the result.
+
+    Two branches of a picture fill the GPU better than one after the other. What they read has to
+    live until then; the second stream's memory is its own, so nothing else can be given it.
+    """
+    if device.type != "cuda":
+        result = compute()
+        return lambda: result
+    main = torch.cuda.current_stream(device)
+    if device not in _side_streams:
+        _side_streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side = _side_streams[device]
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        later = compute()
+
+    def wait() -> Tensor:
+        main.wait_stream(side)
+        return later
+
+    return wait
 
 
 def convolution(
@@ -46,8 +82,13 @@ def convolution(
     n, _, _, c = weight.shape
     tile = None
     if c >= LEAST_CHANNELS:
-        _note(convolution_key(_sizes(x), n, "conv"), x, weight, bias, residual)
-        tile = convolution_tile(_sizes(x), n, "conv") if x.is_cuda else None
+        kind = "plain" if bias is None and residual is None and not relu else "conv"
+        _note(convolution_key(_sizes(x), n, kind), x, weight, bias, residual)
+        tile = convolution_tile(_sizes(x), n, kind) if x.is_cuda else None
+    elif x.is_cuda and residual is None and not relu:
+        from sdopt.engine import launch
+
+        return launch.narrow_convolution(x, weight, bias)
     return tiled_convolution(x, weight, bias, tile, residual=residual, relu=relu)
 
 
@@ -154,15 +195,21 @@ def tiled_geglu(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None) -> T
 
 
 def group_norm(
-    x: Tensor, norm: torch.nn.GroupNorm, *, silu: bool = False, x2: Tensor | None = None
+    x: Tensor,
+    norm: torch.nn.GroupNorm,
+    *,
+    silu: bool = False,
+    x2: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """GroupNorm of x, continued along its channels by x2 if there is one; then SiLU."""
+    """GroupNorm of x + shift, continued along its channels by x2 if there is one; then SiLU."""
     if x.is_cuda:
         from sdopt.engine import launch
 
         return launch.group_norm(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, x2=x2
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, x2=x2, shift=shift
         )
+    x = x if shift is None else x + shift
     joined = x if x2 is None else torch.cat([x, x2], 3)
     out = F.group_norm(
         joined.permute(0, 3, 1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps
@@ -182,6 +229,24 @@ def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of (images, tokens, heads * size) tensors."""
+    images, tokens, width = q.shape
+    size = width // heads
+    tile = None
+    if not causal and size <= MOST_HEAD_SIZE:
+        sizes = (images, tokens, k.shape[1])
+        _note(attention_key(sizes, heads, size), q, k, v)
+        tile = attention_tile(sizes, heads, size) if q.is_cuda else None
+    return tiled_attention(q, k, v, heads, tile, causal=causal)
+
+
+def tiled_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile | None, *, causal: bool = False
+) -> Tensor:
+    """`attention` cut that way; by the library if there is no tile."""
+    if tile is not None and not tile.library:
+        from sdopt.engine import launch
+
+        return launch.attention(q, k, v, heads, tile)
     images, tokens, width = q.shape
     q, k, v = (t.reshape(images, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
