@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 from sdopt.levels import Level
@@ -158,6 +159,12 @@ def at_least(level: str, metric: str, measured: float, limit: float | None, what
     return Verdict(
         level=level, metric=metric, outcome=outcome, reason=what, measured=measured, limit=limit
     )
+
+
+def at_most(level: str, metric: str, measured: float, limit: float, what: str) -> Verdict:
+    """Pass up to `limit`; a fault if it is NaN."""
+    verdict = at_least(level, metric, -measured, -limit, what)
+    return replace(verdict, measured=measured, limit=limit)
 
 
 def exactly(

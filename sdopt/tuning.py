@@ -98,14 +98,12 @@ def candidates(job: Job) -> list[Tile]:
 
 def _attention_tiles(job: Job) -> Iterator[Tile]:
     (_, tokens, _), (_, keys, _) = job.first_two
-    for high in (64, 128):
+    for high, warps in ((64, 4), (128, 8)):
         for columns in (16, 32, 64, 128):
-            too_wide = columns >= 2 * keys
-            if (high > 64 and tokens <= 64) or too_wide or (columns < 64 and keys > 128):
+            if high > max(64, tokens) or columns >= 2 * keys or (columns < 32 and keys > 32):
                 continue
-            for stages in (1, 2, 3) if keys > columns else (1,):
-                for warps in (4, 8) if high == 128 else (4,):
-                    yield Tile(height=high, width=1, columns=columns, stages=stages, warps=warps)
+            for stages in (2, 3) if keys > columns else (1,):
+                yield Tile(height=high, width=1, columns=columns, stages=stages, warps=warps)
 
 
 def _by_rule(job: Job) -> Tile:

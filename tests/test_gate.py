@@ -390,7 +390,30 @@ def test_drift_is_that_of_the_worst_prompt(ssim: tuple[float, ...]) -> None:
     gate = a_gate()
     verdict = gate.drift(FINAL, alike(*ssim))
     assert f"worst of 3 prompts: p{ssim.index(0.2)}" in verdict.reason
-    assert gate.measured["final"] == {"ssim_drift": 0.2, "psnr_drift_db": 20.0}
+    assert gate.measured["final"] == {
+        "ssim_drift": 0.2,
+        "psnr_drift_db": 20.0,
+        "block_drift": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("block", "outcome"),
+    [(0.099, Outcome.PASS), (0.101, Outcome.REGRESSION), (NAN, Outcome.FAULT)],
+)
+def test_a_spot_that_the_mean_ssim_does_not_show_is_a_regression(
+    block: float, outcome: Outcome
+) -> None:
+    seen = {
+        "p0": Likeness(ssim=1.0, psnr_db=100.0),
+        "p1": Likeness(ssim=0.99995, psnr_db=50.0, worst_block=block),
+    }
+    verdict = a_gate().drift(FINAL, Comparison(likeness=seen, faults={}))
+    assert verdict.outcome is outcome
+    assert verdict.metric == ("ssim_drift" if outcome is Outcome.PASS else "block_drift")
+    if outcome is Outcome.REGRESSION:
+        assert "p1" in verdict.reason
+        assert "--sdopt-accept" in verdict.next_step
 
 
 @pytest.mark.parametrize("ssim", [(NAN, 1.0), (1.0, NAN)])

@@ -178,8 +178,8 @@ ATTENTIONS = [
     (1, 16, 16, 1, 160, Tile(height=64, width=1, columns=16)),
     (3, 65, 33, 3, 64, Tile(height=64, width=1, columns=32)),
     (1, 20, 50, 4, 8, Tile(height=32, width=1, columns=16)),
-    (1, 9, 3, 2, 24, ruled_attention(3)),
-    (2, 64, 77, 2, 48, ruled_attention(77)),
+    (1, 9, 3, 2, 24, ruled_attention(3, 24)),
+    (2, 64, 77, 2, 48, ruled_attention(77, 48)),
 ]
 
 

@@ -15,6 +15,7 @@ from sdopt.measure.quality import (
     picture_fault,
     picture_faults,
     to_uint8,
+    worst_block,
 )
 
 SIZE_PX = 16
@@ -133,3 +134,18 @@ def test_a_worthless_picture_gets_no_likeness() -> None:
 def test_only_the_prompts_of_the_others_are_compared() -> None:
     seen = compare({"a": noise(), "b": filled(0.0)}, {"a": to_uint8(noise())})
     assert (list(seen.likeness), seen.faults) == (["a"], {})
+
+
+def test_a_white_spot_shows_in_its_block_where_the_mean_ssim_hides_it() -> None:
+    picture = np.random.default_rng(0).integers(0, 160, (512, 512, 3), dtype=np.uint8)
+    spotted = picture.copy()
+    spotted[301:305, 7:11] = 255
+    seen = likeness(spotted, picture)
+    assert seen.ssim > 0.9999
+    assert seen.worst_block == pytest.approx((255 - picture[301:305, 7:11].mean()) / 255)
+    assert likeness(picture, picture).worst_block == 0.0
+
+
+def test_a_picture_smaller_than_a_block_is_one() -> None:
+    picture = np.zeros((7, 7, 3), dtype=np.uint8)
+    assert worst_block(picture[:2, :3], picture[:2, :3] + np.uint8(51)) == pytest.approx(0.2)

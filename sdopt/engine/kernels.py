@@ -503,14 +503,7 @@ def layer_norm(
     tl.store(out + at, scaled.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _head(x, at, inside, mask, entry, SIZE: tl.constexpr):
-    """Entries of one head of some rows, as a matrix (rows, entries)."""
-    place = x + at[:, None] + entry[None, :]
-    return tl.load(place, mask=mask[:, None] & inside[None, :], other=0.0)
-
-
-@triton.jit(do_not_specialize=["tokens", "keys", "q_row", "k_row"])
+@triton.jit(do_not_specialize=["tokens", "keys"])
 def attention(
     q,
     k,
@@ -523,8 +516,7 @@ def attention(
     scale,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
-    WIDE: tl.constexpr,
-    REST: tl.constexpr,
+    WIDTH: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     EVEN: tl.constexpr,
@@ -532,53 +524,38 @@ def attention(
 ):
     """softmax(scale * q @ k.T) @ v for BM tokens of one head; softmax as keys come (Dao 2022).
 
-    Heads of SIZE entries are computed as WIDE and REST of them, powers of 2: 40 as 32 and 8 in 16
-    places, where one power would be 64. `q_row` and `k_row` are how far tokens lie apart; `scale`
-    is in powers of 2, times log2(e). With EVEN the keys are a multiple of BN.
+    Heads of SIZE entries are padded to WIDTH. `q_row` and `k_row` are how far tokens lie apart;
+    `scale` is in powers of 2, times log2(e). With EVEN the keys are a multiple of BN.
     """
     head = tl.program_id(1) % HEADS
     image = tl.program_id(1) // HEADS
     row = tl.program_id(0) * BM + tl.arange(0, BM)
-    there = row < tokens
-    wide = tl.arange(0, WIDE)
-    rest = WIDE + tl.arange(0, max(REST, 16))
-    has_wide = wide < SIZE
-    has_rest = rest < SIZE
-    q_at = (image * tokens + row).to(tl.int64) * q_row + head * SIZE
-    q_wide = _head(q, q_at, has_wide, there, wide, SIZE)
-    if REST > 0:
-        q_rest = _head(q, q_at, has_rest, there, rest, SIZE)
-    acc = tl.zeros((BM, WIDE), dtype=tl.float32)
-    extra = tl.zeros((BM, max(REST, 16)), dtype=tl.float32)
+    entry = tl.arange(0, WIDTH)
+    own = (row < tokens)[:, None] & (entry < SIZE)[None, :]
+    q_at = (image * tokens + row).to(tl.int64)[:, None] * q_row
+    query = tl.load(q + q_at + (head * SIZE + entry)[None, :], mask=own, other=0.0)
+    acc = tl.zeros((BM, WIDTH), dtype=tl.float32)
     highest = tl.full((BM,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BM,), dtype=tl.float32)
     for start in tl.range(0, keys, BN, num_stages=STAGES):
         key = start + tl.arange(0, BN)
-        known = key < keys if not EVEN else key >= 0
-        k_at = (image * keys + key).to(tl.int64) * k_row + head * SIZE
-        score = tl.dot(q_wide, _head(k, k_at, has_wide, known, wide, SIZE).T)
-        if REST > 0:
-            score = tl.dot(q_rest, _head(k, k_at, has_rest, known, rest, SIZE).T, score)
+        place = (image * keys + key).to(tl.int64)[:, None] * k_row + (head * SIZE + entry)[None, :]
+        mask = (key < keys)[:, None] & (entry < SIZE)[None, :]
+        if EVEN:
+            mask = (entry < SIZE)[None, :]
+        score = tl.dot(query, tl.load(k + place, mask=mask, other=0.0).T)
         if not EVEN:
-            score = tl.where(known[None, :], score, float("-inf"))
+            score = tl.where((key < keys)[None, :], score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1) * scale)
         weight = tl.exp2(score * scale - higher[:, None])
         shrink = tl.exp2(highest - higher)
         total = total * shrink + tl.sum(weight, 1)
-        weight = weight.to(v.dtype.element_ty)
-        acc = tl.dot(weight, _head(v, k_at, has_wide, known, wide, SIZE), acc * shrink[:, None])
-        if REST > 0:
-            more = _head(v, k_at, has_rest, known, rest, SIZE)
-            extra = tl.dot(weight, more, extra * shrink[:, None])
+        value = tl.load(v + place, mask=mask, other=0.0)
+        acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None])
         highest = higher
-    at = (image * tokens + row).to(tl.int64) * (HEADS * SIZE) + head * SIZE
-    place = out + at[:, None] + wide[None, :]
-    acc = acc / total[:, None]
-    tl.store(place, acc.to(out.dtype.element_ty), mask=there[:, None] & has_wide[None, :])
-    if REST > 0:
-        place = out + at[:, None] + rest[None, :]
-        extra = extra / total[:, None]
-        tl.store(place, extra.to(out.dtype.element_ty), mask=there[:, None] & has_rest[None, :])
+    at = (image * tokens + row).to(tl.int64)[:, None] * (HEADS * SIZE)
+    place = out + at + (head * SIZE + entry)[None, :]
+    tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), mask=own)
 
 
 @triton.jit(do_not_specialize=["size"])

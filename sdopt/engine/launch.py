@@ -137,11 +137,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile) -> Tensor
     images, tokens, width = q.shape
     keys, size = k.shape[1], width // heads
     out = q.new_empty((images, tokens, width))
-    wide = max(16, _power(size + 1) // 2)
-    rest = max(16, _power(size - wide)) if size > wide else 0
     kernels.attention[(_cut(tokens, tile.height), images * heads)](
         q, k, v, out, tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads,
-        SIZE=size, WIDE=wide, REST=rest, BM=tile.height, BN=tile.columns,
+        SIZE=size, WIDTH=max(16, _power(size)), BM=tile.height, BN=tile.columns,
         EVEN=keys % tile.columns == 0, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out

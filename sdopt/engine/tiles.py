@@ -107,7 +107,7 @@ def attention_tile(sizes: tuple[int, int, int], heads: int, size: int) -> Tile:
         key = attention_key((images // times, tokens, keys), heads, size)
         if key in tuned():
             return tuned()[key]
-    return ruled_attention(keys)
+    return ruled_attention(keys, size)
 
 
 def _times(number: int) -> Iterator[int]:
@@ -149,11 +149,12 @@ def ruled_product(m: int, k: int, n: int, kind: str) -> Tile:
     return Tile(height=rows, width=1, columns=columns, splits=splits)
 
 
-def ruled_attention(keys: int) -> Tile:
-    """Prompts, at once where they are short, by 64 tokens; a picture's tokens by the library."""
+def ruled_attention(keys: int, size: int) -> Tile:
+    """Few keys, such as those of a prompt, by 64 tokens; more of them by the library."""
     if keys > MOST_KEYS:
         return LIBRARY
-    return Tile(height=64, width=1, columns=max(16, _power_above(min(keys, 128))), stages=2)
+    columns = min(_power_above(keys), 128 if size <= 128 else 64)
+    return Tile(height=64, width=1, columns=max(16, columns), stages=2)
 
 
 def _splits(tiles: int, blocks: int) -> int:

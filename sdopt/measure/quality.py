@@ -12,16 +12,23 @@ from numpy.typing import NDArray
 Pictures = Mapping[str, NDArray[np.float32]]
 """Pictures by prompt name, as `workload.generate` makes them."""
 
+BLOCK_PX = 4
+"""The side of the blocks whose differences are looked at one by one."""
 PSNR_CAP_DB = 100.0
 """Stands for the infinite PSNR of equal pictures, which JSON cannot hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Likeness:
-    """How alike two pictures are: SSIM (1 is equal) and PSNR in dB (at most PSNR_CAP_DB)."""
+    """How alike two pictures are: SSIM (1 is equal) and PSNR in dB (at most PSNR_CAP_DB).
+
+    `worst_block` is the largest mean absolute difference of a block of BLOCK_PX x BLOCK_PX pixels,
+    from 0 to 1: a spot that the mean SSIM of a large picture does not show.
+    """
 
     ssim: float
     psnr_db: float
+    worst_block: float = 0.0
 
 
 def picture_fault(picture: NDArray[Any]) -> str | None:
@@ -56,7 +63,19 @@ def likeness(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> Likeness:
     ssim = structural_similarity(picture, other, channel_axis=2, data_range=255)
     error = mean_squared_error(picture, other)
     psnr = 10 * np.log10(255.0**2 / error) if error > 0 else PSNR_CAP_DB
-    return Likeness(ssim=float(ssim), psnr_db=float(min(psnr, PSNR_CAP_DB)))
+    return Likeness(
+        ssim=float(ssim),
+        psnr_db=float(min(psnr, PSNR_CAP_DB)),
+        worst_block=worst_block(picture, other),
+    )
+
+
+def worst_block(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """The largest mean absolute difference of any BLOCK_PX x BLOCK_PX pixels, from 0 to 1."""
+    apart = np.abs(picture.astype(np.float64) - other.astype(np.float64)).mean(axis=2) / 255
+    side = min(BLOCK_PX, *apart.shape)
+    windows = np.lib.stride_tricks.sliding_window_view(apart, (side, side))
+    return float(windows.mean(axis=(2, 3)).max())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +89,11 @@ class Comparison:
     def ssim(self) -> dict[str, float]:
         """SSIM by prompt."""
         return {name: value.ssim for name, value in self.likeness.items()}
+
+    @property
+    def worst_block(self) -> dict[str, float]:
+        """The largest difference of a block by prompt."""
+        return {name: value.worst_block for name, value in self.likeness.items()}
 
     @property
     def psnr_db(self) -> dict[str, float]:

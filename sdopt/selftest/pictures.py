@@ -50,7 +50,7 @@ def picture_faults() -> list[Fault]:
                 group="picture",
                 name=name,
                 inject=inject,
-                caught_by="ssim_drift",
+                caught_by="block_drift" if name == "bright corner" else "ssim_drift",
                 or_by="unet_evaluations" if name in CHANGES_WORK else None,
             )
             for name, inject in changes.items()
