@@ -100,7 +100,8 @@ def _attention_tiles(job: Job) -> Iterator[Tile]:
     (_, tokens, _), (_, keys, _) = job.first_two
     for high, warps in ((64, 4), (128, 8)):
         for columns in (16, 32, 64, 128):
-            if high > max(64, tokens) or columns >= 2 * keys or (columns < 32 and keys > 32):
+            too_wide, too_small = columns > max(16, 2 * keys - 1), columns < 32 and keys > 32
+            if high > max(64, tokens) or too_wide or too_small:
                 continue
             for stages in (2, 3) if keys > columns else (1,):
                 yield Tile(height=high, width=1, columns=columns, stages=stages, warps=warps)

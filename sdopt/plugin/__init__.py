@@ -124,11 +124,19 @@ def pytest_collection_modifyitems(
 ) -> Iterator[None]:
     """Under --benchmark-compare, end with a check that nothing stored was left unjudged.
 
-    What -k and the like take away while this hook waits was left out on request.
+    What -k and the like take away while this hook waits was left out on request. Under
+    --sdopt-selftest they pick from the faults, under --sdopt-ab from the benchmarks.
     """
+    if items and config.option.sdopt_selftest:
+        items[:] = _faults(session, config)
     collected = {item.nodeid for item in items}
     yield
-    if items and _replace_items(session, config, items):
+    if items and (config.option.sdopt_ab or config.option.sdopt_selftest):
+        config.stash[DESELECTED] = ()
+        if config.option.sdopt_ab:
+            items[:], config.stash[COMPARISON] = ab.paired_items(
+                session, items, config.stash[SUITE], config.option.sdopt_ab
+            )
         return
     config.stash[DESELECTED] = collected - {item.nodeid for item in items}
     nothing_selected = collected and not items  # then pytest's own exit status 5 has to stand
@@ -138,26 +146,13 @@ def pytest_collection_modifyitems(
         )
 
 
-def _replace_items(
-    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
-) -> bool:
-    """Under --sdopt-ab or --sdopt-selftest: put their tests in the place of the benchmarks."""
-    suite = config.stash[SUITE]
-    if config.option.sdopt_ab:
-        items[:], config.stash[COMPARISON] = ab.paired_items(
-            session, items, suite, config.option.sdopt_ab
-        )
-    elif config.option.sdopt_selftest:
-        from sdopt.plugin import selftest
+def _faults(session: pytest.Session, config: pytest.Config) -> list[pytest.Item]:
+    from sdopt.plugin import selftest
 
-        bench = selftest.Bench(suite, config.rootpath / RUN.split()[1])
-        config.add_cleanup(bench.close)
-        config.stash[BENCH] = bench
-        items[:] = selftest.fault_items(session, bench)
-    else:
-        return False
-    config.stash[DESELECTED] = ()
-    return True
+    bench = selftest.Bench(config.stash[SUITE], config.rootpath / RUN.split()[1])
+    config.add_cleanup(bench.close)
+    config.stash[BENCH] = bench
+    return selftest.fault_items(session, bench)
 
 
 class CompletenessCheck(pytest.Item):

@@ -24,7 +24,7 @@ def test_a_missed_fault_fails(
         monkeypatch.setattr(selftest, name, list)
     monkeypatch.setattr(selftest, "judge_saving_at_once", found(caught))
     monkeypatch.setattr(selftest, "prepared", lambda folder, benchmarks: Folder(folder))
-    result = project.run("--sdopt-selftest")
+    result = project.run("--sdopt-selftest", "-k", "saving")
     assert result.ret == code
     result.stdout.fnmatch_lines(
         [f"| a fault | exit 2 | {'yes' if caught else '[*][*]no[*][*]'} | exit 0 |"]
@@ -36,3 +36,8 @@ def test_a_missed_fault_fails(
 class Folder:
     def __init__(self, path: Any) -> None:
         self.path = path
+
+
+def test_k_picks_from_the_faults(project: Project) -> None:
+    result = project.run("--sdopt-selftest", "--collect-only", "-q", "-k", "bright or renamed")
+    result.stdout.fnmatch_lines(["*picture: bright corner", "*harness: a benchmark renamed"])
