@@ -166,12 +166,6 @@ def test_shapes_are_noted_while_they_are_watched() -> None:
     assert seen["conv 2x6x6x8-16"][2] is not None
 
 
-def test_work_beside_is_done_and_given() -> None:
-    x = random(2, 3)
-    wait = ops.beside(lambda: x + 1, x.device)
-    assert torch.equal(wait(), x + 1)
-
-
 @pytest.mark.parametrize("x2", [None, random(1, 6, 6, 4, seed=1)])
 def test_a_group_norm_of_a_shifted_input(x2: Tensor | None) -> None:
     x, shift = random(1, 6, 6, 8), random(8, seed=2)

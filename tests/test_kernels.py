@@ -120,6 +120,18 @@ def test_a_doubled_convolution(
     assert error(found, references.doubled_convolution(x, weight, bias)) < ROUNDED
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("added", ["bias", "residual", "both"])
+def test_what_a_library_left_out_is_added_in_one_pass(added: str, relu: bool) -> None:
+    x, wanted = half(2, 5, 7, 40), half(2, 5, 7, 40).float()
+    bias = half(40, seed=1) if added != "residual" else None
+    residual = half(2, 5, 7, 40, seed=2) if added != "bias" else None
+    for more in (bias, residual):
+        wanted = wanted if more is None else wanted + more
+    found = launch.ending(x, bias, residual, relu=relu)
+    assert error(found, F.relu(wanted) if relu else wanted) < ROUNDED
+
+
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(
     ("sizes", "n"), [((2, 8, 8, 4), 40), ((1, 7, 9, 4), 64), ((3, 5, 11, 3), 70), ((1, 2, 3, 1), 8)]
@@ -255,19 +267,18 @@ def test_a_group_norm_uses_its_epsilon(path: str) -> None:
     assert error(found, references.group_norm(x, norm)) < ROUNDED
 
 
-@pytest.mark.parametrize("most_chunks", [64, 2])
-@pytest.mark.parametrize(("sizes", "entries"), [((2, 64, 32, 48), 512), ((1, 13, 31, 48), 1024)])
+@pytest.mark.parametrize("largest", [1024, 100])
+@pytest.mark.parametrize("sizes", [(2, 64, 32, 48), (1, 13, 31, 48)])
 def test_statistics_of_a_large_picture_are_put_together_from_chunks(
-    sizes: tuple[int, int, int, int],
-    entries: int,
-    most_chunks: int,
-    monkeypatch: pytest.MonkeyPatch,
+    sizes: tuple[int, int, int, int], largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "SMALL_NORM_ENTRIES", 1000)
-    monkeypatch.setattr(launch, "STATISTICS_ENTRIES", entries)
-    monkeypatch.setattr(launch, "MOST_CHUNKS", most_chunks)
+    monkeypatch.setattr(launch, "MOST_CHUNKS", 3)
+    monkeypatch.setattr(launch, "LARGEST_CHUNK", largest)
     x, x2, norm = half(*sizes) * 2 + 1, half(*sizes[:3], 24, seed=1), norm_of(12, 72)
     x[:, 8:] += 20  # chunks of different means
+    pixels = sizes[1] * sizes[2]
+    assert (launch._chunk_rows(sizes[0], pixels) == largest) == (pixels > 3 * largest)
     found = launch.group_norm(x, norm.weight, norm.bias, 12, norm.eps, x2=x2)
     assert error(found, references.group_norm(x, norm, x2)) < ROUNDED
 

@@ -232,7 +232,33 @@ def matrix_product(
         )
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
+def ending(
+    values,
+    bias,
+    residual,
+    out,
+    size,
+    N,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Bias, residual and activation of what the library computed, in one pass."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    acc = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION == 1:
+        acc = tl.maximum(acc, 0.0)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def sum_splits(
     partial,
     bias,
@@ -321,53 +347,71 @@ def group_norm_small(
     tl.store(place, values.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["pixels"])
+@triton.jit(do_not_specialize=["pixels", "chunk_rows"])
 def group_statistics(
     x,
     x2,
     shift,
+    sums,
     statistics,
     pixels,
+    chunk_rows,
     C: tl.constexpr,
     C2: tl.constexpr,
     GROUPS: tl.constexpr,
     TOGETHER: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    GROUP_WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr,
 ):
     """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of a picture.
 
-    A chunk is ROWS pixels, held in registers; rows of neighbouring groups are read together, so
-    that reads are wide. `statistics` is (images, chunks, GROUPS, 2).
+    Rows of neighbouring groups are read together, so that reads are wide. Each channel's mean and
+    squares, of differences from its first pixel so that nothing cancels, go through `sums`, of
+    shape (images, chunks, 2, channels), to be put together by group (Chan, Golub and LeVeque 1983).
     """
     chunk = tl.program_id(1)
     image = tl.program_id(2)
     channels: tl.constexpr = C + C2
     wide: tl.constexpr = channels // GROUPS
-    first = chunk * ROWS
-    row = first + tl.arange(0, ROWS)
+    first = chunk * chunk_rows
+    rows = tl.minimum(chunk_rows, pixels - first)
     within = tl.arange(0, WIDTH)
     column = tl.program_id(0) * TOGETHER * wide + within
     known = (within < TOGETHER * wide) & (column < channels)
-    mask = (row < pixels)[:, None] & known[None, :]
-    values = _load_joined(x, x2, image, pixels, row, column, mask, C, C2)
-    rows = tl.minimum(ROWS, pixels - first).to(tl.float32)
-    mean = tl.sum(values, 0) / rows
-    apart = tl.where(mask, values - mean[None, :], 0.0)
-    squares = tl.sum(apart * apart, 0)
+    total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    squares = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    one = first + tl.arange(0, 1)
+    origin = _load_joined(x, x2, image, pixels, one, column, known[None, :], C, C2)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & known[None, :]
+        values = _load_joined(x, x2, image, pixels, first + row, column, mask, C, C2)
+        apart = tl.where(mask, values - origin, 0.0)
+        total += apart
+        squares += apart * apart
+    count = rows.to(tl.float32)
+    beyond = tl.sum(total, 0) / count
+    mean = tl.sum(origin, 0) + beyond
     if SHIFTED:
         mean += tl.load(shift + column, mask=known, other=0.0).to(tl.float32)
-    # From channels to groups, whose width is no power of 2.
-    number = tl.arange(0, TOGETHER)
-    member = (number[:, None] == (within // wide)[None, :]) & known[None, :]
-    group_mean = tl.sum(tl.where(member, mean[None, :], 0.0), 1) / wide
-    between = tl.where(member, mean[None, :] - group_mean[:, None], 0.0)
-    spread = tl.sum(tl.where(member, squares[None, :], 0.0) + rows * between * between, 1)
-    group = tl.program_id(0) * TOGETHER + number
-    place = statistics + ((image * tl.num_programs(1) + chunk) * GROUPS + group) * 2
-    tl.store(place, group_mean, mask=group < GROUPS)
-    tl.store(place + 1, spread, mask=group < GROUPS)
+    place = sums + (image * tl.num_programs(1) + chunk) * 2 * channels
+    tl.store(place + column, mean, mask=known)
+    tl.store(place + channels + column, tl.sum(squares, 0) - count * beyond * beyond, mask=known)
+    tl.debug_barrier()
+    group = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
+    inside = tl.arange(0, GROUP_WIDTH)
+    member = group[:, None] * wide + inside[None, :]
+    mask = (inside < wide)[None, :] & (group < GROUPS)[:, None]
+    means = tl.load(place + member, mask=mask, other=0.0)
+    group_mean = tl.sum(means, 1) / wide
+    between = tl.where(mask, means - group_mean[:, None], 0.0)
+    spread = tl.sum(tl.load(place + channels + member, mask=mask, other=0.0), 1)
+    spread += count * tl.sum(between * between, 1)
+    home = statistics + ((image * tl.num_programs(1) + chunk) * GROUPS + group) * 2
+    tl.store(home, group_mean, mask=group < GROUPS)
+    tl.store(home + 1, spread, mask=group < GROUPS)
 
 
 @triton.jit

@@ -12,14 +12,19 @@ from sdopt.engine import kernels
 from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
+ENDING_BLOCK = 2048
 SMALL_NORM_ENTRIES = 32768
 """Of a group, padded to powers of 2: so many fit into the registers of one program."""
 GROUPS_TOGETHER = 8
 """Their rows are read together when statistics are made."""
+STATISTICS_PROGRAMS = 128
+"""About as many as the device has multiprocessors."""
 STATISTICS_ENTRIES = 8192
 NORM_ENTRIES, NORM_COLUMNS = 8192, 128
-MOST_CHUNKS = 64
+MOST_CHUNKS = 16
 """Every program that normalizes reads as many; more are put together by a kernel of their own."""
+LARGEST_CHUNK = 1024
+"""Pixels of one chunk of a picture so large that it has more than MOST_CHUNKS."""
 NARROW_PIXELS, NARROW_COLUMNS = 64, 64
 LOG2_E = 1.4426950408889634
 
@@ -172,13 +177,15 @@ def group_norm(
             ROWS=tall, WIDTH=narrow, SHIFTED=shifted, SILU=silu, num_warps=_warps(narrow * tall),
         )  # fmt: skip
         return out
-    across = _power(GROUPS_TOGETHER * joined // groups)
-    rows = max(1, STATISTICS_ENTRIES // across)
+    rows = _chunk_rows(images, pixels)
     chunks = _cut(pixels, rows)
     statistics = _float32(x, (images, chunks, groups, 2))
+    sums = _float32(x, (images, chunks, 2, joined))
+    across = _power(GROUPS_TOGETHER * joined // groups)
     kernels.group_statistics[(_cut(groups, GROUPS_TOGETHER), chunks, images)](
-        x, second, before, statistics, pixels, channels, more, GROUPS=groups,
-        TOGETHER=GROUPS_TOGETHER, ROWS=rows, WIDTH=across, SHIFTED=shifted, num_warps=8,
+        x, second, before, sums, statistics, pixels, rows, channels, more, GROUPS=groups,
+        TOGETHER=GROUPS_TOGETHER, ROWS=max(1, STATISTICS_ENTRIES // across), WIDTH=across,
+        GROUP_WIDTH=narrow, SHIFTED=shifted, num_warps=8,
     )  # fmt: skip
     if chunks > MOST_CHUNKS:
         combined = _float32(x, (images, 1, groups, 2))
@@ -207,6 +214,18 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     kernels.layer_norm[(_cut(rows, tall),)](
         x, weight, bias, out, rows, channels, epsilon, ROWS=tall, WIDTH=wide, num_warps=4
     )
+    return out
+
+
+def ending(
+    values: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool = False
+) -> Tensor:
+    """`kernels.ending` of a contiguous tensor whose last dimension the bias has."""
+    out = torch.empty_like(values)
+    kernels.ending[(_cut(values.numel(), ENDING_BLOCK),)](
+        values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
+        BLOCK=ENDING_BLOCK, num_warps=4, **_ending(bias, residual, relu),
+    )  # fmt: skip
     return out
 
 
@@ -258,6 +277,14 @@ def _ending(bias: Tensor | None, residual: Tensor | None, relu: bool) -> dict[st
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     """A pointer that the kernel never reads stands where there is no tensor."""
     return other if tensor is None else tensor
+
+
+def _chunk_rows(images: int, pixels: int) -> int:
+    """Pixels of a chunk: as many chunks as fill the device, or chunks of LARGEST_CHUNK."""
+    if pixels > MOST_CHUNKS * LARGEST_CHUNK:
+        return LARGEST_CHUNK
+    chunks = max(1, min(MOST_CHUNKS, STATISTICS_PROGRAMS // (4 * images)))
+    return _cut(pixels, chunks)
 
 
 def _warps(entries: int) -> int:

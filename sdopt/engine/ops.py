@@ -6,9 +6,8 @@ Where a shape's measured tile says `library`, cuDNN or cuBLAS computes it on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,6 @@ MOST_HEAD_SIZE = 160
 """Larger heads do not fit into the registers: the VAE's one of 512 is left to the library."""
 
 _seen: dict[str, tuple[Tensor | None, ...]] | None = None
-_side_streams: dict[torch.device, Any] = {}
 
 
 @contextmanager
@@ -44,30 +42,6 @@ def shapes_seen() -> Iterator[dict[str, tuple[Tensor | None, ...]]]:
         yield _seen
     finally:
         _seen = before
-
-
-def beside(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Begin to compute on a second stream; the function returned waits and gives the result.
-
-    Two branches of a picture fill the GPU better than one after the other. What they read has to
-    live until then; the second stream's memory is its own, so nothing else can be given it.
-    """
-    if device.type != "cuda":
-        result = compute()
-        return lambda: result
-    main = torch.cuda.current_stream(device)
-    if device not in _side_streams:
-        _side_streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    side = _side_streams[device]
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        later = compute()
-
-    def wait() -> Tensor:
-        main.wait_stream(side)
-        return later
-
-    return wait
 
 
 def convolution(
@@ -106,10 +80,23 @@ def tiled_convolution(
         from sdopt.engine import launch
 
         return launch.convolution(x, weight, bias, tile, residual=residual, relu=relu)
-    out = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, padding=1)
-    out = out.permute(0, 2, 3, 1).contiguous()
-    out = out if residual is None else out + residual
-    return F.relu(out) if relu else out
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), None, padding=1)
+    return ended(out.permute(0, 2, 3, 1).contiguous(), bias, residual, relu=relu)
+
+
+def ended(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, relu: bool = False
+) -> Tensor:
+    """x plus bias plus residual, then ReLU: on a GPU one kernel, where the library needs three."""
+    if bias is None and residual is None and not relu:
+        return x
+    if x.is_cuda:
+        from sdopt.engine import launch
+
+        return launch.ending(x, bias, residual, relu=relu)
+    x = x if bias is None else x + bias
+    x = x if residual is None else x + residual
+    return F.relu(x) if relu else x
 
 
 def doubled_convolution(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:

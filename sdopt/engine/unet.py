@@ -6,7 +6,7 @@ class's options that such models do not use are refused by name when it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -232,24 +232,20 @@ def residual_block(
 ) -> Tensor:
     """ResnetBlock2D of x continued by `skip`, which is never joined to it in memory."""
     bias = module.conv1.bias if shift is None else shift[module]
-    outer = _shortcut(module.conv_shortcut, x, skip)
     hidden = ops.group_norm(x, module.norm1, silu=True, x2=skip)
     hidden = ops.convolution(hidden, _taps(module.conv1), None)
     hidden = ops.group_norm(hidden, module.norm2, silu=True, shift=bias)
-    return ops.convolution(hidden, _taps(module.conv2), module.conv2.bias, residual=outer())
-
-
-def _shortcut(conv: Any, x: Tensor, skip: Tensor | None) -> Callable[[], Tensor]:
-    """What the block adds to its result: x itself, or a product that is computed beside it."""
-    if conv is None:
-        return lambda: x
-    return ops.beside(lambda: ops.linear(x, _flat(conv), conv.bias, x2=skip), x.device)
+    outer = x
+    if module.conv_shortcut is not None:
+        short = module.conv_shortcut
+        outer = ops.linear(x, _flat(short), short.bias, x2=skip)
+    return ops.convolution(hidden, _taps(module.conv2), module.conv2.bias, residual=outer)
 
 
 def downsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3 x 3 convolution of stride 2, by the library: three small ones a call."""
-    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, stride=2, padding=1)
-    return out.permute(0, 2, 3, 1).contiguous()
+    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, None, stride=2, padding=1)
+    return ops.ended(out.permute(0, 2, 3, 1).contiguous(), conv.bias)
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
