@@ -136,7 +136,7 @@ class Gate:
         ssim = comparison.ssim
         worst = min(ssim, key=lambda name: (not math.isnan(ssim[name]), ssim[name]))
         blocks = comparison.worst_block
-        spotted = max(blocks, key=lambda name: blocks[name])
+        spotted = max(blocks, key=lambda name: (math.isnan(blocks[name]), blocks[name]))
         self._record(
             level,
             ssim_drift=ssim[worst],

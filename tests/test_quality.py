@@ -141,7 +141,7 @@ def test_a_white_spot_shows_in_its_block_where_the_mean_ssim_hides_it() -> None:
     spotted = picture.copy()
     spotted[301:305, 7:11] = 255
     seen = likeness(spotted, picture)
-    assert seen.ssim > 0.9999
+    assert seen.ssim > 0.9997
     assert seen.worst_block == pytest.approx((255 - picture[301:305, 7:11].mean()) / 255)
     assert likeness(picture, picture).worst_block == 0.0
 

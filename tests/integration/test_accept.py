@@ -53,7 +53,7 @@ def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
             "*[[]baseline] ssim_drift: regression: worst of 2 prompts: castle*",
             "*measured 0.*, limit 0.99*",
             f"*next: {COMMAND}*",
-            "baseline*FAIL ssim_drift",
+            "baseline*FAIL ssim_drift, block_drift",
         ]
     )
 

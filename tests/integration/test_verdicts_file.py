@@ -70,6 +70,7 @@ def test_every_verdict_of_a_run_is_written(stored: Project) -> None:
     assert {verdict["metric"]: verdict["outcome"] for verdict in content["verdicts"]} == {
         "latency_ms": "improvement",
         "ssim_drift": "pass",
+        "block_drift": "pass",
         "effect": "pass",
         "recompiles": "pass",
         "graph_breaks": "pass",
