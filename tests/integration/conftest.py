@@ -72,3 +72,10 @@ def stored(project: Project, kept_baselines: Path) -> Project:
     else:
         shutil.copytree(kept_baselines, project.baselines)
     return project
+
+
+@pytest.fixture(autouse=True)
+def no_worker_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs in here are runs of their own, also where these tests are shared out by xdist."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
