@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SdoptError(ValueError):
@@ -38,7 +39,12 @@ class UnknownNameError(SdoptError):
 
 
 class BrokenFileError(SdoptError):
-    """A file that is missing, truncated or holds something else; it is left as it is."""
+    """A file that is missing, truncated or holds something else; it is left as it is.
+
+    `path` is the one of several, where that was noted.
+    """
+
+    path: Path | None = None
 
 
 class SourceError(SdoptError):

@@ -149,8 +149,14 @@ class Gate:
             what += " (default limit: none was measured for this level)"
         limit = (limits or DEFAULT_LIMITS).drift
         verdict = at_least(level.name, "ssim_drift", ssim[worst], limit, what)
-        spot = f"mean difference of the worst block of any prompt: {spotted}"
+        column, row = comparison.likeness[spotted].worst_block_at
+        spot = f"mean difference of the worst block, at column {column}, row {row} of {spotted}"
         block = at_most(level.name, "block_drift", blocks[spotted], BLOCK_DRIFT_LIMIT, spot)
+        if not block.passed and not verdict.passed:  # the message is that of the first of them
+            also = (
+                f"{verdict.reason}; block_drift {blocks[spotted]:.6g} (limit {block.limit}): {spot}"
+            )
+            verdict = replace(verdict, reason=also)
         return self._keep([verdict, block], file=self.limits_file)
 
     def cost(self, level: Level, comparison: Comparison) -> Verdict:
@@ -299,7 +305,8 @@ class Gate:
         if verdict.outcome is Outcome.FAULT and not _is_measured(verdict):
             return f"{again} --benchmark-compare  # measures it again"
         if verdict.outcome is Outcome.FAULT and verdict.stored is not None:
-            return f"{store} --sdopt-accept  # leaves the unsound value behind"
+            anew = "leaves the unsound value behind, and stores pictures and counts anew"
+            return f"{store} --sdopt-accept  # {anew}"
         if verdict.outcome is Outcome.FAULT:
             return f"{store}  # stores a run to compare with"
         settle = f"{again} --sdopt-ab={self.commit or 'BASE'}  # settles it in pairs of runs"

@@ -183,7 +183,14 @@ def load_until(path: Path, hardware: Hardware, baseline_set: str) -> list[Stored
     """
     last = _number(path)
     paths = [other for other in _runs(path.parent) if _number(other) < last]
-    return [load_run(each, hardware, baseline_set) for each in (*sorted(paths, key=_number), path)]
+    loaded = []
+    for each in (*sorted(paths, key=_number), path):
+        try:
+            loaded.append(load_run(each, hardware, baseline_set))
+        except BrokenFileError as error:
+            error.path = each
+            raise
+    return loaded
 
 
 def series(

@@ -64,6 +64,7 @@ class Suite:
     judged: list[str] = field(default_factory=list)
     failed_by_verdict: list[str] = field(default_factory=list)
     _pictures: dict[str, Pictures] = field(default_factory=dict)
+    _broken: Path | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -124,6 +125,7 @@ class Suite:
             path = history.find_run(self.history_folder, self.settings.compare)
             return history.load_until(path, self.hardware, self.baseline_set)
         except BrokenFileError as error:
+            self._broken = error.path
             return str(error)
 
     @property
@@ -150,6 +152,9 @@ class Suite:
             gate.refusal = self.history
             if self.settings.unfit:
                 gate.refusal_hint = f"{gate.command} --benchmark-compare  # without that option"
+            elif self._broken:
+                whole = "or remove it, if git has none that is whole"
+                gate.refusal_hint = f"git checkout -- {self._broken}  # {whole}"
         elif self.history is not None:
             newest = self.history[-1]
             gate.stored, gate.history = newest.metrics, str(newest.path)

@@ -122,7 +122,12 @@ def read_prompts(path: Path, source: Source) -> tuple[Request, ...]:
     try:
         # Not splitlines(): a JSON string may hold U+2028 and other line separators.
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BrokenFileError(
+            f"{path} cannot be read: {error.strerror}; give a file of JSON lines, such as "
+            '{"name": "cat", "prompt": "a cat", "negative_prompt": "", "seed": 1}'
+        ) from error
+    except UnicodeDecodeError as error:
         raise BrokenFileError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     requests: dict[str, Request] = {}
     for number, line in enumerate(lines, start=1):

@@ -412,8 +412,16 @@ def test_a_spot_that_the_mean_ssim_does_not_show_is_a_regression(
     assert verdict.outcome is outcome
     assert verdict.metric == ("ssim_drift" if outcome is Outcome.PASS else "block_drift")
     if outcome is Outcome.REGRESSION:
-        assert "p1" in verdict.reason
+        assert "at column 0, row 0 of p1" in verdict.reason
         assert "--sdopt-accept" in verdict.next_step
+
+
+def test_a_failed_drift_tells_of_its_worst_block_as_well() -> None:
+    seen = {"p0": Likeness(ssim=0.5, psnr_db=10.0, worst_block=0.9, worst_block_at=(3, 4))}
+    verdict = a_gate().drift(FINAL, Comparison(likeness=seen, faults={}))
+    assert verdict.metric == "ssim_drift"
+    assert "block_drift 0.9 (limit 0.1)" in verdict.reason
+    assert "at column 3, row 4 of p0" in verdict.reason
 
 
 @pytest.mark.parametrize("ssim", [(NAN, 1.0), (1.0, NAN)])

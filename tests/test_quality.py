@@ -143,9 +143,12 @@ def test_a_white_spot_shows_in_its_block_where_the_mean_ssim_hides_it() -> None:
     seen = likeness(spotted, picture)
     assert seen.ssim > 0.9997
     assert seen.worst_block == pytest.approx((255 - picture[301:305, 7:11].mean()) / 255)
+    assert seen.worst_block_at == (7, 301)
     assert likeness(picture, picture).worst_block == 0.0
 
 
 def test_a_picture_smaller_than_a_block_is_one() -> None:
     picture = np.zeros((7, 7, 3), dtype=np.uint8)
-    assert worst_block(picture[:2, :3], picture[:2, :3] + np.uint8(51)) == pytest.approx(0.2)
+    difference, place = worst_block(picture[:2, :3], picture[:2, :3] + np.uint8(51))
+    assert difference == pytest.approx(0.2)
+    assert place == (0, 0)

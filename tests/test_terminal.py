@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sdopt.levels import LEVELS
-from sdopt.report.terminal import ladder_table, summary
+from sdopt.report.terminal import blind_note, ladder_table, summary
 from sdopt.verdict import Outcome, Verdict
 
 MEASURED: dict[str, dict[str, Any]] = {
@@ -116,3 +116,19 @@ def test_nothing_measured_gives_no_table() -> None:
 )
 def test_a_summary_names_the_metrics_that_failed_once(verdicts: list[Verdict], text: str) -> None:
     assert summary(verdicts) == text
+
+
+def judged(level: str, detectable: float, outcome: Outcome = Outcome.PASS) -> Verdict:
+    return Verdict(
+        level=level, metric="latency_ms", outcome=outcome, reason="", detectable=detectable
+    )
+
+
+def test_a_pass_that_could_see_little_is_told_with_what_to_do() -> None:
+    verdicts = [judged("baseline", 1.177), judged("final", 0.03)]
+    lines = blind_note(verdicts, "pytest benchmarks/ --benchmark-autosave")
+    assert "baseline +118 %" in lines[0]
+    assert "final" not in lines[0]
+    assert "pytest benchmarks/ --benchmark-autosave" in lines[1]
+    assert blind_note([judged("final", 0.03)], "") == []
+    assert blind_note([judged("final", 9.0, Outcome.REGRESSION)], "") == []

@@ -158,8 +158,10 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
-    assert error_of(path).startswith(f"{path}: cannot be read")
+    message = error_of(path)
+    assert message.startswith(f"{path} cannot be read: No such file or directory")
+    assert "give a file of JSON lines" in message
 
 
 def test_a_folder_is_no_prompts_file(tmp_path: Path) -> None:
-    assert error_of(tmp_path).startswith(f"{tmp_path}: cannot be read")
+    assert error_of(tmp_path).startswith(f"{tmp_path} cannot be read")

@@ -23,12 +23,14 @@ class Likeness:
     """How alike two pictures are: SSIM (1 is equal) and PSNR in dB (at most PSNR_CAP_DB).
 
     `worst_block` is the largest mean absolute difference of a block of BLOCK_PX x BLOCK_PX pixels,
-    from 0 to 1: a spot that the mean SSIM of a large picture does not show.
+    from 0 to 1: a spot that the mean SSIM of a large picture does not show. `worst_block_at` is the
+    column and row where it begins.
     """
 
     ssim: float
     psnr_db: float
     worst_block: float = 0.0
+    worst_block_at: tuple[int, int] = (0, 0)
 
 
 def picture_fault(picture: NDArray[Any]) -> str | None:
@@ -63,19 +65,28 @@ def likeness(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> Likeness:
     ssim = structural_similarity(picture, other, channel_axis=2, data_range=255)
     error = mean_squared_error(picture, other)
     psnr = 10 * np.log10(255.0**2 / error) if error > 0 else PSNR_CAP_DB
+    block, place = worst_block(picture, other)
     return Likeness(
         ssim=float(ssim),
         psnr_db=float(min(psnr, PSNR_CAP_DB)),
-        worst_block=worst_block(picture, other),
+        worst_block=block,
+        worst_block_at=place,
     )
 
 
-def worst_block(picture: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """The largest mean absolute difference of any BLOCK_PX x BLOCK_PX pixels, from 0 to 1."""
+def worst_block(
+    picture: NDArray[np.uint8], other: NDArray[np.uint8]
+) -> tuple[float, tuple[int, int]]:
+    """The largest mean absolute difference of any BLOCK_PX x BLOCK_PX pixels, from 0 to 1.
+
+    And the column and row where that block begins.
+    """
     apart = np.abs(picture.astype(np.float64) - other.astype(np.float64)).mean(axis=2) / 255
     side = min(BLOCK_PX, *apart.shape)
     windows = np.lib.stride_tricks.sliding_window_view(apart, (side, side))
-    return float(windows.mean(axis=(2, 3)).max())
+    blocks = windows.mean(axis=(2, 3))
+    row, column = divmod(int(blocks.argmax()), blocks.shape[1])
+    return float(blocks[row, column]), (column, row)
 
 
 @dataclass(frozen=True, kw_only=True)

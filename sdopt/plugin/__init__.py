@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE: it asserts nothing, and `-p sdopt.plugin.carry` imports it 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,13 @@ import pytest
 from _pytest.junitxml import xml_key
 
 from sdopt import history
-from sdopt.errors import SdoptError
+from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.plugin import ab, compile_cache, peers
 from sdopt.plugin.options import add_options, settings_of
 from sdopt.report.progress import Progress
-from sdopt.report.terminal import ladder_table
+from sdopt.report.terminal import blind_note, ladder_table
 from sdopt.report.verdicts import write_verdicts
 from sdopt.suite import Suite
 from sdopt.verdict import exit_code
@@ -101,8 +102,9 @@ class _HistoryStorage:
             self.note = f"saved this run as {path}"
             if partial:
                 self.note += (
-                    "\nit left benchmarks out: --benchmark-compare takes the newest whole run, "
-                    f"unless you name this one: --benchmark-compare={path.stem[:4]}"
+                    "\nit left benchmarks out: --benchmark-compare takes the newest whole run, and "
+                    "this one only where there is none, or if you name it: "
+                    f"--benchmark-compare={path.stem[:4]}"
                 )
 
 
@@ -131,6 +133,8 @@ def pytest_collection_modifyitems(
         items[:] = _faults(session, config)
     collected = {item.nodeid for item in items}
     yield
+    if collected and not items:
+        _check_selection(config.option.keyword, config.option.sdopt_selftest)
     if items and (config.option.sdopt_ab or config.option.sdopt_selftest):
         config.stash[DESELECTED] = ()
         if config.option.sdopt_ab:
@@ -144,6 +148,13 @@ def pytest_collection_modifyitems(
         items.append(
             CompletenessCheck.from_parent(session, name="every stored benchmark is judged")
         )
+
+
+def _check_selection(keyword: str, faults: bool) -> None:
+    """Nothing was selected: raise UsageError for what looks like a level and is none."""
+    for name in re.findall(r"\[([^\[\]]*)\]", keyword or ""):
+        if name not in LEVELS and not faults:
+            raise pytest.UsageError(str(UnknownNameError("level", name, LEVELS)))
 
 
 def _faults(session: pytest.Session, config: pytest.Config) -> list[pytest.Item]:
@@ -375,6 +386,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(
             "A cost in parentheses is the samplers' difference, not a loss."
         )
+        store = f"{suite.gate.command} --benchmark-autosave"
+        for line in blind_note(suite.gate.verdicts, store):
+            terminalreporter.write_line(line)
     if suite.accepted:
         folder = suite.settings.baselines_root / "images" / suite.baseline_set
         terminalreporter.write_line(f"stored {len(suite.accepted)} baseline images in {folder}")

@@ -9,6 +9,8 @@ from typing import Any
 from sdopt.verdict import Outcome, Verdict
 
 ABSENT = "-"
+BLIND_FROM = 0.10
+"""A pass that would not have seen this slowdown is told as such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,26 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     if better:
         return f"pass (better than stored: {', '.join(better)})"
     return "pass" if verdicts else ABSENT
+
+
+def blind_note(verdicts: Sequence[Verdict], store: str) -> list[str]:
+    """What a pass does not say: how large a slowdown the stored runs are too few to see."""
+    blind = [
+        verdict
+        for verdict in verdicts
+        if verdict.metric == "latency_ms"
+        and verdict.outcome is Outcome.PASS
+        and (verdict.detectable or 0) > BLIND_FROM
+    ]
+    if not blind:
+        return []
+    sees = ", ".join(
+        f"{verdict.level} +{100 * (verdict.detectable or 0):.0f} %" for verdict in blind
+    )
+    return [
+        f"slowdowns seen in 4 of 5 runs, so that a pass says little below: {sees}",
+        f"  more stored runs see more: {store}",
+    ]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

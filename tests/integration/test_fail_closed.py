@@ -301,6 +301,9 @@ def test_a_level_removed_from_the_ladder_fails(stored: Project) -> None:
 
 def test_a_selection_of_nothing_does_not_pass(stored: Project) -> None:
     result = stored.run("--benchmark-compare", level="basline")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*unknown level 'basline' (did you mean 'baseline'[?])*"])
+    result = stored.run("--benchmark-compare", "-k", "nothing")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
@@ -310,3 +313,11 @@ def test_an_empty_folder_does_not_pass(stored: Project) -> None:
     result = stored.run("--benchmark-compare")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["4 tests of the stored run * reached no verdict in this run: *"])
+
+
+def test_the_step_after_a_broken_file_names_it(stored: Project) -> None:
+    path = stored.histories()[-1]
+    path.write_text(path.read_text()[:100])
+    result = stored.run("--benchmark-compare")
+    assert result.ret == 2
+    result.stdout.fnmatch_lines([f"*next: git checkout -- {path}  # or remove it*"])

@@ -59,7 +59,7 @@ def test_a_bad_line_is_a_usage_error_with_its_number(
 def test_a_missing_prompts_file_is_a_usage_error(project: Project) -> None:
     result = project.run("--sdopt-prompts", "none.jsonl")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: none.jsonl: cannot be read*"])
+    result.stderr.fnmatch_lines(["ERROR: none.jsonl cannot be read*"])
 
 
 def test_a_word_that_the_miniature_cannot_draw_is_a_usage_error(project: Project) -> None:

@@ -63,3 +63,15 @@ def test_a_level_is_built_once_for_all_its_benchmarks(
     )
     result.assert_outcomes(passed=4)
     assert [level.name for level in built] == ["baseline", "tuned"]
+
+
+def test_a_level_that_does_not_exist_is_named_with_the_choices(project: Project) -> None:
+    result = project.run(level="turob")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["*unknown level 'turob' (did you mean 'turbo'[?]); choose from: *"]
+    )
+
+
+def test_what_is_no_level_may_select_nothing(project: Project) -> None:
+    assert project.pytester.runpytest("benchmarks", "-k", "nothing").ret == 5
