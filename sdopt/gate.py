@@ -152,12 +152,11 @@ class Gate:
         column, row = comparison.likeness[spotted].worst_block_at
         spot = f"mean difference of the worst block, at column {column}, row {row} of {spotted}"
         block = at_most(level.name, "block_drift", blocks[spotted], BLOCK_DRIFT_LIMIT, spot)
-        if not block.passed and not verdict.passed:  # the message is that of the first of them
-            also = (
-                f"{verdict.reason}; block_drift {blocks[spotted]:.6g} (limit {block.limit}): {spot}"
-            )
-            verdict = replace(verdict, reason=also)
-        return self._keep([verdict, block], file=self.limits_file)
+        spoken = self._keep([verdict, block], file=self.limits_file)
+        if spoken.metric == "ssim_drift" and not block.passed:  # one message for both
+            also = f"block_drift {blocks[spotted]:.6g} (limit {block.limit}): {spot}"
+            return replace(spoken, reason=f"{spoken.reason}; {also}")
+        return spoken
 
     def cost(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the reference level, if it says what the change costs."""
