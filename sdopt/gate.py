@@ -287,13 +287,10 @@ class Gate:
             return f"{again}  # once it is repaired"
         if verdict.metric in EXACT_COUNTS:
             return f"{again} --sdopt-accept  # if the new work is meant"
-        if verdict.metric.startswith("ssim_") or verdict.metric == "block_drift":
-            limits = (
-                ""
-                if verdict.metric in ("ssim_drift", "block_drift")
-                else ", then python -m sdopt.limits"
-            )
-            return f"{again} --sdopt-accept{limits}  # if meant"
+        if verdict.metric in ("ssim_drift", "block_drift"):
+            return f"{again} --sdopt-accept  # if meant"
+        if verdict.metric.startswith("ssim_"):
+            return f"{again} --sdopt-accept, then python -m sdopt.limits  # if meant"
         return self._next_step_of_history(verdict, again, store)
 
     def _next_step_of_history(self, verdict: Verdict, again: str, store: str) -> str:

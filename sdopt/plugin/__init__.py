@@ -133,8 +133,8 @@ def pytest_collection_modifyitems(
         items[:] = _faults(session, config)
     collected = {item.nodeid for item in items}
     yield
-    if collected and not items:
-        _check_selection(config.option.keyword, config.option.sdopt_selftest)
+    if collected and not items and not config.option.sdopt_selftest:
+        _check_level(config.option.keyword)
     if items and (config.option.sdopt_ab or config.option.sdopt_selftest):
         config.stash[DESELECTED] = ()
         if config.option.sdopt_ab:
@@ -150,10 +150,10 @@ def pytest_collection_modifyitems(
         )
 
 
-def _check_selection(keyword: str, faults: bool) -> None:
-    """Nothing was selected: raise UsageError for what looks like a level and is none."""
+def _check_level(keyword: str) -> None:
+    """Raise UsageError for a -k that selected nothing and names a level that does not exist."""
     for name in re.findall(r"\[([^\[\]]*)\]", keyword or ""):
-        if name not in LEVELS and not faults:
+        if name not in LEVELS:
             raise pytest.UsageError(str(UnknownNameError("level", name, LEVELS)))
 
 
