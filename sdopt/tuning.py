@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdopt.baselines import write_whole
 from sdopt.engine import ops
-from sdopt.engine.tiles import TUNED, Tile, ruled_convolution
+from sdopt.engine.tiles import LIBRARY, TUNED, Tile, ruled_convolution
 from sdopt.errors import BrokenFileError
 
 COLD_BYTES = 120 * 2**20
@@ -33,7 +33,6 @@ ROUNDS = 5
 FEWEST_BLOCKS = 6
 MOST_PROGRAMS = 330
 FEWEST_PROGRAMS = 96
-LIBRARY = Tile(library=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +44,25 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """'conv', 'doubled', 'linear', 'joined' or 'geglu'."""
+        """'conv', 'plain', 'doubled', 'linear', 'joined', 'geglu' or 'attention'."""
         return self.key.split()[0]
+
+    @property
+    def heads(self) -> int:
+        """Of an attention."""
+        return int(self.key.split("-")[1].split("x")[0])
 
     @property
     def flop(self) -> int:
         """Floating-point operations of the mathematics; a doubled picture's in its folded form."""
         x, weight = self.first_two
+        if self.kind == "attention":
+            return 4 * _size(x) * weight[1]
         return 2 * _size(weight) * (_size(x) // x[-1])
 
     @property
     def first_two(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of what every operation has: input and weight."""
+        """The shapes of what every operation has: input and weight; queries and keys."""
         x, weight = self.shapes[:2]
         if x is None or weight is None:
             raise ValueError(f"{self.key}: an operation has an input and a weight")
@@ -83,9 +89,22 @@ def jobs_of_levels(names: Sequence[str], source: str) -> list[Job]:
 
 def candidates(job: Job) -> list[Tile]:
     """Every tile worth timing for this operation."""
-    convolving = job.kind in ("conv", "doubled")
+    if job.kind == "attention":
+        return list(_attention_tiles(job))
+    convolving = job.kind in ("conv", "plain", "doubled")
     found = _convolution_tiles(job) if convolving else _product_tiles(job)
     return list(dict.fromkeys(found)) or [_by_rule(job)]
+
+
+def _attention_tiles(job: Job) -> Iterator[Tile]:
+    (_, tokens, _), (_, keys, _) = job.first_two
+    for high, warps in ((64, 4), (128, 8)):
+        for columns in (16, 32, 64, 128):
+            too_wide, too_small = columns > max(16, 2 * keys - 1), columns < 32 and keys > 32
+            if high > max(64, tokens) or too_wide or too_small:
+                continue
+            for stages in (2, 3) if keys > columns else (1,):
+                yield Tile(height=high, width=1, columns=columns, stages=stages, warps=warps)
 
 
 def _by_rule(job: Job) -> Tile:
@@ -107,7 +126,7 @@ def _convolution_tiles(job: Job) -> Iterator[Tile]:
         pixels = box[0] * box[1] * box[2]
         for columns, extra, depth, stages, warps in (*_cuts(pixels, n), *_uneven_cuts(pixels, n)):
             across = -(-n // (columns + extra))
-            for splits in _splits(tiles * across, blocks, job.kind == "conv"):
+            for splits in _splits(tiles * across, blocks, phases == 1):
                 yield Tile(
                     images=box[0], height=box[1], width=box[2], columns=columns, extra=extra,
                     depth=depth, stages=stages, warps=warps, splits=splits,
@@ -177,6 +196,8 @@ def _splits(tiles: int, blocks: int, allowed: bool) -> Iterator[int]:
 
 def operation(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
     """A function that computes the job with a tile, on its weights number i of many."""
+    if job.kind == "attention":
+        return _attention(job, device)
     x, weight = (_random(shape, device) for shape in job.first_two)
     bias, *more = (None if s is None else _random(s, device) for s in job.shapes[2:])
     turns = max(1, min(MOST_TURNS, COLD_BYTES // (2 * weight.numel())))
@@ -184,7 +205,7 @@ def operation(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
 
     def compute(tile: Tile, turn: int) -> Any:
         w = weights[turn % turns]
-        if job.kind == "conv":
+        if job.kind in ("conv", "plain"):
             return ops.tiled_convolution(x, w, bias, tile, residual=more[0])
         if job.kind == "doubled":
             return ops.tiled_doubled_convolution(x, w, bias, tile)
@@ -193,6 +214,16 @@ def operation(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
         return ops.tiled_linear(x, w, bias, tile, x2=more[0], residual=more[1])
 
     return compute
+
+
+def _attention(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
+    """Queries, keys and values of one picture are parts of one tensor, as in the UNet."""
+    q_shape, k_shape = job.first_two
+    if q_shape == k_shape:
+        q, k, v = _random((*q_shape[:2], 3 * q_shape[2]), device).chunk(3, dim=-1)
+    else:
+        q, k, v = (_random(shape, device) for shape in (q_shape, k_shape, k_shape))
+    return lambda tile, _: ops.tiled_attention(q, k, v, job.heads, tile)
 
 
 def time_us(compute: Callable[[Tile, int], Any], tile: Tile) -> float:
@@ -247,7 +278,8 @@ def distinct(jobs: Sequence[Job]) -> list[tuple[Job, list[Tile]]]:
         for tile in candidates(job):
             make = {**asdict(tile), "splits": tile.splits > 1}
             operands = tuple(s is None for s in job.shapes)
-            key = (job.kind, operands, job.shapes[1][0] % 16 == 0, tuple(make.items()))  # type: ignore[index]
+            made_for = job.key if job.kind == "attention" else job.first_two[1][0] % 16 == 0
+            key = (job.kind, operands, made_for, tuple(make.items()))
             if key not in seen:
                 seen.add(key)
                 tiles.append(tile)

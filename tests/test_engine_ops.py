@@ -9,6 +9,7 @@ import references
 import torch
 import torch.nn.functional as F
 from references import error, random
+from torch import Tensor
 
 from sdopt.engine import ops
 from sdopt.engine.doubling import doubled_weights
@@ -148,15 +149,31 @@ def test_shapes_are_noted_while_they_are_watched() -> None:
         ops.linear(tokens, random(24, 8))
         ops.linear(tokens, random(24, 16), x2=tokens)
         ops.geglu(tokens, random(48, 8), random(48))
+        ops.attention(tokens, random(2, 3, 8), random(2, 3, 8), 2)
+        ops.attention(tokens, tokens, tokens, 2, causal=True)
+        ops.attention(random(1, 4, 512), random(1, 4, 512), random(1, 4, 512), 1)
     ops.linear(tokens, random(40, 8))
     assert list(seen) == [
+        "plain 2x6x6x8-16",
         "conv 2x6x6x8-16",
         "doubled 2x6x6x8-16",
         "linear 10x8-24",
         "joined 10x16-24",
         "geglu 10x8-24",
+        "attention 2x5x3-2x4",
     ]
-    assert seen["conv 2x6x6x8-16"][2] is None  # the first of its kind
+    assert seen["plain 2x6x6x8-16"][2] is None
+    assert seen["conv 2x6x6x8-16"][2] is not None
+
+
+@pytest.mark.parametrize("x2", [None, random(1, 6, 6, 4, seed=1)])
+def test_a_group_norm_of_a_shifted_input(x2: Tensor | None) -> None:
+    x, shift = random(1, 6, 6, 8), random(8, seed=2)
+    norm = torch.nn.GroupNorm(2, 8 if x2 is None else 12)
+    with torch.no_grad():
+        found = ops.group_norm(x, norm, silu=True, x2=x2, shift=shift)
+        wanted = ops.group_norm(x + shift, norm, silu=True, x2=x2)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_latents_are_too_narrow_for_a_box_and_not_noted() -> None:

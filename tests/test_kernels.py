@@ -15,7 +15,7 @@ from references import error, random
 from torch import Tensor
 
 from sdopt.engine.doubling import doubled_weights
-from sdopt.engine.tiles import Tile, ruled_convolution, ruled_product
+from sdopt.engine.tiles import Tile, ruled_attention, ruled_convolution, ruled_product
 
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
     pytest.skip(
@@ -120,6 +120,31 @@ def test_a_doubled_convolution(
     assert error(found, references.doubled_convolution(x, weight, bias)) < ROUNDED
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("added", ["bias", "residual", "both"])
+def test_what_a_library_left_out_is_added_in_one_pass(added: str, relu: bool) -> None:
+    x, wanted = half(2, 5, 7, 40), half(2, 5, 7, 40).float()
+    bias = half(40, seed=1) if added != "residual" else None
+    residual = half(2, 5, 7, 40, seed=2) if added != "bias" else None
+    for more in (bias, residual):
+        wanted = wanted if more is None else wanted + more
+    found = launch.ending(x, bias, residual, relu=relu)
+    assert error(found, F.relu(wanted) if relu else wanted) < ROUNDED
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "n"), [((2, 8, 8, 4), 40), ((1, 7, 9, 4), 64), ((3, 5, 11, 3), 70), ((1, 2, 3, 1), 8)]
+)
+def test_a_convolution_of_few_channels(
+    sizes: tuple[int, int, int, int], n: int, biased: bool
+) -> None:
+    x, weight = half(*sizes), half(n, 3, 3, sizes[3], seed=1)
+    bias = half(n, seed=2) if biased else None
+    found = launch.narrow_convolution(x, weight, bias)
+    assert error(found, references.convolution(x, weight, bias)) < ROUNDED
+
+
 ROWS = Tile(height=64, width=1, columns=32, depth=16)
 PRODUCTS = [
     (64, 32, 32, ROWS),
@@ -157,6 +182,38 @@ def test_geglu(m: int, k: int, n: int) -> None:
     x, weight, bias = half(m, k), half(2 * n, k, seed=1), half(2 * n, seed=2)
     found = launch.matrix_product(x, weight, bias, ROWS, geglu=True)
     assert error(found, references.geglu(x, weight, bias)) < ROUNDED
+
+
+ATTENTIONS = [
+    (2, 40, 77, 2, 40, Tile(height=64, width=1, columns=128, stages=2)),
+    (1, 70, 70, 2, 80, Tile(height=64, width=1, columns=32, stages=2)),
+    (1, 16, 16, 1, 160, Tile(height=64, width=1, columns=16)),
+    (3, 65, 33, 3, 64, Tile(height=64, width=1, columns=32)),
+    (1, 20, 50, 4, 8, Tile(height=32, width=1, columns=16)),
+    (1, 9, 3, 2, 24, ruled_attention(3, 24)),
+    (2, 64, 77, 2, 48, ruled_attention(77, 48)),
+]
+
+
+@pytest.mark.parametrize(("images", "tokens", "keys", "heads", "size", "tile"), ATTENTIONS)
+def test_attention(images: int, tokens: int, keys: int, heads: int, size: int, tile: Tile) -> None:
+    q = half(images, tokens, heads * size) * 3
+    k, v = half(images, keys, heads * size, seed=1) * 3, half(images, keys, heads * size, seed=2)
+    found = launch.attention(q, k, v, heads, tile)
+    assert error(found, references.attention(q, k, v, heads)) < ROUNDED
+
+
+def test_attention_of_parts_of_one_tensor() -> None:
+    q, k, v = half(2, 70, 3 * 80).chunk(3, dim=-1)
+    found = launch.attention(q, k, v, 2, Tile(height=64, width=1, columns=32, stages=2))
+    assert error(found, references.attention(q, k, v, 2)) < ROUNDED
+
+
+def test_attention_to_one_key_far_above_the_others() -> None:
+    q, k, v = half(1, 64, 40), half(1, 50, 40, seed=1), half(1, 50, 40, seed=2)
+    k[:, 45] = q[:, 0] * 100
+    found = launch.attention(q, k, v, 1, Tile(height=64, width=1, columns=16))
+    assert error(found, references.attention(q, k, v, 1)) < ROUNDED
 
 
 NORMS = [
@@ -210,15 +267,27 @@ def test_a_group_norm_uses_its_epsilon(path: str) -> None:
     assert error(found, references.group_norm(x, norm)) < ROUNDED
 
 
+@pytest.mark.parametrize("largest", [1024, 100])
+@pytest.mark.parametrize("sizes", [(2, 64, 32, 48), (1, 13, 31, 48)])
 def test_statistics_of_a_large_picture_are_put_together_from_chunks(
-    monkeypatch: pytest.MonkeyPatch,
+    sizes: tuple[int, int, int, int], largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "SMALL_NORM_ENTRIES", 1000)
-    x, x2, norm = half(2, 64, 32, 48) * 2 + 1, half(2, 64, 32, 24, seed=1), norm_of(12, 72)
-    x[:, 32:] += 20  # chunks of different means
-    assert launch._chunks(2, 64 * 32) > 1
+    monkeypatch.setattr(launch, "MOST_CHUNKS", 3)
+    monkeypatch.setattr(launch, "LARGEST_CHUNK", largest)
+    x, x2, norm = half(*sizes) * 2 + 1, half(*sizes[:3], 24, seed=1), norm_of(12, 72)
+    x[:, 8:] += 20  # chunks of different means
+    pixels = sizes[1] * sizes[2]
+    assert (launch._chunk_rows(sizes[0], pixels) == largest) == (pixels > 3 * largest)
     found = launch.group_norm(x, norm.weight, norm.bias, 12, norm.eps, x2=x2)
     assert error(found, references.group_norm(x, norm, x2)) < ROUNDED
+
+
+@pytest.mark.parametrize("silu", [True, False])
+def test_a_group_norm_of_a_shifted_input(silu: bool, path: str) -> None:
+    x, norm, shift = half(2, 9, 12, 40), norm_of(5, 40), half(40, seed=3) * 10
+    found = launch.group_norm(x, norm.weight, norm.bias, 5, norm.eps, silu=silu, shift=shift)
+    assert error(found, references.group_norm(x.double() + shift, norm, None, silu)) < ROUNDED
 
 
 @pytest.mark.parametrize("shape", [(33, 48), (1, 8), (2, 77, 40), (3, 5, 320)])

@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdopt.engine.tiles import (
+    LIBRARY,
+    MOST_KEYS,
     Tile,
+    attention_tile,
     convolution_tile,
     product_tile,
+    ruled_attention,
     ruled_convolution,
     ruled_product,
     tuned,
@@ -52,7 +56,8 @@ def test_a_measured_tile(key: str) -> None:
     tile = tuned()[key]
     if not tile.library:
         check(tile)
-    assert key.split()[0] in ("conv", "doubled", "linear", "joined", "geglu")
+    kinds = ("conv", "plain", "doubled", "linear", "joined", "geglu", "attention")
+    assert key.split()[0] in kinds
     assert tile.splits == 1 or key.split()[0] not in ("doubled", "geglu")
 
 
@@ -66,6 +71,31 @@ def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:
     assert convolution_tile((6, 16, 16, 1280), 1280, "conv") == ruled_convolution(
         (6, 16, 16, 1280), 1280, "conv"
     )
+
+
+def test_a_convolution_without_bias_has_its_own_tile_or_that_of_one_with() -> None:
+    with_bias = tuned()["conv 2x64x64x320-4"]
+    assert "plain 2x64x64x320-4" not in tuned()
+    assert convolution_tile((2, 64, 64, 320), 4, "plain") == with_bias
+
+
+@given(st.integers(1, 5000), st.sampled_from([8, 40, 64, 80, 160]))
+def test_a_ruled_attention(keys: int, size: int) -> None:
+    tile = ruled_attention(keys, size)
+    assert tile.library == (keys > MOST_KEYS)
+    assert is_power(tile.columns)
+    if not tile.library:
+        assert tile.columns <= (128 if size <= 128 else 64)
+
+
+def test_more_images_use_the_attention_of_fewer() -> None:
+    assert attention_tile((2, 4096, 5000), 8, 40) == LIBRARY
+    keys = [key for key in tuned() if key.startswith("attention 2x")]
+    for key in keys:
+        sizes, heads = key.split()[1].split("-")
+        tokens, number = int(sizes.split("x")[1]), int(sizes.split("x")[2])
+        count, size = map(int, heads.split("x"))
+        assert attention_tile((8, tokens, number), count, size) == tuned()[key]
 
 
 def test_more_rows_use_the_tile_of_fewer() -> None:

@@ -54,6 +54,18 @@ def test_arithmetic_is_a_multiplication_and_an_addition_for_each_weight_and_pixe
     assert DOUBLED.flop == 2 * 2 * 8 * 8 * 1280 * 1280 * 4 * 4
 
 
+def test_attention_is_cut_by_tokens_and_keys() -> None:
+    prompt = Job(
+        key="attention 2x4096x77-8x40", shapes=((2, 4096, 320), (2, 77, 320), (2, 77, 320))
+    )
+    assert prompt.heads == 8
+    assert prompt.flop == 2 * 2 * (2 * 4096 * 77 * 320)
+    assert {tile.columns for tile in candidates(prompt)} == {32, 64, 128}
+    assert {tile.stages for tile in candidates(prompt) if tile.columns == 128} == {1}
+    few = Job(key="attention 1x16x16-8x160", shapes=((1, 16, 1280), (1, 16, 1280), (1, 16, 1280)))
+    assert {(tile.height, tile.columns) for tile in candidates(few)} == {(64, 16)}
+
+
 def test_an_operation_without_a_weight_is_named() -> None:
     with pytest.raises(ValueError, match="conv broken: an operation has an input and a weight"):
         Job(key="conv broken", shapes=((1, 8, 8, 8), None)).first_two  # noqa: B018
@@ -76,7 +88,8 @@ def test_a_kernel_is_compiled_once_for_all_shapes_that_share_it() -> None:
 
 def test_the_operations_of_a_picture_are_found_by_drawing_one() -> None:
     jobs = jobs_of_levels(["turbo"], "embedded")
-    assert {"conv", "doubled", "linear", "joined", "geglu"} == {job.kind for job in jobs}
+    kinds = {"conv", "plain", "doubled", "linear", "joined", "geglu", "attention"}
+    assert kinds == {job.kind for job in jobs}
     assert len({job.key for job in jobs}) == len(jobs)
     assert all(candidates(job) for job in jobs)
 

@@ -1,4 +1,4 @@
-"""Triton kernels of the engine: convolution, matrix product, norms and the solver's step.
+"""Triton kernels of the engine: convolution, product, attention, norms and the solver's step.
 
 Pictures are (images, height, width, channels), float16, contiguous; sums are float32. Operands come
 through the tensor memory accelerator, which fills zeros outside of a picture: a convolution is a
@@ -129,6 +129,45 @@ def convolution(
         )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["images", "H", "W"])
+def narrow_convolution(
+    x,
+    weight,
+    bias,
+    out,
+    images,
+    H,
+    W,
+    N,
+    C: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """A 3 x 3 convolution of so few channels that all 9 * C products are one step of DEPTH.
+
+    `weight` is (N, 9 * C). BM pixels in the order of memory by BN channels.
+    """
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
+    column = tl.program_id(1) * BN + tl.arange(0, BN)
+    depth = tl.arange(0, DEPTH)
+    tap = depth // C
+    w = (pixel % W)[:, None] + (tap % 3)[None, :] - 1
+    h = (pixel // W % H)[:, None] + (tap // 3)[None, :] - 1
+    image = (pixel // (H * W))[:, None]
+    inside = (w >= 0) & (w < W) & (h >= 0) & (h < H) & (image < images)
+    inside &= (depth < 9 * C)[None, :]
+    at = ((image * H + h) * W + w) * C + (depth % C)[None, :]
+    a = tl.load(x + at, mask=inside, other=0.0)
+    known = (depth < 9 * C)[:, None] & (column < N)[None, :]
+    b = tl.load(weight + column[None, :] * (9 * C) + depth[:, None], mask=known, other=0.0)
+    acc = tl.dot(a, b)
+    mask = (pixel < images * H * W)[:, None] & (column < N)[None, :]
+    offsets = pixel.to(tl.int64)[:, None] * N + column[None, :]
+    _write(acc, offsets, mask, column, bias, bias, out, N, HAS_BIAS, False, 0)
+
+
 @triton.jit(do_not_specialize=["M", "K", "K2", "splits"])
 def matrix_product(
     x_box,
@@ -193,7 +232,33 @@ def matrix_product(
         )
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
+def ending(
+    values,
+    bias,
+    residual,
+    out,
+    size,
+    N,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Bias, residual and activation of what the library computed, in one pass."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    acc = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION == 1:
+        acc = tl.maximum(acc, 0.0)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def sum_splits(
     partial,
     bias,
@@ -239,6 +304,7 @@ def _load_joined(x, x2, image, pixels, row, column, mask, C: tl.constexpr, C2: t
 def group_norm_small(
     x,
     x2,
+    shift,
     weight,
     bias,
     out,
@@ -249,6 +315,7 @@ def group_norm_small(
     GROUPS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    SHIFTED: tl.constexpr,
     SILU: tl.constexpr,
 ):
     """GroupNorm of one group whose pixels all fit into registers: ROWS of WIDTH channels."""
@@ -262,6 +329,9 @@ def group_norm_small(
     known = within < wide
     mask = (row < pixels)[:, None] & known[None, :]
     values = _load_joined(x, x2, image, pixels, row, column, mask, C, C2)
+    if SHIFTED:
+        values += tl.load(shift + column, mask=known, other=0.0).to(tl.float32)[None, :]
+        values = tl.where(mask, values, 0.0)
     count = (pixels * wide).to(tl.float32)
     mean = tl.sum(tl.sum(values, 1), 0) / count
     apart = tl.where(mask, values - mean, 0.0)
@@ -277,34 +347,36 @@ def group_norm_small(
     tl.store(place, values.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["pixels"])
+@triton.jit(do_not_specialize=["pixels", "chunk_rows"])
 def group_statistics(
     x,
     x2,
+    shift,
     sums,
     statistics,
     pixels,
+    chunk_rows,
     C: tl.constexpr,
     C2: tl.constexpr,
     GROUPS: tl.constexpr,
     TOGETHER: tl.constexpr,
-    CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     GROUP_WIDTH: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):
     """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of a picture.
 
     Rows of neighbouring groups are read together, so that reads are wide. Each channel's mean and
     squares, of differences from its first pixel so that nothing cancels, go through `sums`, of
-    shape (images, CHUNKS, 2, channels), to be put together by group (Chan, Golub and LeVeque 1983).
+    shape (images, chunks, 2, channels), to be put together by group (Chan, Golub and LeVeque 1983).
     """
     chunk = tl.program_id(1)
     image = tl.program_id(2)
     channels: tl.constexpr = C + C2
     wide: tl.constexpr = channels // GROUPS
-    per_chunk = pixels // CHUNKS
-    first = chunk * per_chunk
+    first = chunk * chunk_rows
+    rows = tl.minimum(chunk_rows, pixels - first)
     within = tl.arange(0, WIDTH)
     column = tl.program_id(0) * TOGETHER * wide + within
     known = (within < TOGETHER * wide) & (column < channels)
@@ -312,42 +384,91 @@ def group_statistics(
     squares = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     one = first + tl.arange(0, 1)
     origin = _load_joined(x, x2, image, pixels, one, column, known[None, :], C, C2)
-    for start in range(0, per_chunk, ROWS):
+    for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
-        mask = (row < per_chunk)[:, None] & known[None, :]
+        mask = (row < rows)[:, None] & known[None, :]
         values = _load_joined(x, x2, image, pixels, first + row, column, mask, C, C2)
         apart = tl.where(mask, values - origin, 0.0)
         total += apart
         squares += apart * apart
-    rows = per_chunk.to(tl.float32)
-    beyond = tl.sum(total, 0) / rows
-    place = sums + (image * CHUNKS + chunk) * 2 * channels
-    tl.store(place + column, tl.sum(origin, 0) + beyond, mask=known)
-    tl.store(place + channels + column, tl.sum(squares, 0) - rows * beyond * beyond, mask=known)
+    count = rows.to(tl.float32)
+    beyond = tl.sum(total, 0) / count
+    mean = tl.sum(origin, 0) + beyond
+    if SHIFTED:
+        mean += tl.load(shift + column, mask=known, other=0.0).to(tl.float32)
+    place = sums + (image * tl.num_programs(1) + chunk) * 2 * channels
+    tl.store(place + column, mean, mask=known)
+    tl.store(place + channels + column, tl.sum(squares, 0) - count * beyond * beyond, mask=known)
     tl.debug_barrier()
     group = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
     inside = tl.arange(0, GROUP_WIDTH)
     member = group[:, None] * wide + inside[None, :]
     mask = (inside < wide)[None, :] & (group < GROUPS)[:, None]
     means = tl.load(place + member, mask=mask, other=0.0)
-    mean = tl.sum(means, 1) / wide
-    between = tl.where(mask, means - mean[:, None], 0.0)
+    group_mean = tl.sum(means, 1) / wide
+    between = tl.where(mask, means - group_mean[:, None], 0.0)
     spread = tl.sum(tl.load(place + channels + member, mask=mask, other=0.0), 1)
-    spread += rows * tl.sum(between * between, 1)
-    home = ((image * CHUNKS + chunk) * GROUPS + group) * 2
-    tl.store(statistics + home, mean, mask=group < GROUPS)
-    tl.store(statistics + home + 1, spread, mask=group < GROUPS)
+    spread += count * tl.sum(between * between, 1)
+    home = statistics + ((image * tl.num_programs(1) + chunk) * GROUPS + group) * 2
+    tl.store(home, group_mean, mask=group < GROUPS)
+    tl.store(home + 1, spread, mask=group < GROUPS)
 
 
-@triton.jit(do_not_specialize=["pixels"])
+@triton.jit
+def _chunk_statistics(statistics, image, chunks, chunk, group, known, GROUPS: tl.constexpr):
+    """Means and sums of squares of some chunks (rows) and groups (columns)."""
+    mask = (chunk < chunks)[:, None] & known[None, :]
+    place = statistics + ((image * chunks + chunk)[:, None] * GROUPS + group[None, :]) * 2
+    return tl.load(place, mask=mask, other=0.0), tl.load(place + 1, mask=mask, other=0.0)
+
+
+@triton.jit(do_not_specialize=["pixels", "chunks", "chunk_rows"])
+def combine_statistics(
+    statistics,
+    combined,
+    pixels,
+    chunks,
+    chunk_rows,
+    C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`group_statistics` of a picture's many chunks as one chunk (Chan, Golub and LeVeque 1983)."""
+    image = tl.program_id(1)
+    group = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
+    known = group < GROUPS
+    total = tl.zeros((BLOCK, TOGETHER), dtype=tl.float32)
+    for start in range(0, chunks, BLOCK):
+        chunk = start + tl.arange(0, BLOCK)
+        means, _ = _chunk_statistics(statistics, image, chunks, chunk, group, known, GROUPS)
+        rows = tl.maximum(tl.minimum(chunk_rows, pixels - chunk * chunk_rows), 0)
+        total += means * rows.to(tl.float32)[:, None]
+    mean = tl.sum(total, 0) / pixels
+    spread = tl.zeros((BLOCK, TOGETHER), dtype=tl.float32)
+    for start in range(0, chunks, BLOCK):
+        chunk = start + tl.arange(0, BLOCK)
+        means, spreads = _chunk_statistics(statistics, image, chunks, chunk, group, known, GROUPS)
+        rows = tl.maximum(tl.minimum(chunk_rows, pixels - chunk * chunk_rows), 0)
+        apart = means - mean[None, :]
+        spread += spreads + (rows * (C // GROUPS)).to(tl.float32)[:, None] * apart * apart
+    place = combined + (image * GROUPS + group) * 2
+    tl.store(place, mean, mask=known)
+    tl.store(place + 1, tl.sum(spread, 0), mask=known)
+
+
+@triton.jit(do_not_specialize=["pixels", "chunks", "chunk_rows"])
 def group_norm_apply(
     x,
     x2,
+    shift,
     statistics,
     weight,
     bias,
     out,
     pixels,
+    chunks,
+    chunk_rows,
     C: tl.constexpr,
     C2: tl.constexpr,
     epsilon,
@@ -355,11 +476,13 @@ def group_norm_apply(
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    NEAR: tl.constexpr,
+    SHIFTED: tl.constexpr,
     SILU: tl.constexpr,
 ):
-    """Normalize ROWS pixels of WIDTH channels by what `group_statistics` found in CHUNKS chunks.
+    """Normalize ROWS pixels of WIDTH channels by what `group_statistics` found in the chunks.
 
-    Chunks are of one size, so their means weigh the same (Chan, Golub and LeVeque 1983).
+    There are at most CHUNKS of them, and the channels belong to at most NEAR groups.
     """
     image = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -367,20 +490,27 @@ def group_norm_apply(
     channels: tl.constexpr = C + C2
     wide: tl.constexpr = channels // GROUPS
     known = column < channels
-    chunk = tl.arange(0, CHUNKS)
-    home = ((image * CHUNKS + chunk)[:, None] * GROUPS + (column // wide)[None, :]) * 2
-    means = tl.load(statistics + home, mask=known[None, :], other=0.0)
-    spreads = tl.load(statistics + home + 1, mask=known[None, :], other=0.0)
-    mean = tl.sum(means, 0) / CHUNKS
-    apart = means - mean[None, :]
-    variance = tl.sum(spreads, 0) / (pixels * wide).to(tl.float32)
-    variance += tl.sum(apart * apart, 0) / CHUNKS
-    scale = tl.load(weight + column, mask=known, other=0.0).to(tl.float32)
-    scale *= tl.rsqrt(variance + epsilon)
-    offset = tl.load(bias + column, mask=known, other=0.0).to(tl.float32) - mean * scale
-
     mask = (row < pixels)[:, None] & known[None, :]
     values = _load_joined(x, x2, image, pixels, row, column, mask, C, C2)
+
+    group = tl.program_id(2) * WIDTH // wide + tl.arange(0, NEAR)
+    chunk = tl.arange(0, CHUNKS)
+    means, spreads = _chunk_statistics(
+        statistics, image, chunks, chunk, group, group < GROUPS, GROUPS
+    )
+    rows = tl.maximum(tl.minimum(chunk_rows, pixels - chunk * chunk_rows), 0).to(tl.float32)
+    mean = tl.sum(means * rows[:, None], 0) / pixels
+    apart = means - mean[None, :]
+    variance = tl.sum(spreads + wide * rows[:, None] * apart * apart, 0) / pixels / wide
+    inverse = tl.rsqrt(variance + epsilon)
+    member = group[:, None] == (column // wide)[None, :]
+    scale = tl.sum(tl.where(member, inverse[:, None], 0.0), 0)
+    scale *= tl.load(weight + column, mask=known, other=0.0).to(tl.float32)
+    center = tl.sum(tl.where(member, mean[:, None], 0.0), 0)
+    if SHIFTED:
+        center -= tl.load(shift + column, mask=known, other=0.0).to(tl.float32)
+    offset = tl.load(bias + column, mask=known, other=0.0).to(tl.float32) - center * scale
+
     values = values * scale[None, :] + offset[None, :]
     if SILU:
         values = values * tl.sigmoid(values)
@@ -415,6 +545,61 @@ def layer_norm(
     scaled *= tl.load(weight + column, mask=known, other=0.0).to(tl.float32)[None, :]
     scaled += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
     tl.store(out + at, scaled.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["tokens", "keys"])
+def attention(
+    q,
+    k,
+    v,
+    out,
+    tokens,
+    keys,
+    q_row,
+    k_row,
+    scale,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """softmax(scale * q @ k.T) @ v for BM tokens of one head; softmax as keys come (Dao 2022).
+
+    Heads of SIZE entries are padded to WIDTH. `q_row` and `k_row` are how far tokens lie apart;
+    `scale` is in powers of 2, times log2(e). With EVEN the keys are a multiple of BN.
+    """
+    head = tl.program_id(1) % HEADS
+    image = tl.program_id(1) // HEADS
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    entry = tl.arange(0, WIDTH)
+    own = (row < tokens)[:, None] & (entry < SIZE)[None, :]
+    q_at = (image * tokens + row).to(tl.int64)[:, None] * q_row
+    query = tl.load(q + q_at + (head * SIZE + entry)[None, :], mask=own, other=0.0)
+    acc = tl.zeros((BM, WIDTH), dtype=tl.float32)
+    highest = tl.full((BM,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BM,), dtype=tl.float32)
+    for start in tl.range(0, keys, BN, num_stages=STAGES):
+        key = start + tl.arange(0, BN)
+        place = (image * keys + key).to(tl.int64)[:, None] * k_row + (head * SIZE + entry)[None, :]
+        mask = (key < keys)[:, None] & (entry < SIZE)[None, :]
+        if EVEN:
+            mask = (entry < SIZE)[None, :]
+        score = tl.dot(query, tl.load(k + place, mask=mask, other=0.0).T)
+        if not EVEN:
+            score = tl.where((key < keys)[None, :], score, float("-inf"))
+        higher = tl.maximum(highest, tl.max(score, 1) * scale)
+        weight = tl.exp2(score * scale - higher[:, None])
+        shrink = tl.exp2(highest - higher)
+        total = total * shrink + tl.sum(weight, 1)
+        value = tl.load(v + place, mask=mask, other=0.0)
+        acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None])
+        highest = higher
+    at = (image * tokens + row).to(tl.int64)[:, None] * (HEADS * SIZE)
+    place = out + at + (head * SIZE + entry)[None, :]
+    tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), mask=own)
 
 
 @triton.jit(do_not_specialize=["size"])

@@ -12,15 +12,21 @@ from sdopt.engine import kernels
 from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
+ENDING_BLOCK = 2048
 SMALL_NORM_ENTRIES = 32768
 """Of a group, padded to powers of 2: so many fit into the registers of one program."""
 GROUPS_TOGETHER = 8
 """Their rows are read together when statistics are made."""
 STATISTICS_PROGRAMS = 128
 """About as many as the device has multiprocessors."""
-MOST_CHUNKS = 64
 STATISTICS_ENTRIES = 8192
-NORM_ENTRIES = 8192
+NORM_ENTRIES, NORM_COLUMNS = 8192, 128
+MOST_CHUNKS = 16
+"""Every program that normalizes reads as many; more are put together by a kernel of their own."""
+LARGEST_CHUNK = 1024
+"""Pixels of one chunk of a picture so large that it has more than MOST_CHUNKS."""
+NARROW_PIXELS, NARROW_COLUMNS = 64, 64
+LOG2_E = 1.4426950408889634
 
 
 def convolution(
@@ -114,6 +120,36 @@ def matrix_product(
     return _summed(sums, out, tile, bias, residual, end)
 
 
+def narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`kernels.narrow_convolution` of x (B, H, W, C) by `weight` (N, 3, 3, C)."""
+    images, height, width, channels = x.shape
+    columns = weight.shape[0]
+    out = x.new_empty((images, height, width, columns))
+    down = _cut(images * height * width, NARROW_PIXELS)
+    kernels.narrow_convolution[(down, _cut(columns, NARROW_COLUMNS))](
+        x, weight, _or(bias, out), out, images, height, width, columns, C=channels,
+        DEPTH=max(16, _power(9 * channels)), BM=NARROW_PIXELS, BN=NARROW_COLUMNS,
+        HAS_BIAS=bias is not None, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile) -> Tensor:
+    """`kernels.attention` of q (B, tokens, width), k and v (B, keys, width); rows may be apart.
+
+    `tile` has `height` tokens and `columns` keys at a time.
+    """
+    images, tokens, width = q.shape
+    keys, size = k.shape[1], width // heads
+    out = q.new_empty((images, tokens, width))
+    kernels.attention[(_cut(tokens, tile.height), images * heads)](
+        q, k, v, out, tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads,
+        SIZE=size, WIDTH=max(16, _power(size)), BM=tile.height, BN=tile.columns,
+        EVEN=keys % tile.columns == 0, STAGES=tile.stages, num_warps=tile.warps,
+    )  # fmt: skip
+    return out
+
+
 def group_norm(
     x: Tensor,
     weight: Tensor,
@@ -123,34 +159,47 @@ def group_norm(
     *,
     silu: bool = False,
     x2: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """GroupNorm of x (B, H, W, C), continued along its channels by x2 if there is one."""
+    """GroupNorm of x (B, H, W, C), continued along its channels by x2 if there is one.
+
+    `shift` (C,) is added to x before.
+    """
     images, height, width, channels = x.shape
     more = 0 if x2 is None else x2.shape[3]
     pixels, joined = height * width, channels + more
     out = x.new_empty((images, height, width, joined))
-    second = _or(x2, x)
+    second, before, shifted = _or(x2, x), _or(shift, x), shift is not None
     narrow, tall = _power(joined // groups), _power(pixels)
     if narrow * tall <= SMALL_NORM_ENTRIES:
         kernels.group_norm_small[(groups, images)](
-            x, second, weight, bias, out, pixels, channels, more, epsilon, GROUPS=groups,
-            ROWS=tall, WIDTH=narrow, SILU=silu, num_warps=_warps(narrow * tall),
+            x, second, before, weight, bias, out, pixels, channels, more, epsilon, GROUPS=groups,
+            ROWS=tall, WIDTH=narrow, SHIFTED=shifted, SILU=silu, num_warps=_warps(narrow * tall),
         )  # fmt: skip
         return out
-    chunks = _chunks(images, pixels)
-    statistics = torch.empty((images, chunks, groups, 2), device=x.device, dtype=torch.float32)
-    sums = torch.empty((images, chunks, 2, joined), device=x.device, dtype=torch.float32)
+    rows = _chunk_rows(images, pixels)
+    chunks = _cut(pixels, rows)
+    statistics = _float32(x, (images, chunks, groups, 2))
+    sums = _float32(x, (images, chunks, 2, joined))
     across = _power(GROUPS_TOGETHER * joined // groups)
     kernels.group_statistics[(_cut(groups, GROUPS_TOGETHER), chunks, images)](
-        x, second, sums, statistics, pixels, channels, more, GROUPS=groups,
-        TOGETHER=GROUPS_TOGETHER, CHUNKS=chunks, ROWS=max(1, STATISTICS_ENTRIES // across),
-        WIDTH=across, GROUP_WIDTH=narrow, num_warps=8,
+        x, second, before, sums, statistics, pixels, rows, channels, more, GROUPS=groups,
+        TOGETHER=GROUPS_TOGETHER, ROWS=max(1, STATISTICS_ENTRIES // across), WIDTH=across,
+        GROUP_WIDTH=narrow, SHIFTED=shifted, num_warps=8,
     )  # fmt: skip
-    across = min(_power(joined), 128)
+    if chunks > MOST_CHUNKS:
+        combined = _float32(x, (images, 1, groups, 2))
+        kernels.combine_statistics[(_cut(groups, GROUPS_TOGETHER), images)](
+            statistics, combined, pixels, chunks, rows, C=joined, GROUPS=groups,
+            TOGETHER=GROUPS_TOGETHER, BLOCK=256, num_warps=8,
+        )  # fmt: skip
+        statistics, chunks, rows = combined, 1, pixels
+    across = min(_power(joined), NORM_COLUMNS)
     down = NORM_ENTRIES // across
     kernels.group_norm_apply[(_cut(pixels, down), images, _cut(joined, across))](
-        x, second, statistics, weight, bias, out, pixels, channels, more, epsilon, GROUPS=groups,
-        CHUNKS=chunks, ROWS=down, WIDTH=across, SILU=silu, num_warps=8,
+        x, second, before, statistics, weight, bias, out, pixels, chunks, rows, channels, more,
+        epsilon, GROUPS=groups, CHUNKS=_power(chunks), ROWS=down, WIDTH=across,
+        NEAR=_power(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu, num_warps=8,
     )  # fmt: skip
     return out
 
@@ -168,6 +217,18 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     return out
 
 
+def ending(
+    values: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool = False
+) -> Tensor:
+    """`kernels.ending` of a contiguous tensor whose last dimension the bias has."""
+    out = torch.empty_like(values)
+    kernels.ending[(_cut(values.numel(), ENDING_BLOCK),)](
+        values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
+        BLOCK=ENDING_BLOCK, num_warps=4, **_ending(bias, residual, relu),
+    )  # fmt: skip
+    return out
+
+
 def solver_step(
     noise: Tensor, sample: Tensor, before: Tensor, factors: Tensor, copies: int
 ) -> Tensor:
@@ -182,9 +243,11 @@ def solver_step(
 
 
 def _sums(out: Tensor, tile: Tile) -> Tensor:
-    if tile.splits == 1:
-        return out
-    return torch.empty((tile.splits, *out.shape), device=out.device, dtype=torch.float32)
+    return out if tile.splits == 1 else _float32(out, (tile.splits, *out.shape))
+
+
+def _float32(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, device=like.device, dtype=torch.float32)
 
 
 def _summed(
@@ -216,18 +279,12 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     return other if tensor is None else tensor
 
 
-def _chunks(images: int, pixels: int) -> int:
-    """A power of 2 that divides the pixels evenly, so that chunks weigh the same.
-
-    16 of them for a small picture: every program that normalizes reads them all.
-    """
-    most = min(MOST_CHUNKS, max(16, pixels // 4096))
-    chunks = 1
-    while (
-        chunks < most and 4 * images * chunks < STATISTICS_PROGRAMS and pixels % (2 * chunks) == 0
-    ):
-        chunks *= 2
-    return chunks
+def _chunk_rows(images: int, pixels: int) -> int:
+    """Pixels of a chunk: as many chunks as fill the device, or chunks of LARGEST_CHUNK."""
+    if pixels > MOST_CHUNKS * LARGEST_CHUNK:
+        return LARGEST_CHUNK
+    chunks = max(1, min(MOST_CHUNKS, STATISTICS_PROGRAMS // (4 * images)))
+    return _cut(pixels, chunks)
 
 
 def _warps(entries: int) -> int:

@@ -13,12 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdopt.engine.tiles import Tile, convolution_key, convolution_tile, product_key, product_tile
+from sdopt.engine.tiles import (
+    Tile,
+    attention_key,
+    attention_tile,
+    convolution_key,
+    convolution_tile,
+    product_key,
+    product_tile,
+)
 
 LEAST_CAPABILITY = (9, 0)
 """The compute capability with a tensor memory accelerator: Hopper."""
 LEAST_CHANNELS = 8
-"""A box's rows begin at multiples of 16 bytes: the latents' 4 channels are left to the library."""
+"""A box's rows begin at multiples of 16 bytes: fewer have a kernel that needs no boxes."""
+MOST_HEAD_SIZE = 160
+"""Larger heads do not fit into the registers: the VAE's one of 512 is left to the library."""
 
 _seen: dict[str, tuple[Tensor | None, ...]] | None = None
 
@@ -46,8 +56,13 @@ def convolution(
     n, _, _, c = weight.shape
     tile = None
     if c >= LEAST_CHANNELS:
-        _note(convolution_key(_sizes(x), n, "conv"), x, weight, bias, residual)
-        tile = convolution_tile(_sizes(x), n, "conv") if x.is_cuda else None
+        kind = "plain" if bias is None and residual is None and not relu else "conv"
+        _note(convolution_key(_sizes(x), n, kind), x, weight, bias, residual)
+        tile = convolution_tile(_sizes(x), n, kind) if x.is_cuda else None
+    elif x.is_cuda and residual is None and not relu:
+        from sdopt.engine import launch
+
+        return launch.narrow_convolution(x, weight, bias)
     return tiled_convolution(x, weight, bias, tile, residual=residual, relu=relu)
 
 
@@ -65,10 +80,23 @@ def tiled_convolution(
         from sdopt.engine import launch
 
         return launch.convolution(x, weight, bias, tile, residual=residual, relu=relu)
-    out = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, padding=1)
-    out = out.permute(0, 2, 3, 1).contiguous()
-    out = out if residual is None else out + residual
-    return F.relu(out) if relu else out
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), None, padding=1)
+    return ended(out.permute(0, 2, 3, 1).contiguous(), bias, residual, relu=relu)
+
+
+def ended(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, relu: bool = False
+) -> Tensor:
+    """x plus bias plus residual, then ReLU: on a GPU one kernel, where the library needs three."""
+    if bias is None and residual is None and not relu:
+        return x
+    if x.is_cuda:
+        from sdopt.engine import launch
+
+        return launch.ending(x, bias, residual, relu=relu)
+    x = x if bias is None else x + bias
+    x = x if residual is None else x + residual
+    return F.relu(x) if relu else x
 
 
 def doubled_convolution(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
@@ -154,15 +182,21 @@ def tiled_geglu(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None) -> T
 
 
 def group_norm(
-    x: Tensor, norm: torch.nn.GroupNorm, *, silu: bool = False, x2: Tensor | None = None
+    x: Tensor,
+    norm: torch.nn.GroupNorm,
+    *,
+    silu: bool = False,
+    x2: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """GroupNorm of x, continued along its channels by x2 if there is one; then SiLU."""
+    """GroupNorm of x + shift, continued along its channels by x2 if there is one; then SiLU."""
     if x.is_cuda:
         from sdopt.engine import launch
 
         return launch.group_norm(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, x2=x2
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, x2=x2, shift=shift
         )
+    x = x if shift is None else x + shift
     joined = x if x2 is None else torch.cat([x, x2], 3)
     out = F.group_norm(
         joined.permute(0, 3, 1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps
@@ -182,6 +216,24 @@ def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of (images, tokens, heads * size) tensors."""
+    images, tokens, width = q.shape
+    size = width // heads
+    tile = None
+    if not causal and size <= MOST_HEAD_SIZE:
+        sizes = (images, tokens, k.shape[1])
+        _note(attention_key(sizes, heads, size), q, k, v)
+        tile = attention_tile(sizes, heads, size) if q.is_cuda else None
+    return tiled_attention(q, k, v, heads, tile, causal=causal)
+
+
+def tiled_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile | None, *, causal: bool = False
+) -> Tensor:
+    """`attention` cut that way; by the library if there is no tile."""
+    if tile is not None and not tile.library:
+        from sdopt.engine import launch
+
+        return launch.attention(q, k, v, heads, tile)
     images, tokens, width = q.shape
     q, k, v = (t.reshape(images, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)

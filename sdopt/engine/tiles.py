@@ -15,6 +15,9 @@ MULTIPROCESSORS = 132
 MOST_TIMES = 16
 """As many times the images of a measured shape use its tile."""
 
+MOST_KEYS = 256
+"""Whose attention has a tile by rule: the library has to clear a counter before it begins."""
+
 Sizes = tuple[int, int, int, int]
 """Images, height, width and channels of a convolution's input."""
 
@@ -26,7 +29,8 @@ class Tile:
     A convolution's program computes `extra` columns more, where powers of 2 do not fit the width.
     `depth` entries of the sum are loaded at a time, `stages` such loads are under way, and the sum
     is cut into `splits` that different programs compute. A matrix product's rows are its `height`.
-    `library` leaves the operation to cuDNN or cuBLAS.
+    Attention's has `height` tokens and `columns` keys at a time. `library` leaves the operation to
+    cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -46,14 +50,25 @@ class Tile:
         return self.images * self.height * self.width
 
 
+LIBRARY = Tile(library=True)
+
+
 def convolution_key(sizes: Sizes, n: int, kind: str) -> str:
-    """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv or doubled."""
+    """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv, plain or doubled.
+
+    A plain one has no bias and no residual, for which the library needs kernels of their own.
+    """
     return f"{kind} {'x'.join(map(str, sizes))}-{n}"
 
 
 def product_key(m: int, k: int, n: int, kind: str) -> str:
     """The name of a matrix product's shape: 'linear 8192x320-320'; `kind` is linear or geglu."""
     return f"{kind} {m}x{k}-{n}"
+
+
+def attention_key(sizes: tuple[int, int, int], heads: int, size: int) -> str:
+    """The name of an attention's shape, `sizes` its images, tokens and keys: '2x4096x77-8x40'."""
+    return f"attention {'x'.join(map(str, sizes))}-{heads}x{size}"
 
 
 @lru_cache
@@ -69,9 +84,10 @@ def convolution_tile(sizes: Sizes, n: int, kind: str) -> Tile:
     """The measured tile of this convolution, that of fewer images, or one by rule."""
     images, height, width, c = sizes
     for times in _times(images):
-        key = convolution_key((images // times, height, width, c), n, kind)
-        if key in tuned():
-            return _less_split(tuned()[key], times)
+        for kind_or_like in (kind, "conv") if kind == "plain" else (kind,):
+            key = convolution_key((images // times, height, width, c), n, kind_or_like)
+            if key in tuned():
+                return _less_split(tuned()[key], times)
     return ruled_convolution(sizes, n, kind)
 
 
@@ -82,6 +98,16 @@ def product_tile(m: int, k: int, n: int, kind: str) -> Tile:
         if key in tuned():
             return _less_split(tuned()[key], times)
     return ruled_product(m, k, n, kind)
+
+
+def attention_tile(sizes: tuple[int, int, int], heads: int, size: int) -> Tile:
+    """The measured tile of this attention, that of fewer images, or one by rule."""
+    images, tokens, keys = sizes
+    for times in _times(images):
+        key = attention_key((images // times, tokens, keys), heads, size)
+        if key in tuned():
+            return tuned()[key]
+    return ruled_attention(keys, size)
 
 
 def _times(number: int) -> Iterator[int]:
@@ -121,6 +147,14 @@ def ruled_product(m: int, k: int, n: int, kind: str) -> Tile:
     tiles = -(-m // rows) * -(-n // columns)
     splits = 1 if kind == "geglu" else _splits(tiles, -(-k // 64))
     return Tile(height=rows, width=1, columns=columns, splits=splits)
+
+
+def ruled_attention(keys: int, size: int) -> Tile:
+    """Few keys, such as those of a prompt, by 64 tokens; more of them by the library."""
+    if keys > MOST_KEYS:
+        return LIBRARY
+    columns = min(_power_above(keys), 128 if size <= 128 else 64)
+    return Tile(height=64, width=1, columns=max(16, columns), stages=2)
 
 
 def _splits(tiles: int, blocks: int) -> int:

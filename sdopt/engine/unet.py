@@ -233,8 +233,8 @@ def residual_block(
     """ResnetBlock2D of x continued by `skip`, which is never joined to it in memory."""
     bias = module.conv1.bias if shift is None else shift[module]
     hidden = ops.group_norm(x, module.norm1, silu=True, x2=skip)
-    hidden = ops.convolution(hidden, _taps(module.conv1), bias)
-    hidden = ops.group_norm(hidden, module.norm2, silu=True)
+    hidden = ops.convolution(hidden, _taps(module.conv1), None)
+    hidden = ops.group_norm(hidden, module.norm2, silu=True, shift=bias)
     outer = x
     if module.conv_shortcut is not None:
         short = module.conv_shortcut
@@ -244,8 +244,8 @@ def residual_block(
 
 def downsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3 x 3 convolution of stride 2, by the library: three small ones a call."""
-    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, stride=2, padding=1)
-    return out.permute(0, 2, 3, 1).contiguous()
+    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, None, stride=2, padding=1)
+    return ops.ended(out.permute(0, 2, 3, 1).contiguous(), conv.bias)
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
