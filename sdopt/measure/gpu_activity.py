@@ -22,10 +22,14 @@ FUSED = "triton_"
 """How the name of every kernel begins that Inductor generated."""
 OWN = (
     "convolution",
+    "narrow_convolution",
     "matrix_product",
     "sum_splits",
+    "ending",
+    "attention",
     "group_norm_small",
     "group_statistics",
+    "combine_statistics",
     "group_norm_apply",
     "layer_norm",
 )
