@@ -269,13 +269,15 @@ def _try(compute: Callable[[Tile, int], Any], tile: Tile) -> str | None:
     return None
 
 
-def distinct(jobs: Sequence[Job]) -> list[tuple[Job, list[Tile]]]:
+def distinct(
+    jobs: Sequence[Job], tiles_of: Callable[[Job], list[Tile]] = candidates
+) -> list[tuple[Job, list[Tile]]]:
     """Each kernel to compile once: tiles of the same make differ only in what they are given."""
     seen: set[Any] = set()
     work = []
     for job in jobs:
         tiles = []
-        for tile in candidates(job):
+        for tile in tiles_of(job):
             make = {**asdict(tile), "splits": tile.splits > 1}
             operands = tuple(s is None for s in job.shapes)
             made_for = job.key if job.kind == "attention" else job.first_two[1][0] % 16 == 0
@@ -287,7 +289,11 @@ def distinct(jobs: Sequence[Job]) -> list[tuple[Job, list[Tile]]]:
     return work
 
 
-def tune(jobs: Sequence[Job], until: float) -> dict[str, dict[str, Any]]:
+def tune(
+    jobs: Sequence[Job],
+    until: float,
+    tiles_of: Callable[[Job], list[Tile]] = candidates,
+) -> dict[str, dict[str, Any]]:
     """The fastest tile of each job with its time and the library's, until the clock says so."""
     found: dict[str, dict[str, Any]] = {}
     for job in jobs:
@@ -295,7 +301,7 @@ def tune(jobs: Sequence[Job], until: float) -> dict[str, dict[str, Any]]:
             break
         compute = operation(job, torch.device("cuda"))
         library = time_us(compute, LIBRARY)
-        times = {t: time_us(compute, t) for t in candidates(job) if _try(compute, t) is None}
+        times = {t: time_us(compute, t) for t in tiles_of(job) if _try(compute, t) is None}
         best = min(times, key=lambda tile: times[tile])
         chosen = LIBRARY if library < times[best] else best
         found[job.key] = {
@@ -327,9 +333,9 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be read: {error}; leave --missing out") from error
+        raise BrokenFileError(f"{path} cannot be read: {error}; leave --missing and --known out") from error
     if not {"tiles", "measured"} <= set(table):
-        raise BrokenFileError(f"{path} is no table of tiles; leave --missing out")
+        raise BrokenFileError(f"{path} is no table of tiles; leave --missing and --known out")
     return table
 
 
@@ -351,7 +357,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", default="sd15-random")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--processes", type=int, default=12, help="that compile (12)")
-    parser.add_argument("--missing", action="store_true", help="shapes that --out lacks alone")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--missing", action="store_true", help="shapes that --out lacks alone")
+    which.add_argument(
+        "--known", action="store_true", help="tiles that --out has alone, against the library anew"
+    )
     parser.add_argument("--out", type=Path, default=TUNED)
     options = parser.parse_args(arguments)
     until = time.monotonic() + options.seconds
@@ -362,16 +372,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     for helper in helpers:  # before this process touches the device: CUDA does not survive a fork
         helper.start()
-    before = read_table(options.out) if options.missing else {"tiles": {}, "measured": {}}
+    kept = options.missing or options.known
+    before = read_table(options.out) if kept else {"tiles": {}, "measured": {}}
+    own = {
+        key: [Tile(**fields)] for key, fields in before["tiles"].items() if not fields["library"]
+    }
     jobs = jobs_of_levels(options.levels, options.source)
-    jobs = [job for job in jobs if job.key not in before["tiles"]]
-    for item in (*distinct(jobs), *(None for _ in helpers)):
+    if options.known:
+        jobs = [job for job in jobs if job.key in own]
+    else:
+        jobs = [job for job in jobs if job.key not in before["tiles"]]
+
+    def tiles_of(job: Job) -> list[Tile]:
+        return own[job.key] if options.known else candidates(job)
+
+    for item in (*distinct(jobs, tiles_of), *(None for _ in helpers)):
         queue.put(item)
     for helper in helpers:
         helper.join()
     print(f"{len(jobs)} shapes; compiled with {until - time.monotonic():.0f} s left", flush=True)
     torch.backends.cudnn.benchmark = True
-    found = tune(jobs, until)
+    found = tune(jobs, until, tiles_of)
     content = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,

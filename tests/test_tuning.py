@@ -86,6 +86,14 @@ def test_a_kernel_is_compiled_once_for_all_shapes_that_share_it() -> None:
     assert len(added) < len(candidates(other))
 
 
+def test_tiles_that_are_known_are_the_only_ones_compiled() -> None:
+    known = Tile(columns=128, splits=2)
+    assert distinct([CONVOLUTION, LINEAR], lambda _: [known]) == [
+        (CONVOLUTION, [known]),
+        (LINEAR, [known]),
+    ]
+
+
 def test_the_operations_of_a_picture_are_found_by_drawing_one() -> None:
     jobs = jobs_of_levels(["turbo"], "embedded")
     kinds = {"conv", "plain", "doubled", "linear", "joined", "geglu", "attention"}
@@ -107,7 +115,7 @@ def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
 def test_a_file_that_is_no_table_is_refused_and_kept(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tuned.json"
     path.write_text(content)
-    with pytest.raises(BrokenFileError, match="leave --missing out"):
+    with pytest.raises(BrokenFileError, match="leave --missing and --known out"):
         read_table(path)
     assert path.read_text() == content
 
