@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdopt.baselines import write_whole
 from sdopt.engine import ops
-from sdopt.engine.tiles import LIBRARY, TUNED, Tile, ruled_convolution
+from sdopt.engine.tiles import LIBRARY, MOST_KEYS, TUNED, Tile, ruled_convolution
 from sdopt.errors import BrokenFileError
 
 COLD_BYTES = 120 * 2**20
@@ -98,13 +98,20 @@ def candidates(job: Job) -> list[Tile]:
 
 def _attention_tiles(job: Job) -> Iterator[Tile]:
     (_, tokens, _), (_, keys, _) = job.first_two
-    for high, warps in ((64, 4), (128, 8)):
+    several = (False, True) if keys > MOST_KEYS else (False,)
+    for high, warps in ((32, 2), (64, 4), (128, 4), (128, 8)):
+        if high > max(64, tokens) or (high == 32 and tokens > MOST_KEYS):
+            continue
         for columns in (16, 32, 64, 128):
             too_wide, too_small = columns > max(16, 2 * keys - 1), columns < 32 and keys > 32
-            if high > max(64, tokens) or too_wide or too_small:
+            if too_wide or too_small or high * columns > 2048 * warps:
                 continue
             for stages in (2, 3) if keys > columns else (1,):
-                yield Tile(height=high, width=1, columns=columns, stages=stages, warps=warps)
+                for boxed in several:
+                    yield Tile(
+                        height=high, width=1, columns=columns, stages=stages, warps=warps,
+                        boxed=boxed,
+                    )  # fmt: skip
 
 
 def _by_rule(job: Job) -> Tile:
@@ -333,7 +340,9 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be read: {error}; leave --missing and --known out") from error
+        raise BrokenFileError(
+            f"{path} cannot be read: {error}; leave --missing and --known out"
+        ) from error
     if not {"tiles", "measured"} <= set(table):
         raise BrokenFileError(f"{path} is no table of tiles; leave --missing and --known out")
     return table

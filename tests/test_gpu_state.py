@@ -1,4 +1,4 @@
-"""A measurement is void when another process used the GPU, or heat or power held it back."""
+"""A measurement is void when another process used the GPU or heat held it back; power is noted."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from sdopt.measure.gpu_state import GpuState, watched
 
 CUDA = torch.device("cuda")
 OWN = os.getpid()
+POWER, HEAT = 0, 1
 
 
 class FakeNvml(SimpleNamespace):
     """As much of pynvml as is read."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
+    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = POWER, HEAT
     NVMLError_NotSupported = LookupError
 
     def __init__(self) -> None:
-        super().__init__(pids=[OWN], violations={0: 0, 1: 0}, supported=True)
+        super().__init__(pids=[OWN], violations={POWER: 0, HEAT: 0}, supported=True)
 
     def nvmlInit(self) -> None:
         pass
@@ -92,17 +93,24 @@ def test_in_a_container_the_only_process_is_this_one(nvml: FakeNvml) -> None:
     assert watch.disturbances == ()
 
 
-@pytest.mark.parametrize(("policy", "cause"), [(0, "power"), (1, "heat")])
-def test_throttling_is_named_with_its_share(policy: int, cause: str, nvml: FakeNvml) -> None:
+def test_heat_is_named_with_its_share(nvml: FakeNvml) -> None:
     with watched(CUDA) as watch:
-        nvml.violations[policy] += 2 * 10**9
-    assert watch.disturbances == (f"{cause} held the GPU back 20 % of the time",)
+        nvml.violations[HEAT] += 2 * 10**9
+    assert watch.disturbances == ("heat held the GPU back 20 % of the time",)
 
 
-def test_a_moment_of_throttling_passes(nvml: FakeNvml) -> None:
+def test_a_moment_of_heat_passes(nvml: FakeNvml) -> None:
     with watched(CUDA) as watch:
-        nvml.violations[0] += 5 * 10**7
+        nvml.violations[HEAT] += 5 * 10**7
     assert watch.disturbances == ()
+
+
+def test_the_power_limit_is_noted_and_voids_nothing(nvml: FakeNvml) -> None:
+    with watched(CUDA) as watch:
+        nvml.violations[POWER] += 2 * 10**9
+    assert watch.disturbances == ()
+    assert watch.state is not None
+    assert watch.state.power_limited == 0.2
 
 
 def test_a_driver_without_these_counters_is_used_as_it_is(nvml: FakeNvml) -> None:

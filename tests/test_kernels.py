@@ -191,6 +191,8 @@ ATTENTIONS = [
     (3, 65, 33, 3, 64, Tile(height=64, width=1, columns=32)),
     (1, 20, 50, 4, 8, Tile(height=32, width=1, columns=16)),
     (1, 9, 3, 2, 24, ruled_attention(3, 24)),
+    (2, 40, 40, 3, 40, Tile(height=32, width=1, columns=16, stages=2, boxed=True)),
+    (1, 64, 64, 2, 80, Tile(height=64, width=1, columns=32, stages=2, boxed=True)),
     (2, 64, 77, 2, 48, ruled_attention(77, 48)),
 ]
 
@@ -203,9 +205,11 @@ def test_attention(images: int, tokens: int, keys: int, heads: int, size: int, t
     assert error(found, references.attention(q, k, v, heads)) < ROUNDED
 
 
-def test_attention_of_parts_of_one_tensor() -> None:
+@pytest.mark.parametrize("boxed", [False, True])
+def test_attention_of_parts_of_one_tensor(boxed: bool) -> None:
     q, k, v = half(2, 70, 3 * 80).chunk(3, dim=-1)
-    found = launch.attention(q, k, v, 2, Tile(height=64, width=1, columns=32, stages=2))
+    tile = Tile(height=64, width=1, columns=32, stages=2, boxed=boxed)
+    found = launch.attention(q, k, v, 2, tile)
     assert error(found, references.attention(q, k, v, 2)) < ROUNDED
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sdopt.levels import LEVELS
-from sdopt.report.terminal import blind_note, ladder_table, summary
+from sdopt.report.terminal import blind_note, ladder_table, power_note, summary
 from sdopt.verdict import Outcome, Verdict
 
 MEASURED: dict[str, dict[str, Any]] = {
@@ -132,3 +132,14 @@ def test_a_pass_that_could_see_little_is_told_with_what_to_do() -> None:
     assert "pytest benchmarks/ --benchmark-autosave" in lines[1]
     assert blind_note([judged("final", 0.03)], "") == []
     assert blind_note([judged("final", 9.0, Outcome.REGRESSION)], "") == []
+
+
+def test_levels_at_the_power_limit_are_named() -> None:
+    measured = {
+        "final": {"latency_ms": 1.0},
+        "fused": {"gpu": {"power_limited": 0.004}},
+        "hoisted": {"gpu": {"power_limited": 0.33}},
+    }
+    (line,) = power_note(measured)
+    assert line.endswith(": hoisted 33 % of its time")
+    assert power_note({"fused": measured["fused"]}) == []

@@ -564,12 +564,15 @@ def attention(
     BM: tl.constexpr,
     BN: tl.constexpr,
     EVEN: tl.constexpr,
+    BOXED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """softmax(scale * q @ k.T) @ v for BM tokens of one head; softmax as keys come (Dao 2022).
 
     Heads of SIZE entries are padded to WIDTH. `q_row` and `k_row` are how far tokens lie apart;
-    `scale` is in powers of 2, times log2(e). With EVEN the keys are a multiple of BN.
+    `scale` is in powers of 2, times log2(e). With EVEN the keys are a multiple of BN. With BOXED
+    `k` and `v` are boxes of BN keys by WIDTH entries: those beyond SIZE are the next head's, and
+    meet zeros in the query, or columns of the result that nobody keeps.
     """
     head = tl.program_id(1) % HEADS
     image = tl.program_id(1) // HEADS
@@ -587,14 +590,20 @@ def attention(
         mask = (key < keys)[:, None] & (entry < SIZE)[None, :]
         if EVEN:
             mask = (entry < SIZE)[None, :]
-        score = tl.dot(query, tl.load(k + place, mask=mask, other=0.0).T)
+        if BOXED:
+            score = tl.dot(query, k.load([image, start, head * SIZE]).reshape(BN, WIDTH).T)
+        else:
+            score = tl.dot(query, tl.load(k + place, mask=mask, other=0.0).T)
         if not EVEN:
             score = tl.where((key < keys)[None, :], score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1) * scale)
         weight = tl.exp2(score * scale - higher[:, None])
         shrink = tl.exp2(highest - higher)
         total = total * shrink + tl.sum(weight, 1)
-        value = tl.load(v + place, mask=mask, other=0.0)
+        if BOXED:
+            value = v.load([image, start, head * SIZE]).reshape(BN, WIDTH)
+        else:
+            value = tl.load(v + place, mask=mask, other=0.0)
         acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None])
         highest = higher
     at = (image * tokens + row).to(tl.int64)[:, None] * (HEADS * SIZE)

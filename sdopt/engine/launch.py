@@ -19,7 +19,7 @@ GROUPS_TOGETHER = 8
 """Their rows are read together when statistics are made."""
 STATISTICS_PROGRAMS = 128
 """About as many as the device has multiprocessors."""
-STATISTICS_ENTRIES = 8192
+STATISTICS_ENTRIES = 4096
 NORM_ENTRIES, NORM_COLUMNS = 8192, 128
 MOST_CHUNKS = 16
 """Every program that normalizes reads as many; more are put together by a kernel of their own."""
@@ -137,15 +137,18 @@ def narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile) -> Tensor:
     """`kernels.attention` of q (B, tokens, width), k and v (B, keys, width); rows may be apart.
 
-    `tile` has `height` tokens and `columns` keys at a time.
+    `tile` has `height` tokens and `columns` keys at a time, which may come in boxes.
     """
     images, tokens, width = q.shape
     keys, size = k.shape[1], width // heads
     out = q.new_empty((images, tokens, width))
+    wide = max(16, _power(size))
+    box = [1, tile.columns, wide]
     kernels.attention[(_cut(tokens, tile.height), images * heads)](
-        q, k, v, out, tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads,
-        SIZE=size, WIDTH=max(16, _power(size)), BM=tile.height, BN=tile.columns,
-        EVEN=keys % tile.columns == 0, STAGES=tile.stages, num_warps=tile.warps,
+        q, *(TensorDescriptor.from_tensor(t, box) if tile.boxed else t for t in (k, v)), out,
+        tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
+        WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
+        BOXED=tile.boxed, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out
 

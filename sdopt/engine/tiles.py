@@ -29,8 +29,8 @@ class Tile:
     A convolution's program computes `extra` columns more, where powers of 2 do not fit the width.
     `depth` entries of the sum are loaded at a time, `stages` such loads are under way, and the sum
     is cut into `splits` that different programs compute. A matrix product's rows are its `height`.
-    Attention's has `height` tokens and `columns` keys at a time. `library` leaves the operation to
-    cuDNN or cuBLAS.
+    Attention's has `height` tokens and `columns` keys at a time; `boxed` ones come through the
+    tensor memory accelerator. `library` leaves the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -42,6 +42,7 @@ class Tile:
     stages: int = 4
     warps: int = 4
     splits: int = 1
+    boxed: bool = False
     library: bool = False
 
     @property

@@ -6,28 +6,33 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 MOST_THROTTLED = 0.01
-"""The share of a measurement's time in which the GPU may have been held back by heat or power."""
+"""The share of a measurement's time in which heat may have held the GPU back."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuState:
-    """One reading of NVML."""
+    """One reading of NVML; and for which share of the time before the power limit lowered clocks.
+
+    That limit voids no time: a picture that uses the card to the full meets it in every run, and
+    the hardware key says which limit it is.
+    """
 
     sm_clock_mhz: int
     memory_clock_mhz: int
     temperature_c: int
     power_w: float
+    power_limited: float = 0.0
 
 
 @dataclass(kw_only=True)
 class Watch:
-    """What was read around a measurement, and what makes it void: other processes, throttling."""
+    """What was read around a measurement, and what makes it void: other processes, heat."""
 
     state: GpuState | None = None
     strangers: tuple[str, ...] = ()
@@ -50,18 +55,15 @@ def watched(device: torch.device) -> Iterator[Watch]:
     strangers, held_back, started = gpu.strangers(), gpu.held_back_s(), time.monotonic()
     yield watch
     elapsed = time.monotonic() - started
-    watch.state = gpu.state()
+    now = gpu.held_back_s()
+    shares = {cause: (now[cause] - before) / elapsed for cause, before in held_back.items()}
+    watch.state = replace(gpu.state(), power_limited=round(shares.get("power", 0.0), 4))
     strangers |= gpu.strangers()
     watch.strangers = tuple(
         f"process {pid} used the GPU too ({mib} MiB)" for pid, mib in sorted(strangers.items())
     )
-    now = gpu.held_back_s()
-    shares = {cause: (now[cause] - before) / elapsed for cause, before in held_back.items()}
-    watch.throttling = tuple(
-        f"{cause} held the GPU back {100 * share:.0f} % of the time"
-        for cause, share in shares.items()
-        if share > MOST_THROTTLED
-    )
+    if shares.get("heat", 0.0) > MOST_THROTTLED:
+        watch.throttling = (f"heat held the GPU back {100 * shares['heat']:.0f} % of the time",)
 
 
 class _Gpu:

@@ -21,7 +21,7 @@ from sdopt.levels import LEVELS, Level, get_level
 from sdopt.plugin import ab, compile_cache, peers
 from sdopt.plugin.options import add_options, settings_of
 from sdopt.report.progress import Progress
-from sdopt.report.terminal import blind_note, ladder_table
+from sdopt.report.terminal import blind_note, ladder_table, power_note
 from sdopt.report.verdicts import write_verdicts
 from sdopt.suite import Suite
 from sdopt.verdict import exit_code
@@ -387,7 +387,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             "A cost in parentheses is the samplers' difference, not a loss."
         )
         store = f"{suite.gate.command} --benchmark-autosave"
-        for line in blind_note(suite.gate.verdicts, store):
+        notes = (*power_note(suite.gate.measured), *blind_note(suite.gate.verdicts, store))
+        for line in notes:
             terminalreporter.write_line(line)
     if suite.accepted:
         folder = suite.settings.baselines_root / "images" / suite.baseline_set

@@ -9,6 +9,8 @@ from typing import Any
 from sdopt.verdict import Outcome, Verdict
 
 ABSENT = "-"
+LIMITED_FROM = 0.01
+"""Of a level's time: so little the power limit may take unsaid."""
 BLIND_FROM = 0.10
 """A pass that would not have seen this slowdown is told as such."""
 
@@ -114,6 +116,21 @@ def blind_note(verdicts: Sequence[Verdict], store: str) -> list[str]:
         f"slowdowns seen in 4 of 5 runs, so that a pass says little below: {sees}",
         f"  more stored runs see more: {store}",
     ]
+
+
+def power_note(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The levels whose clocks the card's power limit lowered, and for how much of their time."""
+    shares = {
+        level: row.get("gpu", {}).get("power_limited", 0.0) for level, row in measured.items()
+    }
+    met = ", ".join(
+        f"{level} {100 * share:.0f} % of its time"
+        for level, share in shares.items()
+        if share > LIMITED_FROM
+    )
+    return (
+        [f"the power limit lowered the clocks, the more the hotter the card: {met}"] if met else []
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
