@@ -184,6 +184,14 @@ def test_geglu(m: int, k: int, n: int) -> None:
     assert error(found, references.geglu(x, weight, bias)) < ROUNDED
 
 
+def test_gelu_is_right_from_far_below_to_far_above_zero() -> None:
+    gates = torch.linspace(-9, 9, 64).half()[:, None] * torch.eye(1, 16).half()
+    weight = torch.cat([torch.zeros(16, 16), torch.eye(16)]).half()
+    bias = torch.cat([torch.ones(16), torch.zeros(16)]).half()
+    found = launch.matrix_product(gates, weight, bias, ROWS, geglu=True)[:, 0]
+    torch.testing.assert_close(found.float(), F.gelu(gates[:, 0].float()), rtol=6e-4, atol=3e-7)
+
+
 ATTENTIONS = [
     (2, 40, 77, 2, 40, Tile(height=64, width=1, columns=128, stages=2)),
     (1, 70, 70, 2, 80, Tile(height=64, width=1, columns=32, stages=2)),

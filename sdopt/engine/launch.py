@@ -19,7 +19,8 @@ GROUPS_TOGETHER = 8
 """Their rows are read together when statistics are made."""
 STATISTICS_PROGRAMS = 128
 """About as many as the device has multiprocessors."""
-STATISTICS_ENTRIES = 4096
+STATISTICS_ENTRIES, LARGE_STATISTICS_ENTRIES = 8192, 4096
+"""Loaded at a time, and where chunks are so large that programs are many anyway."""
 NORM_ENTRIES, NORM_COLUMNS = 8192, 128
 MOST_CHUNKS = 16
 """Every program that normalizes reads as many; more are put together by a kernel of their own."""
@@ -185,9 +186,10 @@ def group_norm(
     statistics = _float32(x, (images, chunks, groups, 2))
     sums = _float32(x, (images, chunks, 2, joined))
     across = _power(GROUPS_TOGETHER * joined // groups)
+    entries = LARGE_STATISTICS_ENTRIES if chunks > MOST_CHUNKS else STATISTICS_ENTRIES
     kernels.group_statistics[(_cut(groups, GROUPS_TOGETHER), chunks, images)](
         x, second, before, sums, statistics, pixels, rows, channels, more, GROUPS=groups,
-        TOGETHER=GROUPS_TOGETHER, ROWS=max(1, STATISTICS_ENTRIES // across), WIDTH=across,
+        TOGETHER=GROUPS_TOGETHER, ROWS=max(1, entries // across), WIDTH=across,
         GROUP_WIDTH=narrow, SHIFTED=shifted, num_warps=8,
     )  # fmt: skip
     if chunks > MOST_CHUNKS:
@@ -215,8 +217,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     wide = _power(channels)
     tall = max(1, 2048 // wide)
     kernels.layer_norm[(_cut(rows, tall),)](
-        x, weight, bias, out, rows, channels, epsilon, ROWS=tall, WIDTH=wide, num_warps=4
-    )
+        x, weight, bias, out, rows, channels, epsilon, ROWS=tall, WIDTH=wide,
+        num_warps=1 if wide <= 512 else 4,
+    )  # fmt: skip
     return out
 
 
