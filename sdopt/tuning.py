@@ -161,12 +161,13 @@ def _product_tiles(job: Job) -> Iterator[Tile]:
     for high in (64, 128, 256):
         if high == 64 and rows > 4096:
             continue
-        for columns, _, depth, stages, warps in _cuts(high * (2 if gated else 1), n):
-            tiles = -(-rows // high) * -(-n // columns)
+        uneven = () if gated else _uneven_cuts(high, n)
+        for columns, extra, depth, stages, warps in (*_cuts(high * (1 + gated), n), *uneven):
+            tiles = -(-rows // high) * -(-n // (columns + extra))
             for splits in _splits(tiles, -(-k // depth), not gated):
                 yield Tile(
-                    height=high, width=1, columns=columns, depth=depth, stages=stages,
-                    warps=warps, splits=splits,
+                    height=high, width=1, columns=columns, extra=extra, depth=depth,
+                    stages=stages, warps=warps, splits=splits,
                 )  # fmt: skip
 
 

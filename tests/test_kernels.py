@@ -153,6 +153,8 @@ PRODUCTS = [
     (130, 40, 96, Tile(height=128, width=1, columns=64, depth=32)),
     (70, 96, 40, Tile(height=64, width=1, columns=32, depth=16, splits=2)),
     (70, 96, 40, Tile(height=64, width=1, columns=32, depth=32, splits=5)),
+    (70, 48, 96, Tile(height=64, width=1, columns=32, extra=16, depth=16)),
+    (70, 96, 100, Tile(height=64, width=1, columns=64, extra=16, depth=32, splits=3)),
     (77, 40, 24, ruled_product(77, 40, 24, "linear")),
     (9, 1024, 24, ruled_product(9, 1024, 24, "linear")),
 ]
@@ -167,12 +169,13 @@ def test_a_product(m: int, k: int, n: int, tile: Tile, ended: bool) -> None:
     assert error(found, references.product(x, weight, bias, residual=residual)) < ROUNDED
 
 
+@pytest.mark.parametrize("extra", [0, 16])
 @pytest.mark.parametrize("splits", [1, 2, 3])
 @pytest.mark.parametrize(("k", "k2"), [(48, 32), (40, 24), (8, 96)])
-def test_a_product_of_two_inputs_side_by_side(k: int, k2: int, splits: int) -> None:
+def test_a_product_of_two_inputs_side_by_side(k: int, k2: int, splits: int, extra: int) -> None:
     x, x2, weight = half(70, k), half(70, k2, seed=1), half(40, k + k2, seed=2)
     bias, residual = half(40, seed=3), half(70, 40, seed=4)
-    tile = Tile(height=64, width=1, columns=32, depth=16, splits=splits)
+    tile = Tile(height=64, width=1, columns=32, extra=extra, depth=16, splits=splits)
     found = launch.matrix_product(x, weight, bias, tile, x2=x2, residual=residual)
     assert error(found, references.product(x, weight, bias, x2, residual)) < ROUNDED
 

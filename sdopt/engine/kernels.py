@@ -187,6 +187,7 @@ def matrix_product(
     x_box,
     x2_box,
     w_box,
+    wx_box,
     bias,
     residual,
     out,
@@ -198,6 +199,7 @@ def matrix_product(
     PARTIAL: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    BX: tl.constexpr,
     BK: tl.constexpr,
     STAGES: tl.constexpr,
     JOINED: tl.constexpr,
@@ -208,10 +210,11 @@ def matrix_product(
 ):
     """x @ w.T, x of shape (M, K) and maybe continued by x2 of shape (M, K2); w (N, K + K2).
 
-    With GEGLU w has 2 * N rows, and the result is the first half times GELU of the second one.
+    A program computes BN columns and BX more, as in a convolution. With GEGLU, which has no such,
+    w has 2 * N rows, and the result is the first half times GELU of the second one.
     """
     m0 = tl.program_id(0) * BM
-    n0 = tl.program_id(1) * BN
+    n0 = tl.program_id(1) * (BN + BX)
     split = tl.program_id(2)
     blocks = tl.cdiv(K, BK)
     steps = blocks + tl.cdiv(K2, BK) if JOINED else blocks
@@ -219,31 +222,45 @@ def matrix_product(
     last = tl.minimum(first + tl.cdiv(steps, splits), steps)
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     gate = tl.zeros((BM, BN), dtype=tl.float32)
+    extra = tl.zeros((BM, max(BX, 16)), dtype=tl.float32)
     for k in tl.range(first, tl.minimum(last, blocks), num_stages=STAGES):
         a = x_box.load([m0, k * BK])
         acc = tl.dot(a, w_box.load([n0, k * BK]).T, acc)
         if GEGLU:
             gate = tl.dot(a, w_box.load([N + n0, k * BK]).T, gate)
+        if BX > 0:
+            extra = tl.dot(a, wx_box.load([n0 + BN, k * BK]).T, extra)
     if JOINED:
         for k in tl.range(tl.maximum(first, blocks), last, num_stages=STAGES):
             a = x2_box.load([m0, (k - blocks) * BK])
             acc = tl.dot(a, w_box.load([n0, K + (k - blocks) * BK]).T, acc)
+            if BX > 0:
+                extra = tl.dot(a, wx_box.load([n0 + BN, K + (k - blocks) * BK]).T, extra)
 
     rows = m0 + tl.arange(0, BM)
+    at = rows.to(tl.int64)[:, None] * N
     columns = n0 + tl.arange(0, BN)
-    offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
     mask = (rows < M)[:, None] & (columns < N)[None, :]
     if GEGLU:
         acc += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
         gate += tl.load(bias + N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
         acc *= _gelu(gate)
-        tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + at + columns[None, :], acc.to(out.dtype.element_ty), mask=mask)
     else:
         if PARTIAL:
             out += split * M.to(tl.int64) * N
+        offsets = at + columns[None, :]
         _write(
             acc, offsets, mask, columns, bias, residual, out, N, HAS_BIAS, HAS_RESIDUAL, ACTIVATION
         )
+        if BX > 0:
+            columns = n0 + BN + tl.arange(0, BX)
+            mask = (rows < M)[:, None] & (columns < N)[None, :]
+            offsets = at + columns[None, :]
+            _write(
+                extra, offsets, mask, columns, bias, residual, out, N, HAS_BIAS, HAS_RESIDUAL,
+                ACTIVATION,
+            )  # fmt: skip
 
 
 @triton.jit

@@ -96,10 +96,12 @@ def matrix_product(
     sums = _sums(out, tile)
     box = [tile.pixels, tile.depth]
     end = _ending(bias, residual, False)
-    kernels.matrix_product[(_cut(rows, tile.pixels), _cut(columns, tile.columns), tile.splits)](
+    across = _cut(columns, tile.columns + tile.extra)
+    kernels.matrix_product[(_cut(rows, tile.pixels), across, tile.splits)](
         TensorDescriptor.from_tensor(x, box),
         TensorDescriptor.from_tensor(x if x2 is None else x2, box),
         TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
+        TensorDescriptor.from_tensor(weight, [tile.extra or tile.columns, tile.depth]),
         _or(bias, out),
         _or(residual, out),
         sums,
@@ -111,6 +113,7 @@ def matrix_product(
         PARTIAL=tile.splits > 1,
         BM=tile.pixels,
         BN=tile.columns,
+        BX=tile.extra,
         BK=tile.depth,
         STAGES=tile.stages,
         JOINED=x2 is not None,

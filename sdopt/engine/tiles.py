@@ -26,7 +26,7 @@ Sizes = tuple[int, int, int, int]
 class Tile:
     """One program's share: `images` x `height` x `width` pixels by `columns` of the result.
 
-    A convolution's program computes `extra` columns more, where powers of 2 do not fit the width.
+    A program computes `extra` columns more, where powers of 2 do not fit the width.
     `depth` entries of the sum are loaded at a time, `stages` such loads are under way, and the sum
     is cut into `splits` that different programs compute. A matrix product's rows are its `height`.
     Attention's has `height` tokens and `columns` keys at a time; `boxed` ones come through the
