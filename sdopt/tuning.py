@@ -44,7 +44,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """'conv', 'plain', 'doubled', 'linear', 'joined', 'geglu' or 'attention'."""
+        """'conv', 'plain', 'doubled', 'halved', 'linear', 'joined', 'geglu' or 'attention'."""
         return self.key.split()[0]
 
     @property
@@ -58,7 +58,7 @@ class Job:
         x, weight = self.first_two
         if self.kind == "attention":
             return 4 * _size(x) * weight[1]
-        return 2 * _size(weight) * (_size(x) // x[-1])
+        return 2 * _size(weight) * (_size(x) // x[-1]) // (4 if self.kind == "halved" else 1)
 
     @property
     def first_two(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -91,7 +91,7 @@ def candidates(job: Job) -> list[Tile]:
     """Every tile worth timing for this operation."""
     if job.kind == "attention":
         return list(_attention_tiles(job))
-    convolving = job.kind in ("conv", "plain", "doubled")
+    convolving = job.kind in ("conv", "plain", "doubled", "halved")
     found = _convolution_tiles(job) if convolving else _product_tiles(job)
     return list(dict.fromkeys(found)) or [_by_rule(job)]
 
@@ -126,6 +126,8 @@ def _convolution_tiles(job: Job) -> Iterator[Tile]:
     x, weight = job.first_two
     images, height, width, c = x
     phases = 4 if job.kind == "doubled" else 1
+    if job.kind == "halved":
+        height, width = height // 2, width // 2
     n, taps = weight[0] // phases, weight[1]
     for box in _boxes(images, height, width):
         tiles = phases * -(-images // box[0]) * -(-height // box[1]) * -(-width // box[2])
@@ -217,6 +219,8 @@ def operation(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
             return ops.tiled_convolution(x, w, bias, tile, residual=more[0])
         if job.kind == "doubled":
             return ops.tiled_doubled_convolution(x, w, bias, tile)
+        if job.kind == "halved":
+            return ops.tiled_halved_convolution(x, w, bias, tile)
         if job.kind == "geglu":
             return ops.tiled_geglu(x, w, bias, tile)  # type: ignore[arg-type]
         return ops.tiled_linear(x, w, bias, tile, x2=more[0], residual=more[1])

@@ -118,6 +118,12 @@ def test_causal_attention_looks_back_only() -> None:
     assert error(found[:, 0], v[:, 0]) < EXACT
 
 
+def test_a_convolution_of_stride_2() -> None:
+    x, weight, bias = random(2, 6, 4, 8), random(16, 3, 3, 8, seed=1), random(16, seed=2)
+    wanted = references.convolution(x, weight, bias)[:, ::2, ::2]
+    assert error(ops.halved_convolution(x, weight, bias), wanted) < EXACT
+
+
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("copies", [1, 2])
 def test_a_step_of_the_solver_is_made_in_place(guided: bool, copies: int) -> None:
@@ -146,6 +152,7 @@ def test_shapes_are_noted_while_they_are_watched() -> None:
         ops.convolution(x, weight, None)
         ops.convolution(x, weight, random(16))
         ops.doubled_convolution(x, doubled_weights(random(16, 8, 3, 3)), None)
+        ops.halved_convolution(x, weight, None)
         ops.linear(tokens, random(24, 8))
         ops.linear(tokens, random(24, 16), x2=tokens)
         ops.geglu(tokens, random(48, 8), random(48))
@@ -157,10 +164,12 @@ def test_shapes_are_noted_while_they_are_watched() -> None:
         "plain 2x6x6x8-16",
         "conv 2x6x6x8-16",
         "doubled 2x6x6x8-16",
+        "halved 2x6x6x8-16",
         "linear 10x8-24",
         "joined 10x16-24",
         "geglu 10x8-24",
         "attention 2x5x3-2x4",
+        "attention 2x5x5-2x4",
     ]
     assert seen["plain 2x6x6x8-16"][2] is None
     assert seen["conv 2x6x6x8-16"][2] is not None

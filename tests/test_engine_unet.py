@@ -12,8 +12,9 @@ from references import error, random
 from torch import Tensor
 
 from sdopt.embedded import MODEL_DIR
+from sdopt.engine.joining import merged_products
 from sdopt.engine.modules import channels_first, channels_last, hoist
-from sdopt.engine.unet import SUPPORTED, FusedUNet, check_supported, merged_products
+from sdopt.engine.unet import SUPPORTED, FusedUNet, check_supported
 from sdopt.errors import SdoptError
 from sdopt.feature_cache import full_step, shallow_step
 

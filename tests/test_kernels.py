@@ -120,6 +120,25 @@ def test_a_doubled_convolution(
     assert error(found, references.doubled_convolution(x, weight, bias)) < ROUNDED
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "n", "tile"),
+    [
+        ((1, 16, 16, 32), 48, BOX),
+        ((2, 10, 12, 32), 40, Tile(height=8, width=8, columns=32, depth=16, splits=3)),
+        ((3, 4, 4, 16), 96, Tile(images=4, height=2, width=2, columns=32, extra=16, depth=16)),
+        ((1, 2, 2, 64), 8, ruled_convolution((1, 2, 2, 64), 8, "halved")),
+    ],
+)
+def test_a_convolution_of_stride_2(
+    sizes: tuple[int, int, int, int], n: int, tile: Tile, biased: bool
+) -> None:
+    x, weight = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1
+    bias = half(n, seed=2) if biased else None
+    found = launch.convolution(x, weight, bias, tile, halved=True)
+    assert error(found, references.convolution(x, weight, bias)[:, ::2, ::2]) < ROUNDED
+
+
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("added", ["bias", "residual", "both"])
 def test_what_a_library_left_out_is_added_in_one_pass(added: str, relu: bool) -> None:
@@ -222,6 +241,19 @@ def test_attention_of_parts_of_one_tensor(boxed: bool) -> None:
     tile = Tile(height=64, width=1, columns=32, stages=2, boxed=boxed)
     found = launch.attention(q, k, v, 2, tile)
     assert error(found, references.attention(q, k, v, 2)) < ROUNDED
+
+
+@pytest.mark.parametrize(("tokens", "boxed"), [(70, False), (32, False), (70, True)])
+def test_causal_attention(tokens: int, boxed: bool) -> None:
+    q, k, v = half(2, tokens, 3 * 48).chunk(3, dim=-1)
+    tile = Tile(height=32, width=1, columns=16, stages=2, boxed=boxed)
+    found = launch.attention(q, k, v, 2, tile, causal=True)
+    assert error(found, references.attention(q, k, v, 2, causal=True)) < ROUNDED
+
+
+def test_quick_gelu() -> None:
+    x = half(3, 5, 40) * 4
+    assert error(launch.quick_gelu(x), x.float() * torch.sigmoid(1.702 * x.float())) < ROUNDED
 
 
 def test_attention_to_one_key_far_above_the_others() -> None:

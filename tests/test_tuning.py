@@ -96,7 +96,7 @@ def test_tiles_that_are_known_are_the_only_ones_compiled() -> None:
 
 def test_the_operations_of_a_picture_are_found_by_drawing_one() -> None:
     jobs = jobs_of_levels(["turbo"], "embedded")
-    kinds = {"conv", "plain", "doubled", "linear", "joined", "geglu", "attention"}
+    kinds = {"conv", "plain", "doubled", "halved", "linear", "joined", "geglu", "attention"}
     assert kinds == {job.kind for job in jobs}
     assert len({job.key for job in jobs}) == len(jobs)
     assert all(candidates(job) for job in jobs)

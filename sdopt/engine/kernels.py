@@ -8,7 +8,16 @@ matrix product over shifted boxes, without padding and without a mask in its inn
 import triton
 import triton.language as tl
 
-NO_ACTIVATION, RELU = 0, 1
+NO_ACTIVATION, RELU, QUICK_GELU = 0, 1, 2
+
+
+@triton.jit
+def _activated(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == 1:
+        x = tl.maximum(x, 0.0)
+    if ACTIVATION == 2:
+        x = x * tl.sigmoid(1.702 * x)
+    return x
 
 
 @triton.jit
@@ -30,8 +39,7 @@ def _write(
         acc += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
         acc += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION == 1:
-        acc = tl.maximum(acc, 0.0)
+    acc = _activated(acc, ACTIVATION)
     tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -51,6 +59,7 @@ def convolution(
     splits,
     TAPS: tl.constexpr,
     PHASES: tl.constexpr,
+    HALVED: tl.constexpr,
     PARTIAL: tl.constexpr,
     BI: tl.constexpr,
     BH: tl.constexpr,
@@ -63,13 +72,14 @@ def convolution(
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """A TAPS x TAPS convolution of stride 1 over boxes of BI x BH x BW pixels.
+    """A TAPS x TAPS convolution over boxes of BI x BH x BW of the H x W pixels it makes.
 
     With PHASES of 2 the picture is doubled first (nearest neighbour) and TAPS is 2: each of the
     four places within a doubled pixel has a kernel of its own, `w_box` holds them one below the
-    other. A program computes BN channels and BX more (320 channels are 2 * (128 + 32), but no
-    power of 2), whose weights come through `wx_box`. With PARTIAL the sums go to `out` in float32,
-    one slice for each of `splits`.
+    other; H x W is then the picture before. HALVED is a stride of 2: `x_box` then shows pairs of
+    rows and of columns, (images, H, 2, W, 2 * C), of C that BK divides. A program computes BN
+    channels and BX more (320 channels are 2 * (128 + 32), but no power of 2), whose weights come
+    through `wx_box`. With PARTIAL the sums go to `out` in float32, one slice for each of `splits`.
     """
     tiles_w = tl.cdiv(W, BW)
     tiles_h = tl.cdiv(H, BH)
@@ -97,7 +107,14 @@ def convolution(
     extra = tl.zeros((BM, max(BX, 16)), dtype=tl.float32)
     for _ in tl.range(first, last, num_stages=STAGES):
         c0 = block * BK
-        a = x_box.load([i0, top + tap // TAPS, left + tap % TAPS, c0]).reshape(BM, BK)
+        if HALVED:
+            # One row back is the second of the pair before.
+            h = tap // TAPS + 1
+            w = tap % TAPS + 1
+            box = [i0, h0 + h // 2 - 1, h % 2, w0 + w // 2 - 1, w % 2 * C + c0]
+            a = x_box.load(box).reshape(BM, BK)
+        else:
+            a = x_box.load([i0, top + tap // TAPS, left + tap % TAPS, c0]).reshape(BM, BK)
         acc = tl.dot(a, w_box.load([phase * N + n0, tap * C + c0]).T, acc)
         if BX > 0:
             extra = tl.dot(a, wx_box.load([phase * N + n0 + BN, tap * C + c0]).T, extra)
@@ -284,8 +301,7 @@ def ending(
         acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION == 1:
-        acc = tl.maximum(acc, 0.0)
+    acc = _activated(acc, ACTIVATION)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -313,8 +329,7 @@ def sum_splits(
         acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION == 1:
-        acc = tl.maximum(acc, 0.0)
+    acc = _activated(acc, ACTIVATION)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -595,6 +610,7 @@ def attention(
     BM: tl.constexpr,
     BN: tl.constexpr,
     EVEN: tl.constexpr,
+    CAUSAL: tl.constexpr,
     BOXED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -603,7 +619,8 @@ def attention(
     Heads of SIZE entries are padded to WIDTH. `q_row` and `k_row` are how far tokens lie apart;
     `scale` is in powers of 2, times log2(e). With EVEN the keys are a multiple of BN. With BOXED
     `k` and `v` are boxes of BN keys by WIDTH entries: those beyond SIZE are the next head's, and
-    meet zeros in the query, or columns of the result that nobody keeps.
+    meet zeros in the query, or columns of the result that nobody keeps. With CAUSAL no token sees
+    a later one.
     """
     head = tl.program_id(1) % HEADS
     image = tl.program_id(1) // HEADS
@@ -627,6 +644,8 @@ def attention(
             score = tl.dot(query, tl.load(k + place, mask=mask, other=0.0).T)
         if not EVEN:
             score = tl.where((key < keys)[None, :], score, float("-inf"))
+        if CAUSAL:
+            score = tl.where(key[None, :] <= row[:, None], score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1) * scale)
         weight = tl.exp2(score * scale - higher[:, None])
         shrink = tl.exp2(highest - higher)

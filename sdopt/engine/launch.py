@@ -37,15 +37,23 @@ def convolution(
     tile: Tile,
     *,
     phases: int = 1,
+    halved: bool = False,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """`kernels.convolution` of x (B, H, W, C) by `weight` (phases**2 * N, taps, taps, C)."""
+    """`kernels.convolution` of x (B, H, W, C) by `weight` (phases**2 * N, taps, taps, C).
+
+    With `halved` H and W are even, and the tile's depth divides C.
+    """
     images, height, width, channels = x.shape
+    if halved:
+        height, width = height // 2, width // 2
+        x = x.view(images, height, 2, width, 2 * channels)
     columns, taps = weight.shape[0] // phases**2, weight.shape[1]
     out = x.new_empty((images, height * phases, width * phases, columns))
     sums = _sums(out, tile)
-    box = [tile.images, tile.height, tile.width, tile.depth]
+    rows = [tile.height, 1] if halved else [tile.height]
+    box = [tile.images, *rows, tile.width, tile.depth]
     tiles = _cut(images, tile.images) * _cut(height, tile.height) * _cut(width, tile.width)
     end = _ending(bias, residual, relu)
     across = _cut(columns, tile.columns + tile.extra)
@@ -65,6 +73,7 @@ def convolution(
         tile.splits,
         TAPS=taps,
         PHASES=phases,
+        HALVED=halved,
         PARTIAL=tile.splits > 1,
         BI=tile.images,
         BH=tile.height,
@@ -138,7 +147,9 @@ def narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile, *, causal: bool = False
+) -> Tensor:
     """`kernels.attention` of q (B, tokens, width), k and v (B, keys, width); rows may be apart.
 
     `tile` has `height` tokens and `columns` keys at a time, which may come in boxes.
@@ -152,7 +163,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile) -> Tensor
         q, *(TensorDescriptor.from_tensor(t, box) if tile.boxed else t for t in (k, v)), out,
         tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
         WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
-        BOXED=tile.boxed, STAGES=tile.stages, num_warps=tile.warps,
+        CAUSAL=causal, BOXED=tile.boxed, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out
 
@@ -234,6 +245,16 @@ def ending(
     kernels.ending[(_cut(values.numel(), ENDING_BLOCK),)](
         values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
         BLOCK=ENDING_BLOCK, num_warps=4, **_ending(bias, residual, relu),
+    )  # fmt: skip
+    return out
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 * x) of a contiguous tensor."""
+    out = torch.empty_like(x)
+    kernels.ending[(_cut(x.numel(), ENDING_BLOCK),)](
+        x, x, x, out, x.numel(), x.shape[-1], BLOCK=ENDING_BLOCK, HAS_BIAS=False,
+        HAS_RESIDUAL=False, ACTIVATION=kernels.QUICK_GELU, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from sdopt.engine.decoders import fused_decoder
-from sdopt.engine.text import check_encoder, encode_text
+from sdopt.engine.text import check_encoder, encode_text, joined_attentions
 from sdopt.engine.unet import Context, FusedUNet, Shift
 
 FUSED_MARK = "sdopt::fused"
@@ -34,11 +34,11 @@ def fuse_modules(pipeline: Any) -> None:
     """
     check_encoder(pipeline.text_encoder)
     encoder, unet, decoder = pipeline.text_encoder, pipeline.unet, fused_decoder(pipeline.vae)
-    fused = FusedUNet(unet=unet)
+    fused, joined = FusedUNet(unet=unet), joined_attentions(encoder)
 
     def encode(input_ids: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
         with record_function(FUSED_MARK):
-            return (encode_text(encoder, input_ids),)
+            return (encode_text(encoder, joined, input_ids),)
 
     def predict(
         sample: Tensor,

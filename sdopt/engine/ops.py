@@ -125,6 +125,36 @@ def tiled_doubled_convolution(
     return out.reshape(images, 2 * height, 2 * width, -1)
 
 
+def halved_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3 x 3 convolution of stride 2 with a border of zeros, of a picture of even sides."""
+    n = weight.shape[0]
+    _note(convolution_key(_sizes(x), n, "halved"), x, weight, bias)
+    tile = convolution_tile(_sizes(x), n, "halved") if x.is_cuda else None
+    return tiled_halved_convolution(x, weight, bias, tile)
+
+
+def tiled_halved_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None
+) -> Tensor:
+    """`halved_convolution` cut that way; by the library without a tile whose depth divides C."""
+    if tile is not None and not tile.library and x.shape[3] % tile.depth == 0:
+        from sdopt.engine import launch
+
+        return launch.convolution(x, weight, bias, tile, halved=True)
+    first = x.permute(0, 3, 1, 2)
+    out = F.conv2d(first, weight.permute(0, 3, 1, 2), None, stride=2, padding=1)
+    return ended(out.permute(0, 2, 3, 1).contiguous(), bias)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 * x), CLIP's activation."""
+    if x.is_cuda:
+        from sdopt.engine import launch
+
+        return launch.quick_gelu(x)
+    return x * torch.sigmoid(1.702 * x)
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -219,7 +249,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = Fal
     images, tokens, width = q.shape
     size = width // heads
     tile = None
-    if not causal and size <= MOST_HEAD_SIZE:
+    if size <= MOST_HEAD_SIZE:
         sizes = (images, tokens, k.shape[1])
         _note(attention_key(sizes, heads, size), q, k, v)
         tile = attention_tile(sizes, heads, size) if q.is_cuda else None
@@ -233,7 +263,7 @@ def tiled_attention(
     if tile is not None and not tile.library:
         from sdopt.engine import launch
 
-        return launch.attention(q, k, v, heads, tile)
+        return launch.attention(q, k, v, heads, tile, causal=causal)
     images, tokens, width = q.shape
     q, k, v = (t.reshape(images, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdopt.engine import ops
+from sdopt.engine.joining import joined_projections
 from sdopt.errors import SdoptError
 
 ACTIVATION = "quick_gelu"
@@ -24,24 +25,34 @@ def check_encoder(encoder: Any) -> None:
         )
 
 
-def encode_text(encoder: Any, ids: Tensor) -> Tensor:
+Joined = Mapping[nn.Module, tuple[Tensor, Tensor | None]]
+"""Weight and bias of queries, keys and values as one product, by self-attention."""
+
+
+def joined_attentions(encoder: Any) -> Joined:
+    """What `encode_text` reads of an encoder's self-attentions, joined in place."""
+    attentions = [layer.self_attn for layer in _model(encoder).encoder.layers]
+    return {one: joined_projections((one.q_proj, one.k_proj, one.v_proj)) for one in attentions}
+
+
+def encode_text(encoder: Any, joined: Joined, ids: Tensor) -> Tensor:
     """The last hidden state of a transformers CLIPTextModel for token ids (prompts, tokens)."""
-    model = getattr(encoder, "text_model", encoder)
+    model = _model(encoder)
     embeddings = model.embeddings
     positions = embeddings.position_embedding.weight[: ids.shape[1]]
     x = embeddings.token_embedding.weight[ids] + positions
     for layer in model.encoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
         normed = ops.layer_norm(x, layer.layer_norm1)
-        q, k, v = (
-            ops.linear(normed, one.weight, one.bias)
-            for one in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        q, k, v = ops.linear(normed, *joined[attention]).chunk(3, dim=-1)
         attended = ops.attention(q, k, v, attention.num_heads, causal=True)
         out = attention.out_proj
         x = ops.linear(attended, out.weight, out.bias, residual=x)
         normed = ops.layer_norm(x, layer.layer_norm2)
-        hidden = ops.linear(normed, mlp.fc1.weight, mlp.fc1.bias)
-        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        hidden = ops.quick_gelu(ops.linear(normed, mlp.fc1.weight, mlp.fc1.bias))
         x = ops.linear(hidden, mlp.fc2.weight, mlp.fc2.bias, residual=x)
     return ops.layer_norm(x, model.final_layer_norm)
+
+
+def _model(encoder: Any) -> Any:
+    return getattr(encoder, "text_model", encoder)

@@ -55,7 +55,8 @@ LIBRARY = Tile(library=True)
 
 
 def convolution_key(sizes: Sizes, n: int, kind: str) -> str:
-    """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv, plain or doubled.
+    """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv, plain, doubled or
+    halved.
 
     A plain one has no bias and no residual, for which the library needs kernels of their own.
     """
@@ -127,6 +128,8 @@ def _less_split(tile: Tile, times: int) -> Tile:
 def ruled_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
     """128 pixels by 64 channels, and the sum split until all multiprocessors have work."""
     images, height, width, c = sizes
+    if kind == "halved":
+        height, width = height // 2, width // 2
     wide = min(16, _power_below(width))
     high = min(128 // wide, _power_above(height))
     several = min(128 // (wide * high), _power_above(images))

@@ -6,16 +6,16 @@ class's options that such models do not use are refused by name when it is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdopt.engine import ops
 from sdopt.engine.doubling import doubled_weights
+from sdopt.engine.joining import joined_projections, merged_products
 from sdopt.errors import SdoptError
 
 SUPPORTED: Mapping[str, Any] = {
@@ -85,7 +85,8 @@ class FusedUNet:
         for module in self.unet.modules():
             kind = type(module).__name__
             if kind == "BasicTransformerBlock":
-                self.joined[module.attn1] = _join_weights(module.attn1)
+                one = module.attn1
+                self.joined[one], _ = joined_projections((one.to_q, one.to_k, one.to_v))
             if kind == "Upsample2D":
                 self.doubled[module] = doubled_weights(module.conv.weight)
             if kind == "Transformer2DModel":
@@ -161,7 +162,8 @@ class FusedUNet:
             x = self._layer(block, layer, x, None, shift, context)
             outputs.append(x)
         for sampler in block.downsamplers or ():
-            outputs.append(downsampled(x, sampler.conv))
+            conv = sampler.conv
+            outputs.append(ops.halved_convolution(x, _taps(conv), conv.bias))
         return outputs
 
     def _middle(self, block: Any, x: Tensor, shift: Shift, context: Context) -> Tensor:
@@ -242,12 +244,6 @@ def residual_block(
     return ops.convolution(hidden, _taps(module.conv2), module.conv2.bias, residual=outer)
 
 
-def downsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 3 x 3 convolution of stride 2, by the library: three small ones a call."""
-    out = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, None, stride=2, padding=1)
-    return ops.ended(out.permute(0, 2, 3, 1).contiguous(), conv.bias)
-
-
 def check_supported(config: Mapping[str, Any]) -> None:
     """Raise SdoptError naming the first option or block that the engine does not compute."""
     for block in (*config["down_block_types"], *config["up_block_types"]):
@@ -262,27 +258,6 @@ def check_supported(config: Mapping[str, Any]) -> None:
                 f"the engine computes UNets with {name}={value!r}, this one has "
                 f"{config[name]!r}; use a level without the engine, such as 'final'"
             )
-
-
-def merged_products(first: Any, second: Any) -> tuple[Tensor, Tensor]:
-    """One product for second(x + first(y)): its weight (N, width + hidden) for x and y, its bias.
-
-    `first` is a linear layer, `second` a 1 x 1 convolution. Computed in float64, which no setting
-    such as TF32 shortens, and rounded once.
-    """
-    outer = _flat(second).double()
-    weight = torch.cat([outer, outer @ first.weight.double()], 1)
-    bias = second.bias.double() + outer @ first.bias.double()
-    return weight.to(first.weight.dtype), bias.to(first.weight.dtype)
-
-
-def _join_weights(attention: Any) -> Tensor:
-    """The joined weights of queries, keys and values, (3 * width, width)."""
-    projections: Sequence[Any] = (attention.to_q, attention.to_k, attention.to_v)
-    joined = torch.cat([projection.weight for projection in projections])
-    for projection, own in zip(projections, joined.chunk(3), strict=True):
-        projection.weight.data = own
-    return joined
 
 
 def _w(projection: Any) -> Tensor:

@@ -169,14 +169,15 @@ def _is_block(path: tuple[str, ...], numbered: set[tuple[str, ...]]) -> bool:
 
 def _fused_call_on_meta(kind: Any, config: dict[str, Any], shapes: Shapes, how: str) -> Any:
     from sdopt.engine.decoders import fused_decoder
-    from sdopt.engine.text import encode_text
+    from sdopt.engine.text import encode_text, joined_attentions
     from sdopt.engine.unet import FusedUNet
 
     if how == "text_encoder":
         from transformers import CLIPTextConfig
 
         encoder = kind(CLIPTextConfig.from_dict(config))
-        return lambda: encode_text(encoder, torch.zeros(shapes[0], dtype=torch.long))
+        joined = joined_attentions(encoder)
+        return lambda: encode_text(encoder, joined, torch.zeros(shapes[0], dtype=torch.long))
     model = kind.from_config(config)
     if how == "decoder":
         decode = fused_decoder(model)
