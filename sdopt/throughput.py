@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import OutOfMemoryError, SdoptError
-from sdopt.levels import Level, get_level
+from sdopt.levels import LEVELS, Level, get_level
 from sdopt.report.progress import Progress
 from sdopt.report.results import markdown_table, write_table
-from sdopt.report.rows import Row, Rows, continue_rows, latency_ms
+from sdopt.report.rows import Row, Rows, continue_rows, latency_ms, read_rows
 from sdopt.suite import Settings, Suite, free_memory
 from sdopt.workload import Request, generate_batch
 
@@ -89,8 +89,10 @@ def _timed(pipeline: LevelPipeline, requests: Sequence[Request]) -> dict[str, An
 
 
 def throughput_table(rows: Sequence[Row]) -> list[str]:
-    """A Markdown table, a line for each level and batch size."""
-    return markdown_table(HEADINGS, [_cells(row) for row in rows])
+    """A Markdown table, a line for each level and batch size, in the order of the ladder."""
+    ladder = list(LEVELS)
+    ordered = sorted(rows, key=lambda row: (ladder.index(row["level"]["name"]), row["batch"]))
+    return markdown_table(HEADINGS, [_cells(row) for row in ordered])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -135,12 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path("throughput.json"),
         help="file of rows; those of the same machine, source and versions stay in it",
     )
+    parser.add_argument("--show", action="store_true", help="measure nothing: the rows of --json")
     parser.add_argument("--page", type=Path, help="page to write the table into")
     options = parser.parse_args(arguments)
     if min(options.batches) < 1:
         parser.error(f"--batches {min(options.batches)}: a batch has 1 picture or more")
     try:
-        rows = _measure_all(options)
+        rows = read_rows(options.json) if options.show else _measure_all(options)
         table = throughput_table(list(rows.rows.values()))
         if options.page:
             write_table(options.page, table, "throughput")

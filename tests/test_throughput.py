@@ -12,7 +12,7 @@ from sdopt.errors import OutOfMemoryError
 from sdopt.levels import LEVELS
 from sdopt.measure import timing
 from sdopt.report.results import marks
-from sdopt.report.rows import read_rows
+from sdopt.report.rows import Rows, read_rows
 from sdopt.workload import EMBEDDED_REQUESTS, Request
 
 
@@ -114,3 +114,23 @@ def test_a_wrong_level_and_a_wrong_batch_are_refused(
 
 def test_the_measured_levels_exist() -> None:
     assert set(throughput.MEASURED_LEVELS) <= set(LEVELS)
+
+
+def test_stored_rows_are_shown_in_the_order_of_the_ladder_and_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = Rows(path=tmp_path / "rows.json", made_on={"device": "a GPU", "source": "embedded"})
+    for level, batch in (("turbo", 2), ("final", 8), ("turbo", 1)):
+        row = {"level": LEVELS[level].as_dict(), "batch": batch, "error": "out of memory"}
+        rows.put({"name": f"{level} x {batch}", **row})
+    monkeypatch.setattr(throughput, "measure", None)
+    assert throughput.main(["--show", "--json", str(rows.path)]) == 0
+    lines = [line[:13] for line in capsys.readouterr().out.splitlines() if "`" in line]
+    assert lines == ["| `final` | 8", "| `turbo` | 1", "| `turbo` | 2"]
+
+
+def test_rows_that_are_not_there_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert throughput.main(["--show", "--json", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
