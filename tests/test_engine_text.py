@@ -96,3 +96,19 @@ def test_another_class_is_refused_by_name() -> None:
 
     with pytest.raises(SdoptError, match="this is a T5EncoderModel"):
         check_encoder(T5EncoderModel())
+
+
+def test_joined_weights_stay_the_modules_own() -> None:
+    encoder = random_encoder()
+    before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    joined = joined_attentions(encoder)
+    assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items())
+    given = ids(encoder, 2, 7)
+    for module, (weight, bias) in joined.items():
+        assert bias is not None
+        module.v_proj.weight.mul_(2.0)
+        module.k_proj.bias.add_(0.5)
+        width = module.embed_dim
+        assert torch.equal(weight[2 * width :], module.v_proj.weight)
+        assert torch.equal(bias[width : 2 * width], module.k_proj.bias)
+    assert error(encode_text(encoder, joined, given), encoder(given)[0]) < EXACT
