@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn, Protocol
 from sdopt.ab.cleanup import Janitor, without_git_variables
 from sdopt.ab.result import Spec
 from sdopt.ab.rounds import Side
+from sdopt.children import python_path
 from sdopt.errors import WorkerError
 from sdopt.sources import NAMED_SOURCES
 
@@ -180,13 +181,12 @@ def environment(tree: Path, spec: Spec, side: Side) -> dict[str, str]:
     """
     inherited = without_git_variables()
     cache = inductor_cache()
-    paths = (str(tree.resolve()), inherited.get("PYTHONPATH", ""))
     threads = {"TORCHINDUCTOR_COMPILE_THREADS": str(spec.compile_threads)}
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
         **inherited,
         **(threads if spec.compile_threads else {}),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONPATH": python_path(tree.resolve()),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "sdopt-ab" / side if spec.own_caches else cache),
     }
 

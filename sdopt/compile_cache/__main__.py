@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import sdopt
+from sdopt.children import python_path
 from sdopt.compile_cache import archive, files, place
 from sdopt.compile_cache.identity import made_here
 from sdopt.errors import SdoptError, WorkerError
@@ -70,15 +70,9 @@ def told(file: Path, manifest: archive.Manifest) -> list[str]:
 
 
 def _draw(folder: Path, source: str, levels: Sequence[str]) -> None:
-    package = str(Path(sdopt.__file__).resolve().parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         (sys.executable, "-m", DRAWING, source, *levels),
-        env={
-            **os.environ,
-            **place.variables(folder),
-            "PYTHONPATH": os.pathsep.join(paths),
-        },
+        env={**os.environ, **place.variables(folder), "PYTHONPATH": python_path()},
     )
     if done.returncode:
         raise WorkerError(

@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import sdopt
 from sdopt.ab.cleanup import janitor
+from sdopt.children import python_path
 from sdopt.errors import SdoptError
 from sdopt.peers.recipes import RECIPES, Recipe
 from sdopt.report.rows import Rows, continue_rows
@@ -86,7 +86,7 @@ class Contest:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env={**os.environ, "PYTHONPATH": python_path()},
                 start_new_session=True,
             )
             keeper.guard(process.pid)
@@ -112,13 +112,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """This package first, wherever this process found it."""
-    package = str(Path(sdopt.__file__).resolve().parents[1])
-    found = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(found)}
 
 
 def _error_of(log: Path, status: int) -> str:

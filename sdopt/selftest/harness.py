@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdopt.children import python_path
 from sdopt.history import RUN_NAME
 from sdopt.selftest.fault import Finding
 from sdopt.verdict import ExitCode
@@ -77,11 +78,10 @@ class Folder:
             *(sys.executable, "-m", "pytest", "benchmarks/", "--sdopt-source=embedded"),
             *("-k", f"[{LEVEL}] and (latency or work)", *options),
         )
-        paths = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
         environment = {
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores from other runs
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PYTHONPATH": python_path(),
             "PYTHONDONTWRITEBYTECODE": "1",
             **variables,
         }
