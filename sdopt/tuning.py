@@ -24,8 +24,9 @@ from torch import Tensor
 from sdopt.baselines import write_whole
 from sdopt.engine import ops
 from sdopt.engine.tiles import LIBRARY, MOST_KEYS, TUNED, Tile, ruled_convolution
-from sdopt.errors import BrokenFileError
+from sdopt.errors import BrokenFileError, SdoptError
 
+FORK = multiprocessing.get_context("fork")
 COLD_BYTES = 120 * 2**20
 """Weights in turn that together do not fit into the L2 cache, as in a picture."""
 MOST_TURNS = 24
@@ -364,38 +365,34 @@ def _size(shape: Sequence[int]) -> int:
     return size
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Tune and write the file."""
-    parser = argparse.ArgumentParser(prog="python -m sdopt.tuning", description=__doc__)
-    parser.add_argument("--levels", nargs="+", default=["hoisted", "express"])
-    parser.add_argument("--source", default="sd15-random")
-    parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--processes", type=int, default=12, help="that compile (12)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--missing", action="store_true", help="shapes that --out lacks alone")
-    which.add_argument(
-        "--known", action="store_true", help="tiles that --out has alone, against the library anew"
-    )
-    parser.add_argument("--out", type=Path, default=TUNED)
-    options = parser.parse_args(arguments)
+def has_gpu() -> bool:
+    """Whether there is a CUDA device; asked in a child, since CUDA does not survive a fork."""
+    child = FORK.Process(target=lambda: sys.exit(0 if torch.cuda.is_available() else 1))
+    child.start()
+    child.join()
+    return child.exitcode == 0
+
+
+def tune_levels(options: argparse.Namespace) -> None:
+    """Measure what was asked for and write the file. Raises SdoptError without a GPU."""
     until = time.monotonic() + options.seconds
-    queue: Any = multiprocessing.get_context("fork").SimpleQueue()
-    helpers = [
-        multiprocessing.get_context("fork").Process(target=compile_all, args=(queue,))
-        for _ in range(options.processes)
-    ]
-    for helper in helpers:  # before this process touches the device: CUDA does not survive a fork
-        helper.start()
     kept = options.missing or options.known
     before = read_table(options.out) if kept else {"tiles": {}, "measured": {}}
-    own = {
-        key: [Tile(**fields)] for key, fields in before["tiles"].items() if not fields["library"]
-    }
-    jobs = jobs_of_levels(options.levels, options.source)
-    if options.known:
-        jobs = [job for job in jobs if job.key in own]
-    else:
-        jobs = [job for job in jobs if job.key not in before["tiles"]]
+    if not has_gpu():
+        raise SdoptError("tiles are measured on a CUDA device, and there is none; run it on one")
+    own = {key: [tile] for key, tile in _tiles(before).items() if not tile.library}
+    queue: Any = FORK.SimpleQueue()
+    helpers = [
+        FORK.Process(target=compile_all, args=(queue,), daemon=True)
+        for _ in range(options.processes)
+    ]
+    for helper in helpers:  # before this process touches the device
+        helper.start()
+    jobs = [
+        job
+        for job in jobs_of_levels(options.levels, options.source)
+        if (job.key in own if options.known else job.key not in before["tiles"])
+    ]
 
     def tiles_of(job: Job) -> list[Tile]:
         return own[job.key] if options.known else candidates(job)
@@ -418,6 +415,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
     }
     write_whole(options.out, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _tiles(table: Mapping[str, Any]) -> dict[str, Tile]:
+    return {key: Tile(**fields) for key, fields in table["tiles"].items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune and write the file; 2 for a mistake in the options."""
+    parser = argparse.ArgumentParser(prog="python -m sdopt.tuning", description=__doc__)
+    parser.add_argument("--levels", nargs="+", default=["hoisted", "express"])
+    parser.add_argument("--source", default="sd15-random")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--processes", type=int, default=12, help="that compile (12)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--missing", action="store_true", help="shapes that --out lacks alone")
+    which.add_argument(
+        "--known", action="store_true", help="tiles that --out has alone, against the library anew"
+    )
+    parser.add_argument("--out", type=Path, default=TUNED)
+    try:
+        tune_levels(parser.parse_args(arguments))
+    except SdoptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

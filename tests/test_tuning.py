@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from sdopt import tuning
 from sdopt.engine.tiles import Tile
@@ -118,6 +119,25 @@ def test_a_file_that_is_no_table_is_refused_and_kept(tmp_path: Path, content: st
     with pytest.raises(BrokenFileError, match="leave --missing and --known out"):
         read_table(path)
     assert path.read_text() == content
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
+@pytest.mark.parametrize("option", ["--known", "--missing"])
+def test_without_a_gpu_nothing_is_started_and_nothing_written(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_bytes(tuning.TUNED.read_bytes())
+    assert tuning.main([option, "--out", str(path)]) == 2
+    assert "measured on a CUDA device, and there is none" in capsys.readouterr().err
+    assert path.read_bytes() == tuning.TUNED.read_bytes()
+
+
+def test_a_table_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tuning.main(["--known", "--out", str(tmp_path / "none.json")]) == 2
+    assert "none.json cannot be read" in capsys.readouterr().err
 
 
 def test_the_shipped_table_can_be_continued() -> None:
