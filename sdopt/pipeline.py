@@ -78,9 +78,10 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
     def _check_prompts(self, arguments: dict[str, Any]) -> None:
         for name in ("prompt", "negative_prompt"):
-            texts = arguments.get(name) or ()
-            for text in (texts,) if isinstance(texts, str) else texts:
-                self.source.check_prompt(text)
+            given = arguments.get(name)
+            for text in given if isinstance(given, list) else [given]:
+                if isinstance(text, str) and text:  # what is no text is refused further on
+                    self.source.check_prompt(text)
 
     def _add_step_callback(self, arguments: dict[str, Any]) -> None:
         own = arguments.get("callback_on_step_end")

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     Pictures = Mapping[str, NDArray[np.float32]]
     StoredPictures = Mapping[str, NDArray[np.uint8]]
 
+WITHOUT_CUDA = (
+    "sdopt: without CUDA graphs run step by step, PyTorch's operations stand for Triton's kernels, "
+    "and memory and kernel figures are missing"
+)
 MEMORY_LEFT_MIB = 1.0
 """What a freed level may leave allocated."""
 
@@ -367,13 +371,14 @@ class Suite:
         """The lines that say on what, with which weights and against what this run works."""
         source, settings = self.source, self.settings
         lines = [
-            f"sdopt: {self.hardware}, {self.dtype}"
-            + ("" if self.device.type == "cuda" else "; memory and kernel figures need CUDA"),
+            f"sdopt: {self.hardware}, {self.dtype}",
             f"sdopt: source {source.name} ({source.why}), {source.size_px} x {source.size_px}, "
             f"guidance scale {source.guidance_scale:g}, {len(self.workload.requests)} prompts",
             f"sdopt: baselines {settings.baselines_root}, set {self.baseline_set}, "
             f"hardware key {self.hardware.key}",
         ]
+        if self.device.type != "cuda":
+            lines.insert(1, WITHOUT_CUDA)
         if isinstance(self.history, str):
             lines.append(f"sdopt: comparing with nothing: {self.history}")
             if not any(self.history_folder.glob("*.json")):

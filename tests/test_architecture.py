@@ -18,6 +18,7 @@ PACKAGE = Path(sdopt.__file__).parent
 BOXES = (
     {"errors"},
     {"startup"},
+    {"children"},
     {"cache_schedule"},
     {"levels"},
     {"feature_cache"},

@@ -50,8 +50,8 @@ def pipelines() -> Pipelines:
 
 
 def draw(pipeline: LevelPipeline, prompt: Any = PROMPT, seed: int = 1, **more: Any) -> Any:
-    more.setdefault("output_type", "np")
-    return pipeline(prompt, generator=torch.Generator().manual_seed(seed), **more).images
+    given = {"output_type": "np", "generator": torch.Generator().manual_seed(seed)} | more
+    return pipeline(prompt, **given).images
 
 
 def ssim(one: Any, other: Any) -> float:
@@ -148,7 +148,19 @@ def test_output_types(pipelines: Pipelines) -> None:
         ({"output_type": "latent"}, "output_type is 'latent'"),
         ({"height": 100}, "height is 100"),
         ({"width": 32}, "width is 32"),
+        ({"height": 0}, "height is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": True}, "num_inference_steps is True"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt is 1.5"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": None}, "guidance_scale is None"),
+        ({"generator": 1}, "generator is 1"),
+        ({"latents": [1]}, "latents is [1]"),
+        ({"prompt": 5}, "prompt is 5"),
+        ({"prompt": [1]}, "prompt is [1]"),
+        ({"prompt": []}, "prompt is []"),
+        ({"negative_prompt": 5}, "negative_prompt is 5"),
         ({"negative_prompt": ["", ""]}, "2 negative prompts for 1 prompts"),
         ({"latents": torch.zeros(1, 4, 8, 8)}, "latents are"),
     ],
@@ -160,6 +172,13 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     with pytest.raises(SdoptError) as caught:
         draw(pipelines("express"), **more)
     assert says in str(caught.value)
+
+
+def test_steps_may_be_an_integer_of_numpy(pipelines: Pipelines) -> None:
+    pipeline = pipelines("express")
+    assert np.array_equal(
+        draw(pipeline, num_inference_steps=np.int64(2)), draw(pipeline, num_inference_steps=2)
+    )
 
 
 def own_pipeline() -> LevelPipeline:

@@ -13,7 +13,6 @@ from sdopt.report.plots import (
     draw_latency,
     draw_quality,
     latency_bars,
-    level_points,
     main,
     quality_points,
 )
@@ -43,12 +42,6 @@ def test_points_have_a_time_and_an_ssim() -> None:
     ]
     costs = {"DeepCache (dpm, 20)": {"ssim_cost": {"a": 0.5}}}
     assert [point.ssim for point in quality_points(ROWS, costs)] == [0.5]
-
-
-def test_levels_stand_at_their_stored_time_with_the_ssim_of_the_rows() -> None:
-    bars = [("final", 105.0, 297.0), ("turbo", 30.0, None)]
-    found = [Point(name="sdopt-final", latency_ms=105.0, ssim=0.95, ours=True)]
-    assert level_points(bars, ROWS) == found
 
 
 def test_charts_are_drawn(tmp_path: Path) -> None:

@@ -134,3 +134,12 @@ def test_rows_that_are_not_there_are_an_error(
 ) -> None:
     assert throughput.main(["--show", "--json", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
+
+
+def test_rows_of_something_else_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = Rows(path=tmp_path / "peers.json", made_on={"device": "a GPU", "source": "embedded"})
+    rows.put({"name": "DeepCache", "recipe": "DeepCache"})
+    assert throughput.main(["--show", "--json", str(rows.path)]) == 2
+    assert "peers.json has rows of something else" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +51,7 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     ids = token_ids(pipeline, prompts, _negatives(given, prompts) if guided else [])
     _check_latents(pipeline, given.get("latents"), len(prompts), (height, width))
     noise = first_noise(pipeline, len(prompts), (height, width), given)
-    picture = engine.draw(ids, noise, guidance_scale, given["num_inference_steps"])
+    picture = engine.draw(ids, noise, guidance_scale, int(given["num_inference_steps"]))
     picture, flagged = pipeline.run_safety_checker(picture, pipeline.device, picture.dtype)
     images = finished(pipeline, picture, given.get("output_type", "pil"), flagged)
     if not given.get("return_dict", True):
@@ -115,13 +117,47 @@ def check_arguments(level: str, given: dict[str, Any]) -> None:
             f"level {level!r} draws a picture as one graph, which cannot use {', '.join(unused)}; "
             f"it takes {', '.join(ARGUMENTS)}; use a level without it, such as 'final'"
         )
-    if given.get("output_type", "pil") not in OUTPUT_TYPES:
-        raise SdoptError(
-            f"output_type is {given['output_type']!r}; choose from: {', '.join(OUTPUT_TYPES)}"
-        )
-    steps = given["num_inference_steps"]
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise SdoptError(f"num_inference_steps is {steps!r}; it is an integer, 1 or more")
+    for name, right, wanted in _WANTED:
+        if name in given and not right(given[name]):
+            raise SdoptError(
+                f"{name} is {given[name]!r}; level {level!r} takes {wanted}; give that, or leave "
+                "it out for the default"
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _are_texts(value: Any) -> bool:
+    several = value if isinstance(value, list) else [value]
+    return bool(several) and all(isinstance(text, str) for text in several)
+
+
+def _are_generators(value: Any) -> bool:
+    several = value if isinstance(value, list) else [value]
+    return bool(several) and all(isinstance(one, torch.Generator) for one in several)
+
+
+_WANTED = (
+    ("prompt", _are_texts, "a string or a list of strings"),
+    ("negative_prompt", lambda v: v in (None, []) or _are_texts(v), "strings like `prompt`"),
+    ("num_inference_steps", _is_count, "an integer, 1 or more"),
+    ("num_images_per_prompt", lambda v: v is None or _is_count(v), "an integer, 1 or more"),
+    (
+        "guidance_scale",
+        lambda v: isinstance(v, Real) and math.isfinite(v),
+        "a finite number (1 or less is no guidance)",
+    ),
+    ("generator", lambda v: v is None or _are_generators(v), "torch.Generators"),
+    ("latents", lambda v: v is None or isinstance(v, Tensor), "a tensor"),
+    (
+        "output_type",
+        lambda v: v in OUTPUT_TYPES,
+        f"one of {', '.join(OUTPUT_TYPES)} (latents come from a level without the engine, 'final')",
+    ),
+)
+"""Arguments, what they have to be, and how that is called."""
 
 
 def check_additions(pipeline: LevelPipeline, level: str) -> None:
@@ -156,7 +192,7 @@ def token_ids(pipeline: LevelPipeline, prompts: list[str], negatives: list[str])
 
 def _size(pipeline: LevelPipeline, given: dict[str, Any]) -> tuple[int, int]:
     own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    size = (given.get("height") or own, given.get("width") or own)
+    size = tuple(own if given.get(side) is None else given[side] for side in ("height", "width"))
     for name, value in zip(("height", "width"), size, strict=True):
         if not isinstance(value, int) or value < MULTIPLE_PX or value % MULTIPLE_PX:
             raise SdoptError(
@@ -185,8 +221,8 @@ def _check_latents(
 
 def _prompts(given: dict[str, Any]) -> list[str]:
     prompt = given.get("prompt")
-    if not isinstance(prompt, (str, list)) or prompt == []:
-        raise SdoptError(f"prompt is {prompt!r}; give a string or a list of strings")
+    if prompt is None:
+        raise SdoptError("there is no prompt; give a string or a list of strings")
     prompts = [prompt] if isinstance(prompt, str) else prompt
     copies = given.get("num_images_per_prompt") or 1
     return [text for text in prompts for _ in range(copies)]

@@ -19,6 +19,8 @@ from sdopt.report.results import Run, published_seconds
 from sdopt.report.rows import Row, latency_ms, mean_ssim, read_rows
 
 LATENCY, QUALITY = "latency.png", "speed-quality.png"
+LABELS_AT = (12, -12, 48, -48)
+"""Points above or below: neighbours have their labels at different heights."""
 OURS, PEER, THEIRS = "#1f77b4", "#d62728", "#bbbbbb"
 
 
@@ -80,40 +82,28 @@ def draw_latency(bars: Sequence[tuple[str, float, float | None]], path: Path) ->
     _save(figure, path)
 
 
-def level_points(
-    bars: Sequence[tuple[str, float, float | None]], costs: Mapping[str, Row]
-) -> list[Point]:
-    """The stored runs' levels whose SSIM to plain diffusers on the same ground is known."""
-    ssims = {str(name).partition(" (")[0]: mean_ssim(row) for name, row in costs.items()}
-    return [
-        Point(name=f"sdopt-{level}", latency_ms=here, ssim=ssim, ours=True)
-        for level, here, _ in bars
-        if (ssim := ssims.get(f"sdopt-{level}")) is not None
-    ]
-
-
 def draw_quality(points: Sequence[Point], path: Path) -> None:
     """Faster is to the left, closer to plain diffusers is up; our levels and the peers by color."""
-    figure, axes = _figure(width=9, height=5)
-    sides = {True: 1, False: -1}
-    for point in sorted(points, key=lambda point: point.latency_ms):
-        color, side = OURS if point.ours else PEER, sides[point.ours]
-        sides[point.ours] = -side
+    figure, axes = _figure(width=10, height=6)
+    ordered = sorted(points, key=lambda point: point.latency_ms)
+    for number, point in enumerate(ordered):
+        color, away = OURS if point.ours else PEER, LABELS_AT[number % len(LABELS_AT)]
         axes.scatter(point.latency_ms, point.ssim, color=color)
         axes.annotate(
             point.name.removeprefix("sdopt-").replace(" (", "\n("),
             (point.latency_ms, point.ssim),
-            xytext=(0, 7 * side),
+            xytext=(0, away),
             textcoords="offset points",
             ha="center",
-            va="bottom" if side > 0 else "top",
+            va="bottom" if away > 0 else "top",
             fontsize="small",
             color=color,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5},
         )
     axes.set_xscale("log")
     axes.set_xlabel("ms a picture, median (logarithmic)")
     axes.set_ylabel("mean SSIM to plain diffusers, same sampler and steps")
-    axes.margins(x=0.1, y=0.15)
+    axes.margins(x=0.1, y=0.5)
     _save(figure, path)
 
 
@@ -149,8 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rows:
             costs = read_rows(options.cost).rows if options.cost else None
             rows = read_rows(options.rows).rows
-            levels = level_points(bars, costs if costs is not None else rows)
-            points = [point for point in quality_points(rows, costs) if not point.ours] + levels
+            points = quality_points(rows, costs)
             if not points:
                 raise SdoptError(f"{options.rows} has no row with both a time and an SSIM")
             draw_quality(points, options.out / QUALITY)

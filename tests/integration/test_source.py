@@ -14,7 +14,8 @@ def test_the_header_names_device_source_and_baselines(project: Project) -> None:
     result = project.run("--collect-only")
     result.stdout.fnmatch_lines(
         [
-            "sdopt: cpu *, * GiB, * cores, float32; memory and kernel figures need CUDA",
+            "sdopt: cpu *, * GiB, * cores, float32",
+            "sdopt: without CUDA graphs run step by step, PyTorch's operations stand for *",
             f"sdopt: source micro (the folder {project.source}), 64 x 64, "
             "guidance scale 7.5, 2 prompts",
             f"sdopt: baselines {project.baselines}, set micro, hardware key cpu-*",
