@@ -132,6 +132,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BrokenFileError if it is missing, broken or no object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BrokenFileError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise BrokenFileError(f"{path} cannot be read: {error}; it was left as it is") from error
     if not isinstance(data, dict):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt.errors import BrokenFileError, OutOfMemoryError, SdoptError
+from sdopt.errors import OutOfMemoryError, SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.report.progress import Progress
 from sdopt.report.results import markdown_table, write_table
@@ -26,6 +26,8 @@ MEASURED_LEVELS = (FASTEST_LOSSLESS, "final")
 BATCHES = (1, 2, 4, 8, 16)
 OUT_OF_MEMORY = "out of memory"
 SEED_STEP = 1000
+FIELDS = ("level", "batch")
+"""What rows of this module have, and no others."""
 HEADINGS = (
     "level",
     "batch",
@@ -111,14 +113,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _stored(path: Path) -> Rows:
-    """Rows of this module's making. Raises BrokenFileError for others."""
-    rows = read_rows(path)
-    if not all({"level", "batch"} <= set(row) for row in rows.rows.values()):
-        raise BrokenFileError(f"{path} has rows of something else; measure some: leave --show out")
-    return rows
-
-
 def _measure_all(options: argparse.Namespace) -> Rows:
     """Measure what was asked for; each row is written as soon as it is there."""
     suite = Suite(
@@ -151,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(options.batches) < 1:
         parser.error(f"--batches {min(options.batches)}: a batch has 1 picture or more")
     try:
-        rows = _stored(options.json) if options.show else _measure_all(options)
+        rows = read_rows(options.json, *FIELDS) if options.show else _measure_all(options)
         table = throughput_table(list(rows.rows.values()))
         if options.page:
             write_table(options.page, table, "throughput")

@@ -424,16 +424,18 @@ def _tiles(table: Mapping[str, Any]) -> dict[str, Tile]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune and write the file; 2 for a mistake in the options."""
     parser = argparse.ArgumentParser(prog="python -m sdopt.tuning", description=__doc__)
-    parser.add_argument("--levels", nargs="+", default=["hoisted", "express"])
-    parser.add_argument("--source", default="sd15-random")
-    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument(
+        "--levels", nargs="+", default=["hoisted", "express"], help="draw the shapes to measure"
+    )
+    parser.add_argument("--source", default="sd15-random", help="as --sdopt-source of the suite")
+    parser.add_argument("--seconds", type=float, default=300.0, help="compiling and timing (300)")
     parser.add_argument("--processes", type=int, default=12, help="that compile (12)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--missing", action="store_true", help="shapes that --out lacks alone")
+    which.add_argument("--missing", action="store_true", help="only shapes that --out lacks")
     which.add_argument(
-        "--known", action="store_true", help="tiles that --out has alone, against the library anew"
+        "--known", action="store_true", help="only the tiles in --out, against the library anew"
     )
-    parser.add_argument("--out", type=Path, default=TUNED)
+    parser.add_argument("--out", type=Path, default=TUNED, help="table to write (the engine's own)")
     try:
         tune_levels(parser.parse_args(arguments))
     except SdoptError as error:

@@ -125,4 +125,4 @@ def test_the_page_is_written_between_its_own_marks(
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.json")]) == 2
-    assert "none.json cannot be read" in capsys.readouterr().err
+    assert "none.json is missing" in capsys.readouterr().err

@@ -142,4 +142,4 @@ def test_rows_of_something_else_are_refused_by_name(
     rows = Rows(path=tmp_path / "peers.json", made_on={"device": "a GPU", "source": "embedded"})
     rows.put({"name": "DeepCache", "recipe": "DeepCache"})
     assert throughput.main(["--show", "--json", str(rows.path)]) == 2
-    assert "peers.json has rows of something else" in capsys.readouterr().err
+    assert "peers.json has rows of something else, without level, batch" in capsys.readouterr().err

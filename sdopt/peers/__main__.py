@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="page to write the table into")
     options = parser.parse_args(arguments)
     try:
-        found = read_rows(options.rows)
-        costs = read_rows(options.cost).rows if options.cost else None
+        found = read_rows(options.rows, "recipe")
+        costs = read_rows(options.cost, "recipe").rows if options.cost else None
         table = peers_page(list(found.rows.values()), costs)
         if options.page:
             write_table(options.page, table, "peers")

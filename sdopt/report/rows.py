@@ -38,13 +38,21 @@ class Rows:
         write_whole(self.path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def read_rows(path: Path) -> Rows:
-    """The rows of a file. Raises BrokenFileError if it is missing, broken or another file."""
+def read_rows(path: Path, *fields: str) -> Rows:
+    """The rows of a file, each with these fields.
+
+    Raises BrokenFileError if it is missing, broken or another file, or has rows of something else.
+    """
     data = read_json(path)
     if data.get("schema") != SCHEMA:
         raise BrokenFileError(f"{path} is no file of rows: its schema is {data.get('schema')!r}")
     try:
         rows = {row["name"]: row for row in data["rows"]}
+        if lacking := [field for field in fields if any(field not in row for row in rows.values())]:
+            raise BrokenFileError(
+                f"{path} has rows of something else, without {', '.join(lacking)}; give another "
+                "file, or measure"
+            )
         return Rows(path=path, made_on=dict(data["made_on"]), rows=rows)
     except (KeyError, TypeError) as error:
         raise BrokenFileError(f"{path} is incomplete: {error!r}") from error
