@@ -21,7 +21,7 @@ from sdopt.engine.modules import fuse_modules
 from sdopt.engine.ops import LEAST_CAPABILITY
 from sdopt.engine.picture import PictureEngine
 from sdopt.engine.unet import FusedUNet
-from sdopt.errors import OutOfMemoryError, SdoptError, SourceError
+from sdopt.errors import OutOfMemoryError, SdoptError, SourceError, UnknownNameError
 from sdopt.levels import Level, get_level
 from sdopt.optimizations.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.optimizations.compilation import compile_decoder, compile_unet
@@ -111,7 +111,16 @@ def load_pipeline(
     level: str = "final", *, source: str | None = None, device: str | None = None
 ) -> LevelPipeline:
     """The pipeline of a level by name; see `sdopt.load_pipeline`."""
-    return build(resolve(source), get_level(level), torch.device(device) if device else None)
+    return build(resolve(source), get_level(level), named_device(device) if device else None)
+
+
+def named_device(name: str) -> torch.device:
+    """The CPU or CUDA device of that name. Raises UnknownNameError if there is none."""
+    count = torch.cuda.device_count()
+    choices = ("cpu", *(("cuda",) if count else ()), *(f"cuda:{index}" for index in range(count)))
+    if str(name) not in choices:
+        raise UnknownNameError("device", str(name), choices, "leave it out for the first")
+    return torch.device(name)
 
 
 def build(source: Source, level: Level, device: torch.device | None = None) -> LevelPipeline:

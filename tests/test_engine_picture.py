@@ -174,6 +174,17 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert says in str(caught.value)
 
 
+def test_a_prompt_of_too_many_tokens_is_told(
+    pipelines: Pipelines, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = pipelines("express")
+    longest = pipeline.tokenizer.model_max_length
+    draw(pipeline, PROMPT, num_inference_steps=1)
+    assert "tokens are used" not in caplog.text
+    draw(pipeline, "red " * longest, num_inference_steps=1)
+    assert f"only the first {longest} tokens are used" in caplog.text
+
+
 def test_steps_may_be_an_integer_of_numpy(pipelines: Pipelines) -> None:
     pipeline = pipelines("express")
     assert np.array_equal(

@@ -255,6 +255,12 @@ def test_an_unknown_source_is_named_with_the_choices() -> None:
         sdopt.load_pipeline("baseline", source="embeded")
 
 
+@pytest.mark.parametrize("name", ["xx", "cuda:99", "meta", "cpu:0"])
+def test_a_device_that_is_not_there_is_named_with_the_choices(name: str, micro: Path) -> None:
+    with pytest.raises(UnknownNameError, match=f"unknown device '{name}'.*choose from: cpu"):
+        sdopt.load_pipeline("baseline", source=str(micro), device=name)
+
+
 def test_an_unknown_prompt_word_is_named() -> None:
     pipeline = sdopt.load_pipeline("baseline", source="embedded")
     with pytest.raises(UnknownNameError, match=r"unknown prompt word 'sqare'.*'square'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -17,6 +18,8 @@ from sdopt.errors import SdoptError
 if TYPE_CHECKING:
     from sdopt.engine.picture import PictureEngine
     from sdopt.pipeline import LevelPipeline
+
+logger = logging.getLogger(__name__)
 
 ARGUMENTS = (
     "prompt",
@@ -184,10 +187,12 @@ def token_ids(pipeline: LevelPipeline, prompts: list[str], negatives: list[str])
         # Textual inversions are tokens that were added; their search tokenizes every prompt twice.
         texts = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
     # Lists: with return_tensors="pt" it takes twice as long.
-    ids = tokenizer(
-        texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True
-    ).input_ids
-    return torch.tensor(ids)
+    longest = tokenizer.model_max_length
+    encoded = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
+    for text, one in zip(texts, encoded.encodings or (), strict=False):
+        if one.overflowing:
+            logger.warning("of the prompt %r only the first %d tokens are used", text, longest)
+    return torch.tensor(encoded.input_ids)
 
 
 def _size(pipeline: LevelPipeline, given: dict[str, Any]) -> tuple[int, int]:
