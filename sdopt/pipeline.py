@@ -119,7 +119,9 @@ def named_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     choices = ("cpu", *(("cuda",) if count else ()), *(f"cuda:{index}" for index in range(count)))
     if str(name) not in choices:
-        raise UnknownNameError("device", str(name), choices, "leave it out for the first")
+        raise UnknownNameError(
+            "device", str(name), choices, "leave it out for the first GPU, or the CPU"
+        )
     return torch.device(name)
 
 

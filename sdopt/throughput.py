@@ -27,7 +27,7 @@ BATCHES = (1, 2, 4, 8, 16)
 OUT_OF_MEMORY = "out of memory"
 SEED_STEP = 1000
 FIELDS = ("level", "batch")
-"""What rows of this module have, and no others."""
+"""What tells rows of throughput from rows of anything else."""
 HEADINGS = (
     "level",
     "batch",

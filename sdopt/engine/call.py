@@ -122,9 +122,9 @@ def check_arguments(level: str, given: dict[str, Any]) -> None:
         )
     for name, right, wanted in _WANTED:
         if name in given and not right(given[name]):
+            left_out = "" if name == "prompt" else ", or leave it out for the default"
             raise SdoptError(
-                f"{name} is {given[name]!r}; level {level!r} takes {wanted}; give that, or leave "
-                "it out for the default"
+                f"{name} is {given[name]!r}; level {level!r} takes {wanted}; give that{left_out}"
             )
 
 

@@ -241,22 +241,12 @@ def ending(
     values: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool = False
 ) -> Tensor:
     """`kernels.ending` of a contiguous tensor whose last dimension the bias has."""
-    out = torch.empty_like(values)
-    kernels.ending[(_cut(values.numel(), ENDING_BLOCK),)](
-        values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
-        BLOCK=ENDING_BLOCK, num_warps=4, **_ending(bias, residual, relu),
-    )  # fmt: skip
-    return out
+    return _ended(values, bias, residual, _ending(bias, residual, relu))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 * x) of a contiguous tensor."""
-    out = torch.empty_like(x)
-    kernels.ending[(_cut(x.numel(), ENDING_BLOCK),)](
-        x, x, x, out, x.numel(), x.shape[-1], BLOCK=ENDING_BLOCK, HAS_BIAS=False,
-        HAS_RESIDUAL=False, ACTIVATION=kernels.QUICK_GELU, num_warps=4,
-    )  # fmt: skip
-    return out
+    return _ended(x, None, None, _ending(None, None, False) | {"ACTIVATION": kernels.QUICK_GELU})
 
 
 def solver_step(
@@ -270,6 +260,17 @@ def solver_step(
         GUIDED=noise.shape[0] == 2 * images, NEXT_COPIES=copies, BLOCK=SUM_BLOCK, num_warps=4,
     )  # fmt: skip
     return unet_input
+
+
+def _ended(
+    values: Tensor, bias: Tensor | None, residual: Tensor | None, end: dict[str, Any]
+) -> Tensor:
+    out = torch.empty_like(values)
+    kernels.ending[(_cut(values.numel(), ENDING_BLOCK),)](
+        values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
+        BLOCK=ENDING_BLOCK, num_warps=4, **end,
+    )  # fmt: skip
+    return out
 
 
 def _sums(out: Tensor, tile: Tile) -> Tensor:

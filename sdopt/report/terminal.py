@@ -128,9 +128,7 @@ def power_note(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for level, share in shares.items()
         if share > LIMITED_FROM
     )
-    return (
-        [f"the power limit lowered the clocks, the more the hotter the card: {met}"] if met else []
-    )
+    return [f"the power limit lowered the clocks: {met}"] if met else []
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
