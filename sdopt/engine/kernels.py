@@ -8,16 +8,10 @@ matrix product over shifted boxes, without padding and without a mask in its inn
 import triton
 import triton.language as tl
 
-NO_ACTIVATION, RELU, QUICK_GELU = 0, 1, 2
+from sdopt.engine import epilogue
 
-
-@triton.jit
-def _activated(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == 1:
-        x = tl.maximum(x, 0.0)
-    if ACTIVATION == 2:
-        x = x * tl.sigmoid(1.702 * x)
-    return x
+_activated = triton.jit(epilogue.activated)
+_gelu = triton.jit(epilogue.gelu)
 
 
 @triton.jit
@@ -183,20 +177,6 @@ def narrow_convolution(
     mask = (pixel < images * H * W)[:, None] & (column < N)[None, :]
     offsets = pixel.to(tl.int64)[:, None] * N + column[None, :]
     _write(acc, offsets, mask, column, bias, bias, out, N, HAS_BIAS, False, 0)
-
-
-@triton.jit
-def _gelu(x):
-    """GELU to 2e-7, in half the instructions of the one by `tl.erf`.
-
-    The error function is Hastings' (Abramowitz and Stegun 1964, 7.1.26): 1 - p(t) exp(-x * x).
-    """
-    size = tl.abs(x)
-    root = tl.rsqrt(1.0 + 0.2316418882663604 * size)
-    t = root * root
-    p = 0.530702715 * t - 0.7265760135
-    p = ((p * t + 0.7107068705) * t - 0.142248368) * t + 0.127414796
-    return tl.maximum(x, 0.0) - p * t * size * tl.exp2(x * x * -0.7213475204444817)
 
 
 @triton.jit(do_not_specialize=["M", "K", "K2", "splits"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sdopt.engine import kernels
+from sdopt.engine import epilogue, kernels, specialized_launch
 from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
@@ -52,12 +52,19 @@ def convolution(
     columns, taps = weight.shape[0] // phases**2, weight.shape[1]
     out = x.new_empty((images, height * phases, width * phases, columns))
     sums = _sums(out, tile)
+    end = _ending(bias, residual, relu)
+    flat = weight.reshape(weight.shape[0], -1)
+    if tile.specialized:
+        specialized_launch.product(
+            x, None, flat, sums, tile, shape=(images, height, width, channels), columns=columns,
+            taps=taps, phases=phases, bias=bias, residual=residual, activation=end["ACTIVATION"],
+            flat=False, halved=halved,
+        )  # fmt: skip
+        return _summed(sums, out, tile, bias, residual, end)
     rows = [tile.height, 1] if halved else [tile.height]
     box = [tile.images, *rows, tile.width, tile.depth]
     tiles = _cut(images, tile.images) * _cut(height, tile.height) * _cut(width, tile.width)
-    end = _ending(bias, residual, relu)
     across = _cut(columns, tile.columns + tile.extra)
-    flat = weight.reshape(weight.shape[0], -1)
     kernels.convolution[(tiles, across, tile.splits * phases**2)](
         TensorDescriptor.from_tensor(x, box),
         TensorDescriptor.from_tensor(flat, [tile.columns, tile.depth]),
@@ -103,8 +110,15 @@ def matrix_product(
     columns = weight.shape[0] // (2 if geglu else 1)
     out = x.new_empty((rows, columns))
     sums = _sums(out, tile)
-    box = [tile.pixels, tile.depth]
     end = _ending(bias, residual, False)
+    if tile.specialized:
+        specialized_launch.product(
+            x, x2, weight, sums, tile, shape=(1, rows, 1, depth), columns=columns, taps=1,
+            phases=1, bias=bias, residual=residual, activation=end["ACTIVATION"], flat=True,
+            geglu=geglu,
+        )  # fmt: skip
+        return _summed(sums, out, tile, bias, residual, end)
+    box = [tile.pixels, tile.depth]
     across = _cut(columns, tile.columns + tile.extra)
     kernels.matrix_product[(_cut(rows, tile.pixels), across, tile.splits)](
         TensorDescriptor.from_tensor(x, box),
@@ -246,7 +260,7 @@ def ending(
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 * x) of a contiguous tensor."""
-    return _ended(x, None, None, _ending(None, None, False) | {"ACTIVATION": kernels.QUICK_GELU})
+    return _ended(x, None, None, _ending(None, None, False) | {"ACTIVATION": epilogue.QUICK_GELU})
 
 
 def solver_step(
@@ -301,7 +315,7 @@ def _ending(bias: Tensor | None, residual: Tensor | None, relu: bool) -> dict[st
     return {
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
-        "ACTIVATION": kernels.RELU if relu else kernels.NO_ACTIVATION,
+        "ACTIVATION": epilogue.RELU if relu else epilogue.NO_ACTIVATION,
     }
 
 

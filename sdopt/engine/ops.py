@@ -58,7 +58,7 @@ def convolution(
     if c >= LEAST_CHANNELS:
         kind = "plain" if bias is None and residual is None and not relu else "conv"
         _note(convolution_key(_sizes(x), n, kind), x, weight, bias, residual)
-        tile = convolution_tile(_sizes(x), n, kind) if x.is_cuda else None
+        tile = _convolution_tile(x, n, kind)
     elif x.is_cuda and residual is None and not relu:
         from sdopt.engine import launch
 
@@ -103,7 +103,7 @@ def doubled_convolution(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tens
     """A 3 x 3 convolution of the picture at twice its size; see `doubling.doubled_weights`."""
     n = weights.shape[0] // 4
     _note(convolution_key(_sizes(x), n, "doubled"), x, weights, bias)
-    tile = convolution_tile(_sizes(x), n, "doubled") if x.is_cuda else None
+    tile = _convolution_tile(x, n, "doubled")
     return tiled_doubled_convolution(x, weights, bias, tile)
 
 
@@ -129,7 +129,7 @@ def halved_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     """A 3 x 3 convolution of stride 2 with a border of zeros, of a picture of even sides."""
     n = weight.shape[0]
     _note(convolution_key(_sizes(x), n, "halved"), x, weight, bias)
-    tile = convolution_tile(_sizes(x), n, "halved") if x.is_cuda else None
+    tile = _convolution_tile(x, n, "halved")
     return tiled_halved_convolution(x, weight, bias, tile)
 
 
@@ -170,7 +170,7 @@ def linear(
     rest = None if residual is None else residual.reshape(-1, n)
     kind = "linear" if x2 is None else "joined"
     _note(product_key(flat.shape[0], k, n, kind), flat, weight, bias, more, rest)
-    tile = product_tile(flat.shape[0], k, n, kind) if x.is_cuda else None
+    tile = _product_tile(flat, k, n, kind)
     return tiled_linear(flat, weight, bias, tile, x2=more, residual=rest).reshape(*x.shape[:-1], n)
 
 
@@ -197,7 +197,7 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     n = weight.shape[0] // 2
     _note(product_key(flat.shape[0], flat.shape[1], n, "geglu"), flat, weight, bias)
-    tile = product_tile(flat.shape[0], flat.shape[1], n, "geglu") if x.is_cuda else None
+    tile = _product_tile(flat, flat.shape[1], n, "geglu")
     return tiled_geglu(flat, weight, bias, tile).reshape(*x.shape[:-1], n)
 
 
@@ -290,6 +290,25 @@ def solver_step(
     sample.copy_(factors[3] * sample + factors[4] * estimate + factors[5] * before)
     before.copy_(estimate)
     return torch.cat([sample.to(noise.dtype)] * max(copies, 1))
+
+
+def _convolution_tile(x: Tensor, n: int, kind: str) -> Tile | None:
+    """How a GPU's work is cut; None on the CPU."""
+    if not x.is_cuda:
+        return None
+    return convolution_tile(_sizes(x), n, kind, specialized=_takes_specialized(x))
+
+
+def _product_tile(x: Tensor, k: int, n: int, kind: str) -> Tile | None:
+    if not x.is_cuda:
+        return None
+    return product_tile(x.shape[0], k, n, kind, specialized=_takes_specialized(x))
+
+
+def _takes_specialized(x: Tensor) -> bool:
+    from sdopt.engine import specialized_launch
+
+    return specialized_launch.is_usable(x.device)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:

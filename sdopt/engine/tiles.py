@@ -12,6 +12,9 @@ TUNED = Path(__file__).with_name("tuned.json")
 MULTIPROCESSORS = 132
 """Of an H100 or H200: how many tiles can be worked on at once."""
 
+SPECIALIZED_DEPTH, FEWEST_SPECIALIZED_COLUMNS = 64, 128
+"""What the rule for specialized tiles loads at a time, and the least width that it is for."""
+
 MOST_TIMES = 16
 """As many times the images of a measured shape use its tile."""
 
@@ -30,7 +33,9 @@ class Tile:
     `depth` entries of the sum are loaded at a time, `stages` such loads are under way, and the sum
     is cut into `splits` that different programs compute. A matrix product's rows are its `height`.
     Attention's has `height` tokens and `columns` keys at a time; `boxed` ones come through the
-    tensor memory accelerator. `library` leaves the operation to cuDNN or cuBLAS.
+    tensor memory accelerator. A `specialized` tile is a program of three roles
+    (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
+    and `warps` says nothing. `library` leaves the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -43,6 +48,7 @@ class Tile:
     warps: int = 4
     splits: int = 1
     boxed: bool = False
+    specialized: bool = False
     library: bool = False
 
     @property
@@ -82,24 +88,33 @@ def tuned() -> dict[str, Tile]:
     return {key: Tile(**fields) for key, fields in stored["tiles"].items()}
 
 
-def convolution_tile(sizes: Sizes, n: int, kind: str) -> Tile:
-    """The measured tile of this convolution, that of fewer images, or one by rule."""
+def convolution_tile(sizes: Sizes, n: int, kind: str, *, specialized: bool = False) -> Tile:
+    """The measured tile of this convolution, that of fewer images, or one by rule.
+
+    `specialized` says whether the device takes such tiles; otherwise the rule replaces them.
+    """
     images, height, width, c = sizes
     for times in _times(images):
         for kind_or_like in (kind, "conv") if kind == "plain" else (kind,):
             key = convolution_key((images // times, height, width, c), n, kind_or_like)
-            if key in tuned():
+            if _is_stored(key, specialized):
                 return _less_split(tuned()[key], times)
+    if specialized and c % SPECIALIZED_DEPTH == 0 and n >= FEWEST_SPECIALIZED_COLUMNS:
+        return ruled_specialized_convolution(sizes, n, kind)
     return ruled_convolution(sizes, n, kind)
 
 
-def product_tile(m: int, k: int, n: int, kind: str) -> Tile:
+def product_tile(m: int, k: int, n: int, kind: str, *, specialized: bool = False) -> Tile:
     """The measured tile of this matrix product, that of fewer rows, or one by rule."""
     for times in _times(m):
         key = product_key(m // times, k, n, kind)
-        if key in tuned():
+        if _is_stored(key, specialized):
             return _less_split(tuned()[key], times)
     return ruled_product(m, k, n, kind)
+
+
+def _is_stored(key: str, specialized: bool) -> bool:
+    return key in tuned() and (specialized or not tuned()[key].specialized)
 
 
 def attention_tile(sizes: tuple[int, int, int], heads: int, size: int) -> Tile:
@@ -142,6 +157,25 @@ def ruled_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
     if several * high * wide < 64:
         high = 64 // (several * wide)
     return Tile(images=several, height=high, width=wide, columns=columns, splits=splits)
+
+
+def ruled_specialized_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
+    """Two boxes of 64 pixels by 128 channels, or 160 where those divide the width."""
+    images, height, width, c = sizes
+    if kind == "halved":
+        height, width = height // 2, width // 2
+    wide = min(32, _power_below(width))
+    high = min(64 // wide, _power_above(height))
+    several = 64 // (wide * high)
+    columns, extra = (128, 32) if n % 160 == 0 and n % 128 else (128, 0)
+    tiles = -(-images // several) * -(-height // high) * -(-width // wide)
+    programs = -(-tiles // 2) * -(-n // (columns + extra))
+    taps = 4 if kind == "doubled" else 9
+    splits = 1 if kind == "doubled" else _splits(2 * programs, taps * -(-c // SPECIALIZED_DEPTH))
+    return Tile(
+        images=several, height=high, width=wide, columns=columns, extra=extra, stages=5,
+        splits=splits, specialized=True,
+    )  # fmt: skip
 
 
 def ruled_product(m: int, k: int, n: int, kind: str) -> Tile:

@@ -1,0 +1,90 @@
+"""Launch the warp-specialized kernel: descriptors, grids and workspaces on a Hopper GPU."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+from sdopt.engine.tiles import Tile
+
+HOPPER = 9
+"""The major compute capability whose matrix unit is `wgmma`."""
+GLUON_VERSIONS = ((3, 6), (3, 9))
+"""First and last minor version of Triton whose Gluon compiles the kernel; it ran with 3.6."""
+
+
+def compiles_here() -> bool:
+    """Whether this Triton's Gluon is one that the kernel was compiled with."""
+    major, minor, *_ = triton.__version__.split(".")
+    return GLUON_VERSIONS[0] <= (int(major), int(minor)) <= GLUON_VERSIONS[1]
+
+
+@lru_cache
+def is_usable(device: torch.device) -> bool:
+    """Whether the kernel runs on this CUDA device."""
+    return torch.cuda.get_device_capability(device)[0] == HOPPER and compiles_here()
+
+
+def product(
+    x: Tensor,
+    x2: Tensor | None,
+    weight: Tensor,
+    out: Tensor,
+    tile: Tile,
+    *,
+    shape: tuple[int, int, int, int],
+    columns: int,
+    taps: int,
+    phases: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+    flat: bool,
+    halved: bool = False,
+    geglu: bool = False,
+) -> None:
+    """`specialized.product` into `out`, or, of a split tile, into its sums.
+
+    `shape` is that of the image before doubling, (images, H, W, C); of a matrix (1, rows, 1, K).
+    `weight` is (phases**2 * N, taps**2 * C), for GEGLU (2 * N, K).
+    """
+    from sdopt.engine import specialized
+
+    images, height, width, channels = shape
+    depth = tile.depth
+    if flat:
+        box = [tile.pixels, depth]
+        down = _cut(height, 2 * tile.pixels)
+    else:
+        rows = [tile.height, 1] if halved else [tile.height]
+        box = [tile.images, *rows, tile.width, depth]
+        tiles = _cut(images, tile.images) * _cut(height, tile.height) * _cut(width, tile.width)
+        down = _cut(tiles, 2)
+    whole = tile.splits == 1
+    across = _cut(columns, tile.columns + (0 if geglu else tile.extra))
+    specialized.product[(down, across, tile.splits * phases**2)](
+        _boxes(x, box), _boxes(x if x2 is None else x2, box),
+        _boxes(weight, [tile.columns, depth]), _boxes(weight, [tile.extra or tile.columns, depth]),
+        out if bias is None else bias, out if residual is None else residual, out,
+        images, height, width, channels, 0 if x2 is None else x2.shape[1], columns, tile.splits,
+        TAPS=taps, PHASES=phases, FLAT=flat, HALVED=halved, JOINED=x2 is not None, GEGLU=geglu,
+        PARTIAL=not whole, BI=tile.images, BH=tile.height, BW=tile.width, BN=tile.columns,
+        BX=tile.extra, BK=depth, STAGES=tile.stages, HAS_BIAS=whole and bias is not None,
+        HAS_RESIDUAL=whole and residual is not None, ACTIVATION=activation if whole else 0,
+        num_warps=4,
+    )  # fmt: skip
+
+
+def _boxes(tensor: Tensor, box: list[int]) -> object:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    layout = gl.NVMMASharedLayout.get_default_for(box, gl.float16)
+    return TensorDescriptor.from_tensor(tensor, box, layout)
+
+
+def _cut(size: int, by: int) -> int:
+    return -(-size // by)
