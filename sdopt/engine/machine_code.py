@@ -1,8 +1,8 @@
-"""Follow Hopper's machine code along all its paths: what writes registers that the matrix unit reads?
+"""Follow Hopper's machine code along all paths: what writes registers in use by its matrix unit?
 
 `HGMMA R_sum, R_a, gdesc[...]` multiplies beside the other instructions and reads R_a until a
-`WARPGROUP.DEPBAR.LE gsb0, N` has waited for its group (all but the N newest groups are done). A write
-to R_a before that, on any path, makes the sum depend on who is faster; so does one to R_sum.
+`WARPGROUP.DEPBAR.LE gsb0, N` has waited for its group (all but the N newest groups are done). A
+write to R_a before that, on any path, makes the sum depend on who is faster; so does one to R_sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OLDEST = 64
 """Groups are told apart up to this age: more than `DEPBAR` can count."""
 
 NO_RESULT = frozenset(
-    "ACQBULK BAR BPT BRA BREAK BRX BRXU BSSY BSYNC CALL CCTL CCTLL CCTLT DEPBAR DSETP ELECT"
+    "ACQBULK BAR BPT BRA BREAK BRX BRXU BSSY BSYNC CALL CCTL CCTLL CCTLT DEPBAR DSETP ELECT"  # noqa: SIM905
     " ENDCOLLECTIVE ERRBAR EXIT FCHK FENCE FSETP HSETP2 ISETP JMP JMX KILL LDGDEPBAR LDGSTS MEMBAR"
     " NANOSLEEP NOP PLOP3 PREEXIT R2B R2P R2UR RED REDG REDAS REDUX RET S2UR ST STG STL STS STSM"
     " UBLKCP UBLKPF UBLKRED USETMAXREG UTMACCTL UTMACMDFLUSH UTMALDG UTMAPF UTMAREDG UTMASTG"
@@ -28,10 +28,11 @@ NO_RESULT = frozenset(
 )
 """Instructions that write no general register, whatever stands in their operands."""
 RESULT_FIRST = frozenset(
-    "ATOM ATOMG ATOMS B2R BMOV BMSK BREV CS2R DADD DFMA DMMA DMNMX DMUL F2F F2FP F2I F2IP FADD FFMA FLO FMNMX FMUL"
-    " FRND FSEL FSET FSWZADD HADD2 HFMA2 HMMA HMNMX2 HMUL2 HSET2 I2F I2FP I2I I2IP IABS IADD IADD3"
-    " IDP IDP4A IMAD IMMA IMNMX ISCADD LD LDC LDG LDL LDS LDSM LEA LEPC LOP3 MATCH MOV MOVM MUFU"
-    " P2R POPC PRMT QSPC S2R SEL SGXT SHF SHFL SYNCS VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VOTE".split()
+    "ATOM ATOMG ATOMS B2R BMOV BMSK BREV CS2R DADD DFMA DMMA DMNMX DMUL F2F F2FP F2I F2IP FADD"  # noqa: SIM905
+    " FFMA FLO FMNMX FMUL FRND FSEL FSET FSWZADD HADD2 HFMA2 HMMA HMNMX2 HMUL2 HSET2 I2F I2FP I2I"
+    " I2IP IABS IADD IADD3 IDP IDP4A IMAD IMMA IMNMX ISCADD LD LDC LDG LDL LDS LDSM LEA LEPC LOP3"
+    " MATCH MOV MOVM MUFU P2R POPC PRMT QSPC S2R SEL SGXT SHF SHFL SYNCS VABSDIFF VABSDIFF4 VIADD"
+    " VIADDMNMX VIMNMX VOTE".split()
 )
 """Instructions with one result: the first operand that is no predicate, if it is a register."""
 ONE_REGISTER = frozenset({"SHF", "MUFU"})
@@ -39,7 +40,9 @@ ONE_REGISTER = frozenset({"SHF", "MUFU"})
 TWO_REGISTERS = frozenset({"DADD", "DFMA", "DMNMX", "DMUL", "LEPC"})
 FIXED = {"HMMA": 4, "IMMA": 4, "DMMA": 8, "ATOM": 4, "ATOMG": 4, "ATOMS": 4}
 
-INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z]\w*)([\w.]*)\s*(.*?)\s*;")
+INSTRUCTION = re.compile(
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z]\w*)([\w.]*)\s*(.*?)\s*;"
+)
 LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
 SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
 REGISTER = re.compile(r"^R(\d+)(?:\.\w+)*$")

@@ -1,4 +1,4 @@
-"""Which kernels a launch runs, compiled without a GPU if need be, and whether their machine code races."""
+"""The kernels of a launch, compiled without a GPU if need be, and races in their machine code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def hazards(kernel: Any) -> list[machine_code.Hazard]:
     return list(hazards_of_binary(kernel.asm["cubin"]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def hazards_of_binary(cubin: bytes) -> tuple[machine_code.Hazard, ...]:
     """The same for a file that CUDA's tools made for one architecture."""
     return tuple(machine_code.hazards(machine_code.parsed(disassembled(cubin))))
