@@ -9,6 +9,7 @@ ValueError
     ├── MemoryLeftError   a freed level that gave its device memory not back
     ├── ForeignCacheError compiled code of another machine, version or kernels
     ├── RevisionError     a git revision that cannot be had
+    ├── MissingToolError  a program that is needed and not installed
     └── WorkerError       a process of an A/B run that did not do its part
 """
 
@@ -65,6 +66,10 @@ class ForeignCacheError(SdoptError):
 
 class RevisionError(SdoptError):
     """A git revision that cannot be checked out here, or not be removed again."""
+
+
+class MissingToolError(SdoptError):
+    """A program of somebody else's that is needed here and not installed."""
 
 
 class WorkerError(SdoptError):

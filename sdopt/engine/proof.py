@@ -1,0 +1,119 @@
+"""The kernels of a launch, compiled without a GPU if need be, and races in their machine code."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sdopt.engine import machine_code
+from sdopt.errors import MissingToolError
+
+HOPPER = 90
+"""The only architecture whose matrix unit reads ordinary registers beside other instructions."""
+MATRIX_UNIT = "wgmma.mma_async"
+"""Its instruction in PTX, before machine code is made of it."""
+
+
+class _NoDevice:
+    """Triton's driver of a GPU that is not there: kernels are compiled for it, none is launched."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> str:
+        """No number, which a GPU of this machine may have; kernels are kept by it."""
+        return f"none of {self.capability}"
+
+    def get_current_stream(self, device: Any = None) -> int:
+        return 0
+
+
+@contextmanager
+def kernels_launched() -> Iterator[list[Any]]:
+    """The compiled kernels, as Triton has them, of every launch inside; each once."""
+    from triton.runtime.jit import JITFunction
+
+    run, kernels = JITFunction.run, []
+
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        kernel = run(self, *args, **options)
+        if kernel is not None and all(kernel is not one for one in kernels):
+            kernels.append(kernel)
+        return kernel
+
+    JITFunction.run = noted
+    try:
+        yield kernels
+    finally:
+        JITFunction.run = run
+
+
+@contextmanager
+def only_compiled(capability: int = HOPPER) -> Iterator[list[Any]]:
+    """As `kernels_launched`, but launches only compile, for operands in the host's memory."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    before, run = driver._active, JITFunction.run
+
+    def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        return run(self, *args, grid=grid, warmup=True, **options)
+
+    JITFunction.run = compiled
+    driver.set_active(_NoDevice(capability))
+    try:
+        with kernels_launched() as kernels:
+            yield kernels
+    finally:
+        driver._active, JITFunction.run = before, run
+
+
+def hazards(kernel: Any) -> list[machine_code.Hazard]:
+    """The writes to registers in flight of a compiled kernel, on this or any machine.
+
+    Empty for a kernel without the warp group's products, as of every architecture but Hopper.
+    """
+    if MATRIX_UNIT not in kernel.asm["ptx"]:
+        return []
+    return list(hazards_of_binary(kernel.asm["cubin"]))
+
+
+@cache
+def hazards_of_binary(cubin: bytes) -> tuple[machine_code.Hazard, ...]:
+    """The same for a file that CUDA's tools made for one architecture."""
+    return tuple(machine_code.hazards(machine_code.parsed(disassembled(cubin))))
+
+
+def disassembled(cubin: bytes) -> str:
+    """What `nvdisasm -c` prints. Raises MissingToolError where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        command = (str(disassembler()), "-c", str(file))
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def disassembler() -> Path:
+    """Triton's own nvdisasm, or one on the PATH. Raises MissingToolError without."""
+    import triton
+
+    own = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    if own.exists():
+        return own
+    if found := shutil.which("nvdisasm"):
+        return Path(found)
+    raise MissingToolError(
+        f"nvdisasm is needed to read machine code; it is neither at {own} nor on the PATH: "
+        "install triton's wheel for Linux or NVIDIA's CUDA toolkit"
+    )

@@ -1,0 +1,152 @@
+"""Measure how each operation's work is best cut on this GPU: `python -m sdopt.tuning`.
+
+Draws an image with the engine's levels to see which shapes there are, then times every sensible
+tile and the library, weights cold in the cache as they are inside an image. Kernels are compiled
+beforehand by processes beside this one, and none is timed whose machine code has a race. The
+fastest tile is repeated 200 times, alone and beside other work, and stored in `tuned.json` if all
+bits agree and its error is like the library's; otherwise the next one is tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdopt.engine.proof import HOPPER
+from sdopt.engine.tiles import TUNED, Tile
+from sdopt.errors import SdoptError
+from sdopt.tuning import chosen
+from sdopt.tuning.candidates import candidates
+from sdopt.tuning.choosing import tune
+from sdopt.tuning.compiling import FORK, Compilers, make_of, uses
+from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
+from sdopt.tuning.repeats import prove
+from sdopt.tuning.table import circumstances, read_table, tiles_of, write_table
+
+
+def _tell_capability() -> None:
+    """In a child: its exit code is 10 times the major capability plus the minor, 0 without CUDA."""
+    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    sys.exit(10 * major + minor)
+
+
+def capability() -> int:
+    """Of this machine's GPU, 90 for 9.0; asked in a child, since CUDA does not survive a fork."""
+    child = FORK.Process(target=_tell_capability)
+    child.start()
+    child.join()
+    if not child.exitcode:
+        raise SdoptError("tiles are measured on a CUDA device, and there is none; run it on one")
+    return child.exitcode
+
+
+def tune_levels(options: argparse.Namespace) -> int:
+    """Measure what was asked for and write the file. Raises SdoptError without a GPU."""
+    until = time.monotonic() + options.seconds
+    kept = options.missing or options.known
+    before = read_table(options.out) if kept else {"tiles": {}, "measured": {}}
+    own = {key: [tile] for key, tile in tiles_of(before).items() if not tile.library}
+    device = capability()
+
+    def tiles_to_time(job: Job) -> list[Tile]:
+        return own[job.key] if options.known else candidates(job, specialized=device == HOPPER)
+
+    with Compilers(options.processes, device) as compilers:
+        jobs = [
+            job
+            for job in jobs_of_levels(options.levels, options.source)
+            if (job.key in own if options.known else job.key not in before["tiles"])
+        ]
+        compilers.check((job, tiles_to_time(job)) for job in jobs)
+        print(
+            f"{len(jobs)} shapes; compiled with {until - time.monotonic():.0f} s left", flush=True
+        )
+        torch.backends.cudnn.benchmark = True
+        found = tune(jobs, until, tiles_to_time, compilers, circumstances())
+    write_table(options.out, before, found)
+    return 0
+
+
+def check_machine_code(options: argparse.Namespace) -> int:
+    """Compile all that can be chosen, for Hopper, without a GPU; 1 if anything races."""
+    work = chosen.together(
+        [*chosen.stored(tiles_of(read_table(options.out))), *chosen.by_rule()]
+    )  # fmt: skip
+    with Compilers(options.processes, HOPPER) as compilers:
+        verdicts = compilers.check(work)
+    known = [(job, tile, verdicts[make_of(job, tile)]) for job, tiles in work for tile in tiles]
+    for job, tile, reason in known:
+        if reason:
+            print(f"{job.key}: {tile} {reason}")
+    counts = Counter("clear" if not reason else reason.split(":")[0] for *_, reason in known)
+    print(", ".join(f"{count} kernels: {what}" for what, count in sorted(counts.items())))
+    return 0 if set(counts) <= {"clear"} else 1
+
+
+def prove_stored(options: argparse.Namespace) -> int:
+    """Check and repeat every tile of the table on this GPU; 1 if one fails, by name."""
+    stored = {key: one for key, one in tiles_of(read_table(options.out)).items() if not one.library}
+    device, failed = capability(), 0
+    jobs = {job_of_key(key): tile for key, tile in stored.items()}
+    with Compilers(options.processes, device) as compilers:
+        compilers.check(
+            (use, [share]) for job, tile in jobs.items() for use, share in uses(job, tile)
+        )
+        for job, tile in jobs.items():
+            reason = compilers.of(job, tile)
+            proof = prove(job, tile, torch.device("cuda"))
+            passed = proof.passed and not reason
+            failed += not passed
+            print(f"{job.key:34s} {'ok    ' if passed else 'FAILED'} {proof} {reason}", flush=True)
+    print(f"{len(jobs)} tiles, {failed} failed; without a tile: what the library computes")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sdopt.tuning", description=__doc__)
+    parser.add_argument(
+        "--levels", nargs="+", default=["hoisted", "express"], help="draw the shapes to measure"
+    )
+    parser.add_argument("--source", default="sd15-random", help="as --sdopt-source of the suite")
+    parser.add_argument("--seconds", type=float, default=300.0, help="compiling and timing (300)")
+    processes = max(1, min(16, (os.cpu_count() or 2) - 1))
+    parser.add_argument(
+        "--processes", type=int, default=processes, help=f"that compile ({processes} here)"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--missing", action="store_true", help="only shapes that --out lacks")
+    which.add_argument(
+        "--known", action="store_true", help="only the tiles in --out, against the library anew"
+    )
+    which.add_argument(
+        "--prove", action="store_true", help="repeat the tiles in --out, without timing or writing"
+    )
+    which.add_argument(
+        "--static", action="store_true",
+        help="only check the machine code of what --out and the rules can choose; without a GPU",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=TUNED, help="table to write (the engine's own)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune and write the file, or check it: 1 for a tile that fails, 2 for a mistake."""
+    options: Any = _parser().parse_args(arguments)
+    do = prove_stored if options.prove else check_machine_code if options.static else tune_levels
+    try:
+        return do(options)
+    except SdoptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Every tile that can be chosen: of the table, for larger batches, and by rule for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+
+from sdopt.engine import tiles
+from sdopt.engine.tiles import Tile
+from sdopt.tuning.compiling import make_of, uses
+from sdopt.tuning.jobs import Job, job_of_key, uses_of
+
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+SIDES = (2, 4, 8, 16, 32, 64, 128)
+WIDTHS = (4, 8, 32, 64, 192, 320)
+"""Of results: each kind of `columns` by rule, multiples of 16 and of 160 and others."""
+DEPTHS = (8, 320, 2560)
+"""Channels that the sums of few and of many programs are split over, or not."""
+ROWS = (8, 64, 512, 8192)
+KEYS = (8, 16, 20, 64, 77, 128, 200, 256)
+HEAD_SIZES = (8, 24, 40, 64, 80, 128, 160)
+
+
+def stored(table: Mapping[str, Tile]) -> Iterator[tuple[Job, Tile]]:
+    """All launches with tiles of a table, of larger batches and of other endings too."""
+    for key, tile in table.items():
+        if not tile.library:
+            yield from uses(job_of_key(key), tile)
+
+
+def by_rule() -> Iterator[tuple[Job, Tile]]:
+    """All launches with the tiles that the rules make, by sizes that stand for all others."""
+    for key, tile in (*_convolutions(), *_products(), *_attentions()):
+        if not tile.library:
+            yield from ((use, tile) for use in uses_of(job_of_key(key)))
+
+
+def _convolutions() -> Iterator[tuple[str, Tile]]:
+    for kind, n, c in product(("conv", "plain", "doubled", "halved"), WIDTHS, DEPTHS):
+        for sizes in ((i, h, w, c) for i, h, w in product(IMAGES, SIDES, SIDES)):
+            if kind == "halved" and c % Tile().depth:
+                continue  # left to the library
+            key = tiles.convolution_key(sizes, n, kind)
+            yield key, tiles.ruled_convolution(sizes, n, kind)
+            if c % tiles.SPECIALIZED_DEPTH == 0 and n >= tiles.FEWEST_SPECIALIZED_COLUMNS:
+                yield key, tiles.ruled_specialized_convolution(sizes, n, kind)
+
+
+def _products() -> Iterator[tuple[str, Tile]]:
+    for kind, m, k, n in product(("linear", "joined", "geglu"), ROWS, (64, 320, 2560), WIDTHS):
+        if kind != "geglu" or n % 8 == 0:
+            yield tiles.product_key(m, k, n, kind), tiles.ruled_product(m, k, n, kind)
+
+
+def _attentions() -> Iterator[tuple[str, Tile]]:
+    for keys, size in product(KEYS, HEAD_SIZES):
+        for tokens in (keys, 4096):
+            yield (
+                tiles.attention_key((2, tokens, keys), 8, size),
+                tiles.ruled_attention(keys, size),
+            )
+
+
+def together(work: Iterable[tuple[Job, Tile]]) -> list[tuple[Job, Sequence[Tile]]]:
+    """Each kernel once, those of one operation with each other."""
+    seen = set()
+    grouped: dict[Job, list[Tile]] = {}
+    for job, tile in work:
+        if (make := make_of(job, tile)) not in seen:
+            seen.add(make)
+            grouped.setdefault(job, []).append(tile)
+    return list(grouped.items())

@@ -1,0 +1,118 @@
+"""Kernels compiled by processes beside this one, and their machine code checked, without a GPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+from sdopt.engine.tiles import Tile
+from sdopt.tuning.jobs import Job, computed, empty_operands, uses_of
+
+FORK = multiprocessing.get_context("fork")
+TOGETHER = 8
+"""Kernels of one operation that a process gets at a time."""
+
+Make = tuple[Any, ...]
+Verdicts = Mapping[Make, str]
+"""Why a kernel cannot be used, '' if it can."""
+
+
+def make_of(job: Job, tile: Tile) -> Make:
+    """What tells one kernel from others: the rest of a tile it is given when launched."""
+    fields = {**asdict(tile), "splits": tile.splits > 1}
+    if tile.splits > 1 and job.kind != "attention":  # ended by another kernel
+        ends: tuple[Any, ...] = (job.kind == "joined",)
+    else:
+        ends = (tuple(s is None for s in job.shapes), job.relu, job.causal)
+    made_for = job.key if job.kind == "attention" else job.columns % 16 == 0
+    return job.kind, ends, made_for, tuple(fields.items())
+
+
+def distinct(work: Iterable[tuple[Job, Sequence[Tile]]]) -> list[tuple[Job, list[Tile]]]:
+    """Each kernel once, a few of one operation together."""
+    seen: set[Make] = set()
+    parts = []
+    for job, tiles in work:
+        new = []
+        for tile in tiles:
+            if (make := make_of(job, tile)) not in seen:
+                seen.add(make)
+                new.append(tile)
+        parts += [(job, new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
+    return parts
+
+
+def shares_of(tile: Tile) -> tuple[Tile, ...]:
+    """The tile, and what larger batches make of it: without splits it is another kernel."""
+    return (tile,) if tile.splits == 1 else (tile, replace(tile, splits=1))
+
+
+def uses(job: Job, tile: Tile) -> Iterator[tuple[Job, Tile]]:
+    """Everything that launches with this tile if it is stored for this operation."""
+    for use in uses_of(job):
+        for share in shares_of(tile):
+            yield use, share
+
+
+def verdict(job: Job, tile: Tile, capability: int) -> str:
+    """Compile what a launch would; why it cannot be used: an error, or a race in machine code."""
+    from triton.errors import TritonError
+
+    from sdopt.engine import proof
+
+    try:
+        with proof.only_compiled(capability) as kernels:
+            computed(job, empty_operands(job), tile)
+    except (TritonError, RuntimeError) as error:  # Triton's passes raise the latter
+        return f"does not compile: {' '.join(str(error).split())[:200]}"
+    found = [str(hazard) for kernel in kernels for hazard in proof.hazards(kernel)]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"races: {found[0]}{more}" if found else ""
+
+
+def _verdicts(job: Job, tiles: Sequence[Tile], capability: int) -> list[tuple[Make, str]]:
+    return [(make_of(job, tile), verdict(job, tile, capability)) for tile in tiles]
+
+
+def _begun() -> None:
+    """The first task: with it a pool of forks starts all of its processes."""
+
+
+class Compilers:
+    """Processes that compile; begin before this one touches the device, since they are forks."""
+
+    def __init__(self, processes: int, capability: int) -> None:
+        self.capability = capability
+        self.verdicts: dict[Make, str] = {}
+        self._pool = ProcessPoolExecutor(processes, mp_context=FORK)
+
+    def __enter__(self) -> Compilers:
+        self._pool.submit(_begun).result()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def check(self, work: Iterable[tuple[Job, Sequence[Tile]]]) -> Verdicts:
+        """The verdict of each kernel; of those that are known already, that one."""
+        unknown = (
+            (job, [tile for tile in tiles if make_of(job, tile) not in self.verdicts])
+            for job, tiles in work
+        )
+        answers = [
+            self._pool.submit(_verdicts, job, tiles, self.capability)
+            for job, tiles in distinct(unknown)
+        ]
+        for answer in answers:
+            self.verdicts.update(answer.result())
+        return self.verdicts
+
+    def of(self, job: Job, tile: Tile) -> str:
+        """Why this tile must not be stored for this operation, in any of its uses; '' if it may."""
+        together = list(uses(job, tile))
+        verdicts = self.check((use, [share]) for use, share in together)
+        reasons = (verdicts[make_of(use, share)] for use, share in together)
+        return next((reason for reason in reasons if reason), "")

@@ -1,0 +1,175 @@
+"""Whether an operation gives the same bits every time, and the right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdopt.engine.tiles import LIBRARY, Tile
+from sdopt.tuning.jobs import Job, computed, random_operands
+
+REPEATS = 200
+SETS = 4
+"""Fresh operands; the repeats are shared out between them, half of each beside other work."""
+IN_GRAPH = 25
+MOST_TIMES_THE_ERROR = 1.5
+"""Of the library's, against float32: a right sum is rounded as often or less."""
+OTHER_SIDE, OTHER_TIMES = 1536, 16
+"""The other stream's products leave some multiprocessors free, and its copies some of the bus."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How often a tile's result differed, and how far the worst was from float32's."""
+
+    repeats: int
+    differing: int
+    error: float
+    library_error: float
+
+    @property
+    def passed(self) -> bool:
+        """Never different, and as exact as the library; NaN is neither."""
+        return self.differing == 0 and self.error <= MOST_TIMES_THE_ERROR * self.library_error
+
+    def __str__(self) -> str:
+        return (
+            f"{self.differing} of {self.repeats} repeats differ, relative L2 error "
+            f"{self.error:.2e} (library {self.library_error:.2e}, at most "
+            f"{MOST_TIMES_THE_ERROR:g} times that)"
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """For the stored table."""
+        return asdict(self)
+
+
+def prove(job: Job, tile: Tile, device: torch.device, repeats: int = REPEATS) -> Proof:
+    """Repeat an operation over memory full of NaN, alone and beside other work."""
+    proofs = []
+    for _ in range(SETS):
+        operands = random_operands(job, device)
+        with poisoned_memory():
+            first = computed(job, operands, tile)
+        differing = 0
+        for beside in (False, True):
+            differing += differing_repeats(
+                lambda: computed(job, operands, tile),  # noqa: B023 (called at once)
+                first,
+                repeats // (2 * SETS),
+                beside=beside,
+            )
+        right = reference(job, operands)
+        library = relative_error(computed(job, operands, LIBRARY), right)
+        proofs.append((relative_error(first, right), library, differing))
+    error, library, _ = max(proofs, key=lambda one: _worse(one[0] / one[1]))
+    return Proof(
+        repeats=repeats // (2 * SETS) * 2 * SETS,
+        differing=sum(differing for *_, differing in proofs),
+        error=error,
+        library_error=library,
+    )
+
+
+def _worse(ratio: float) -> float:
+    """NaN is worse than any number."""
+    return float("inf") if ratio != ratio else ratio
+
+
+def differing_repeats(
+    compute: Callable[[], Tensor], first: Tensor, repeats: int, *, beside: bool
+) -> int:
+    """How many results differ from the first in any bit; on the GPU replayed in a graph."""
+    count = torch.zeros((), dtype=torch.int64, device=first.device)
+
+    def once() -> None:
+        with poisoned_memory():
+            result = compute()
+        count.add_(torch.ne(_bits(result), _bits(first)).any())
+
+    if not first.is_cuda:
+        for _ in range(repeats):
+            once()
+        return int(count)
+    together = min(IN_GRAPH, repeats)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(together):
+            once()
+    count.zero_()
+    for _ in range(-(-repeats // together)):
+        with beside_other_work() if beside else nullcontext():
+            graph.replay()
+    return int(count)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """What PyTorch allocates inside is full of NaN: a result shows what was not written."""
+    was, warned = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def beside_other_work() -> Iterator[None]:
+    """Another stream multiplies and copies from before what is launched inside until after it."""
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        a = torch.randn(OTHER_SIDE, OTHER_SIDE, device="cuda", dtype=torch.float16)
+        product, copy = torch.empty_like(a), torch.empty_like(a)
+
+    def launch() -> torch.cuda.Event:
+        with torch.cuda.stream(stream):
+            for _ in range(OTHER_TIMES):
+                torch.mm(a, a, out=product)
+                copy.copy_(a)
+            ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ended.record(stream)
+        return ended
+
+    under_way = [launch(), launch()]
+    yield
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+    while not done.query():
+        under_way.append(launch())
+        under_way.pop(0).synchronize()
+    stream.synchronize()
+
+
+def reference(job: Job, operands: list[Tensor | None]) -> Tensor:
+    """The library's result in float32, without TF32."""
+    matmul = torch.backends.cuda.matmul
+    was, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            wide = [None if one is None else one.float() for one in operands]
+            return computed(job, wide, LIBRARY)
+    finally:
+        matmul.allow_tf32 = was
+
+
+def relative_error(found: Tensor, right: Tensor) -> float:
+    """L2 of the difference by L2 of what is right."""
+    right = right.float()
+    return float((found.float() - right).norm() / right.norm())
+
+
+def _bits(result: Tensor) -> Tensor:
+    return result.view(torch.int16)

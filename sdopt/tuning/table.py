@@ -1,0 +1,80 @@
+"""The stored table: which tile each shape has, how long it takes, and how it was proved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdopt.baselines import write_whole
+from sdopt.engine.tiles import Tile
+from sdopt.errors import BrokenFileError
+
+NUMBERS = ("us", "library_us", "own_us", "tflops")
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """What was written there before. Raises BrokenFileError if that is no such file."""
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenFileError(
+            f"{path} cannot be read: {error}; leave --missing, --known, --prove and --static out"
+        ) from error
+    if not {"tiles", "measured"} <= set(table):
+        raise BrokenFileError(
+            f"{path} is no table of tiles; leave --missing, --known, --prove and --static out"
+        )
+    return table
+
+
+def tiles_of(table: Mapping[str, Any]) -> dict[str, Tile]:
+    """By key."""
+    return {key: Tile(**fields) for key, fields in table["tiles"].items()}
+
+
+def write_table(path: Path, before: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """What was found, beside what was there before of other shapes."""
+    content = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "tiles": before["tiles"] | {key: one["tile"] for key, one in found.items()},
+        "measured": before["measured"]
+        | {key: {name: round(one[name], 2) for name in NUMBERS} for key, one in found.items()},
+        "proof": {key: one for key, one in before.get("proof", {}).items() if key not in found}
+        | {key: one["proof"] for key, one in found.items() if one["proof"] is not None},
+    }
+    write_whole(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def circumstances() -> dict[str, str]:
+    """With what a tile is timed and proved here; read once, on the GPU."""
+    import pynvml
+    import triton
+
+    pynvml.nvmlInit()
+    return {
+        "card": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "driver": pynvml.nvmlSystemGetDriverVersion(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def row(key: str, found: Mapping[str, Any]) -> str:
+    """A line for the terminal: both times and the fastest own cut."""
+    own = found["own"]
+    cut = "{images}x{height}x{width}x{columns}+{extra}x{depth} s{stages} w{warps} /{splits}".format(
+        **own
+    )
+    if own["specialized"]:
+        cut = cut.replace(f"w{own['warps']}", "2 boxes")
+    return (
+        f"{key:34s} {found['us']:8.1f} us {found['tflops']:6.0f} TFLOP/s"
+        f"  library {found['library_us']:8.1f}  own {found['own_us']:8.1f}  {cut}"
+    )
