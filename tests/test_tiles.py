@@ -18,6 +18,7 @@ from sdopt.engine.tiles import (
     ruled_attention,
     ruled_convolution,
     ruled_product,
+    ruled_specialized_convolution,
     tuned,
 )
 
@@ -37,6 +38,54 @@ def check(tile: Tile) -> None:
     assert is_power(tile.warps)
 
 
+SHARED_BYTES = 227 * 1024
+"""Of a Hopper multiprocessor, for one program."""
+
+
+def check_specialized(tile: Tile) -> None:
+    """Two consumers of 64 or 128 pixels, whose stages fit into the shared memory."""
+    check(replace(tile, specialized=False))
+    assert tile.pixels in (64, 128)
+    entries = 2 * tile.pixels + tile.columns + tile.extra
+    assert 2 * tile.depth * entries * tile.stages <= SHARED_BYTES, tile
+
+
+@given(
+    *(st.integers(1, 16), side, side, st.integers(1, 40), st.integers(128, 2560)),
+    st.sampled_from(["conv", "plain", "doubled", "halved"]),
+)
+def test_a_ruled_specialized_convolution(
+    i: int, h: int, w: int, blocks: int, n: int, kind: str
+) -> None:
+    sizes = (i, 2 * h, 2 * w, 64 * blocks) if kind == "halved" else (i, h, w, 64 * blocks)
+    tile = ruled_specialized_convolution(sizes, n, kind)
+    assert tile.specialized
+    check_specialized(tile)
+    assert kind != "doubled" or tile.splits == 1
+
+
+def test_only_a_device_that_takes_them_is_given_specialized_tiles() -> None:
+    stored = {key: tile for key, tile in tuned().items() if tile.specialized}
+    kinds = {key.split()[0] for key in stored}
+    assert {"conv", "plain", "doubled", "halved"} <= kinds
+    for key in stored:
+        shape, n = key.split()[1].rsplit("-", 1)
+        sizes = tuple(map(int, shape.split("x")))
+        chosen = convolution_tile if len(sizes) == 4 else product_tile
+        kind = key.split()[0]
+        assert chosen(*_given(sizes), int(n), kind, specialized=True) == stored[key]  # type: ignore[operator]
+        assert not chosen(*_given(sizes), int(n), kind).specialized  # type: ignore[operator]
+    unknown = (1, 24, 40, 320)
+    assert convolution_tile(unknown, 640, "conv", specialized=True).specialized
+    assert not convolution_tile(unknown, 640, "conv").specialized
+    assert not convolution_tile((1, 24, 40, 24), 640, "conv", specialized=True).specialized
+
+
+def _given(sizes: tuple[int, ...]) -> tuple[object, ...]:
+    """As the choosers take them: the sizes of an image together, those of a matrix apart."""
+    return (sizes,) if len(sizes) == 4 else sizes
+
+
 @given(st.integers(1, 16), side, side, channels, channels, st.sampled_from(["conv", "doubled"]))
 def test_a_ruled_convolution(i: int, h: int, w: int, c: int, n: int, kind: str) -> None:
     tile = ruled_convolution((i, h, w, c), n, kind)
@@ -54,9 +103,11 @@ def test_a_ruled_product(m: int, k: int, n: int, kind: str) -> None:
 @pytest.mark.parametrize("key", tuned())
 def test_a_measured_tile(key: str) -> None:
     tile = tuned()[key]
-    if not tile.library:
+    if tile.specialized:
+        check_specialized(tile)
+    elif not tile.library:
         check(tile)
-    kinds = ("conv", "plain", "doubled", "linear", "joined", "geglu", "attention")
+    kinds = ("conv", "plain", "doubled", "halved", "linear", "joined", "geglu", "attention")
     assert key.split()[0] in kinds
     assert tile.splits == 1 or key.split()[0] not in ("doubled", "geglu")
 
@@ -64,10 +115,11 @@ def test_a_measured_tile(key: str) -> None:
 def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:
     measured = tuned()["conv 2x16x16x1280-1280"]
     assert measured.splits > 1
-    assert convolution_tile((2, 16, 16, 1280), 1280, "conv") == measured
-    for times in (2, 4, 16):
-        found = convolution_tile((2 * times, 16, 16, 1280), 1280, "conv")
-        assert found == replace(measured, splits=max(1, measured.splits // times))
+    assert convolution_tile((2, 16, 16, 1280), 1280, "conv", specialized=True) == measured
+    of_two = tuned()["conv 4x16x16x1280-1280"]
+    for times in (2, 4, 8):
+        found = convolution_tile((4 * times, 16, 16, 1280), 1280, "conv", specialized=True)
+        assert found == replace(of_two, splits=max(1, of_two.splits // times))
     assert convolution_tile((6, 16, 16, 1280), 1280, "conv") == ruled_convolution(
         (6, 16, 16, 1280), 1280, "conv"
     )

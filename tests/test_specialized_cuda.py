@@ -1,0 +1,167 @@
+"""The warp-specialized kernel on a Hopper GPU: right at every edge, and the same bits each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import references
+import torch
+import torch.nn.functional as F
+from references import error, random
+from torch import Tensor
+
+from sdopt.engine.doubling import doubled_weights
+from sdopt.engine.tiles import Tile, ruled_specialized_convolution
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
+    reason="needs CUDA: a Hopper GPU",
+)
+
+ROUNDED = 5e-4
+"""Relative error of float16 results of float32 sums; they have about 2e-4."""
+REPEATS = 20
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """No gradients, and references in all of float32."""
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def half(*shape: int, seed: int = 0) -> Tensor:
+    return random(*shape, seed=seed).to("cuda", torch.float16)
+
+
+def box(height: int, width: int, columns: int, extra: int = 0, **more: int) -> Tile:
+    return Tile(height=height, width=width, columns=columns, extra=extra, specialized=True, **more)
+
+
+def check(compute: Callable[[], Tensor], wanted: Tensor) -> None:
+    """Right over memory full of NaN, and bit-identical when repeated beside other work."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        first = compute()
+        assert error(first.cpu(), wanted.cpu()) < ROUNDED
+        other = torch.randn(2048, 2048, device="cuda").half()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(REPEATS):
+                other @ other
+        assert all(torch.equal(compute(), first) for _ in range(REPEATS))
+        torch.cuda.synchronize()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+CONVOLUTIONS = [
+    ((2, 8, 8, 64), 64, box(8, 8, 64)),
+    ((1, 16, 16, 128), 160, box(4, 16, 128, 32)),
+    # Boxes and columns that reach over the edges, an odd number of boxes, half a block of channels.
+    ((1, 7, 10, 24), 40, box(8, 8, 64)),
+    ((3, 9, 13, 40), 96, box(4, 16, 64, 16, stages=3)),
+    ((3, 4, 4, 72), 200, Tile(images=4, height=4, width=4, columns=128, specialized=True)),
+    ((1, 40, 70, 64), 256, box(1, 64, 256, stages=3)),
+    ((1, 40, 70, 64), 128, box(2, 64, 128, stages=3)),
+    ((2, 8, 8, 320), 320, box(8, 8, 128, 32, splits=5)),
+    ((1, 8, 8, 64), 64, box(8, 8, 64, splits=12)),
+    ((2, 12, 20, 64), 160, ruled_specialized_convolution((2, 12, 20, 64), 160, "conv")),
+    ((5, 1, 3, 64), 128, ruled_specialized_convolution((5, 1, 3, 64), 128, "conv")),
+]
+
+
+@pytest.mark.parametrize("ends", ["plain", "biased", "all"])
+@pytest.mark.parametrize(("sizes", "n", "tile"), CONVOLUTIONS)
+def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile, ends: str) -> None:
+    from sdopt.engine import launch
+
+    x, weight = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1
+    bias = None if ends == "plain" else half(n, seed=2)
+    residual = half(*sizes[:3], n, seed=3) if ends == "all" else None
+    wanted = references.convolution(x, weight, bias, residual)
+    check(
+        lambda: launch.convolution(x, weight, bias, tile, residual=residual, relu=ends == "all"),
+        F.relu(wanted) if ends == "all" else wanted,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n", "tile"),
+    [
+        ((2, 8, 8, 64), 64, box(8, 8, 64)),
+        ((1, 7, 9, 40), 96, box(4, 16, 64, 16)),
+        ((1, 20, 36, 128), 160, box(2, 32, 128, 32)),
+        ((2, 6, 6, 64), 128, ruled_specialized_convolution((2, 6, 6, 64), 128, "doubled")),
+    ],
+)
+def test_a_doubled_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
+    from sdopt.engine import launch
+
+    x, weight, bias = half(*sizes), random(n, sizes[3], 3, 3, seed=1) * 0.1, half(n, seed=2)
+    folded = doubled_weights(weight).to("cuda", torch.float16)
+    wanted = references.doubled_convolution(x.cpu(), weight, bias.cpu())
+    check(lambda: launch.convolution(x, folded, bias, tile, phases=2), wanted)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n", "tile"),
+    [
+        ((2, 16, 16, 64), 64, box(8, 8, 64)),
+        ((1, 18, 44, 128), 160, box(4, 16, 128, 32)),
+        ((2, 8, 12, 64), 64, box(8, 8, 64, splits=3)),
+        ((1, 4, 4, 128), 128, ruled_specialized_convolution((1, 4, 4, 128), 128, "halved")),
+    ],
+)
+def test_a_halved_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
+    from sdopt.engine import launch
+
+    x, weight, bias = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1, half(n, seed=2)
+    first = x.float().permute(0, 3, 1, 2)
+    wanted = F.conv2d(
+        first, weight.float().permute(0, 3, 1, 2), bias.float(), stride=2, padding=1
+    ).permute(0, 2, 3, 1)
+    check(lambda: launch.convolution(x, weight, bias, tile, halved=True), wanted)
+
+
+PRODUCTS = [
+    (128, 64, 0, 64, box(64, 1, 64)),
+    (300, 200, 0, 320, box(64, 1, 128, 32)),
+    (77, 768, 0, 320, box(64, 1, 64, splits=4)),
+    (200, 72, 136, 96, box(64, 1, 64, 16, stages=3)),
+    (512, 320, 640, 160, box(64, 1, 128, 32, splits=3)),
+    (300, 128, 0, 256, box(128, 1, 128, stages=3)),
+    (1, 64, 64, 64, box(64, 1, 64)),
+]
+
+
+@pytest.mark.parametrize(("m", "k", "k2", "n", "tile"), PRODUCTS)
+def test_a_product(m: int, k: int, k2: int, n: int, tile: Tile) -> None:
+    from sdopt.engine import launch
+
+    x, x2 = half(m, k), half(m, k2, seed=4) if k2 else None
+    weight, bias, residual = half(n, k + k2, seed=1), half(n, seed=2), half(m, n, seed=3)
+    check(
+        lambda: launch.matrix_product(x, weight, bias, tile, x2=x2, residual=residual),
+        references.product(*(t if t is None else t.cpu() for t in (x, weight, bias, x2, residual))),
+    )
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "tile"),
+    [
+        (128, 64, 64, box(64, 1, 64, 64)),
+        (300, 200, 96, box(64, 1, 64, 64, stages=3)),
+        (256, 320, 256, box(64, 1, 128, 128, stages=3)),
+        (200, 64, 64, box(128, 1, 64, 64, stages=3)),
+    ],
+)
+def test_geglu(m: int, k: int, n: int, tile: Tile) -> None:
+    from sdopt.engine import launch
+
+    x, weight, bias = half(m, k), half(2 * n, k, seed=1) * 0.1, half(2 * n, seed=2)
+    values, gate = references.product(x.cpu(), weight.cpu(), bias.cpu()).chunk(2, -1)
+    check(lambda: launch.matrix_product(x, weight, bias, tile, geglu=True), values * F.gelu(gate))
