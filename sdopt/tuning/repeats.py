@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def prove(job: Job, tile: Tile, device: torch.device, repeats: int = REPEATS) ->
         right = reference(job, operands)
         library = relative_error(computed(job, operands, LIBRARY), right)
         proofs.append((relative_error(first, right), library, differing))
-    error, library, _ = max(proofs, key=lambda one: _worse(one[0] / one[1]))
+    error, library, _ = max(proofs, key=lambda one: _excess(one[0], one[1]))
     return Proof(
         repeats=repeats // (2 * SETS) * 2 * SETS,
         differing=sum(differing for *_, differing in proofs),
@@ -76,9 +77,9 @@ def prove(job: Job, tile: Tile, device: torch.device, repeats: int = REPEATS) ->
     )
 
 
-def _worse(ratio: float) -> float:
-    """NaN is worse than any number."""
-    return float("inf") if ratio != ratio else ratio
+def _excess(error: float, library_error: float) -> float:
+    """How many times the library's error; NaN is more than any number."""
+    return error / library_error if library_error and isfinite(error) else inf
 
 
 def differing_repeats(
@@ -155,14 +156,13 @@ def beside_other_work() -> Iterator[None]:
 
 def reference(job: Job, operands: list[Tensor | None]) -> Tensor:
     """The library's result in float32, without TF32."""
-    matmul = torch.backends.cuda.matmul
-    was, matmul.allow_tf32 = matmul.allow_tf32, False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    was = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            wide = [None if one is None else one.float() for one in operands]
-            return computed(job, wide, LIBRARY)
+        return computed(job, [None if one is None else one.float() for one in operands], LIBRARY)
     finally:
-        matmul.allow_tf32 = was
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = was
 
 
 def relative_error(found: Tensor, right: Tensor) -> float:
