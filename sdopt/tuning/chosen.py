@@ -29,10 +29,15 @@ def stored(table: Mapping[str, Tile]) -> Iterator[tuple[Job, Tile]]:
 
 
 def by_rule() -> Iterator[tuple[Job, Tile]]:
-    """All launches with the tiles that the rules make, by sizes that stand for all others."""
+    """Launches with all tiles that the rules make, ended in the plainest and the fullest way.
+
+    The sizes stand for all others.
+    """
     for key, tile in (*_convolutions(), *_products(), *_attentions()):
         if not tile.library:
-            yield from ((use, tile) for use in uses_of(job_of_key(key)))
+            first, *_, last = [*uses_of(job_of_key(key))] * 2
+            yield first, tile
+            yield last, tile
 
 
 def _convolutions() -> Iterator[tuple[str, Tile]]:

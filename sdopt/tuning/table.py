@@ -23,11 +23,11 @@ def read_table(path: Path) -> dict[str, Any]:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BrokenFileError(
-            f"{path} cannot be read: {error}; leave --missing, --known, --prove and --static out"
+            f"{path} cannot be read: {error}; name a table with --out, or measure a new one without --missing and --known"
         ) from error
     if not {"tiles", "measured"} <= set(table):
         raise BrokenFileError(
-            f"{path} is no table of tiles; leave --missing, --known, --prove and --static out"
+            f"{path} is no table of tiles; name a table with --out, or measure a new one without --missing and --known"
         )
     return table
 
