@@ -45,7 +45,8 @@ def kernels_launched() -> Iterator[list[Any]]:
     """The compiled kernels, as Triton has them, of every launch inside; each once."""
     from triton.runtime.jit import JITFunction
 
-    run, kernels = JITFunction.run, []
+    run = JITFunction.run
+    kernels: list[Any] = []
 
     def noted(self: Any, *args: Any, **options: Any) -> Any:
         kernel = run(self, *args, **options)

@@ -67,7 +67,7 @@ def verdict(job: Job, tile: Tile, capability: int) -> str:
     try:
         with proof.only_compiled(capability) as kernels:
             computed(job, empty_operands(job), tile)
-    except (TritonError, RuntimeError) as error:  # Triton's passes raise the latter
+    except (TritonError, RuntimeError, ValueError) as error:  # passes and boxes raise the latter
         return f"does not compile: {' '.join(str(error).split())[:200]}"
     try:
         found = [str(hazard) for kernel in kernels for hazard in proof.hazards(kernel)]

@@ -112,18 +112,19 @@ def differing_repeats(
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """What PyTorch allocates inside is full of NaN: a result shows what was not written."""
-    was, warned = (
+    memory: Any = torch.utils.deterministic
+    before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,
     )
-    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    memory.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]
 
 
 @contextmanager
@@ -135,18 +136,18 @@ def beside_other_work() -> Iterator[None]:
         a = torch.randn(OTHER_SIDE, OTHER_SIDE, device="cuda", dtype=torch.float16)
         product, copy = torch.empty_like(a), torch.empty_like(a)
 
-    def launch() -> torch.cuda.Event:
+    def launch() -> Any:
         with torch.cuda.stream(stream):
             for _ in range(OTHER_TIMES):
                 torch.mm(a, a, out=product)
                 copy.copy_(a)
-            ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ended: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ended.record(stream)
         return ended
 
     under_way = [launch(), launch()]
     yield
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
     while not done.query():
         under_way.append(launch())
