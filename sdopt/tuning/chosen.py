@@ -12,8 +12,8 @@ from sdopt.tuning.jobs import Job, job_of_key, uses_of
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 SIDES = (2, 4, 8, 16, 32, 64, 128)
-WIDTHS = (4, 8, 16, 32, 192, 320)
-"""Of results: each kind of `columns` by rule, multiples of 16 and of 160 and others."""
+WIDTHS = (4, 32, 192, 320)
+"""Of results: each kind of `columns` by rule, multiples of 160 and others."""
 DEPTHS = (8, 320, 2560)
 """Channels that the sums of few and of many programs are split over, or not."""
 ROWS = (8, 64, 512, 8192)
