@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from sdopt.engine.tiles import LIBRARY, Tile, tuned
 from sdopt.tuning import chosen
@@ -29,7 +30,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None:
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from sdopt.engine import proof
+from sdopt.engine import launch, proof
 from sdopt.tuning.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -83,6 +84,18 @@ def test_stored_tiles_have_no_race(compilers: Compilers) -> None:
     }
     assert races == {}
     assert len(distinct(work)) > 20
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_product_without_a_tile_has_no_race(channels: int) -> None:
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float16)
+
+    with proof.only_compiled() as kernels:
+        launch.narrow_convolution(empty(2, 8, 8, channels), empty(320, 3, 3, channels), empty(320))
+    assert [kernel.metadata.name for kernel in kernels] == ["narrow_convolution"]
+    assert proof.MATRIX_UNIT in kernels[0].asm["ptx"]
+    assert proof.hazards(kernels[0]) == []
 
 
 @pytest.mark.parametrize("capability", [80, 100])

@@ -144,7 +144,7 @@ def test_images_of_one_seed_are_bit_identical(name: str) -> None:
     with proof.kernels_launched() as kernels:
         pipeline = build(resolve("sd15-random"), LEVELS[name], torch.device("cuda"))
         check_images(pipeline)
-    assert len(kernels) > 20 * LEVELS[name].fused
+    assert len(kernels) >= 20 * LEVELS[name].fused
     assert [str(hazard) for kernel in kernels for hazard in proof.hazards(kernel)] == []
     del pipeline
     gc.collect()
