@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdopt import tuning
-from sdopt.engine.tiles import Tile
+from sdopt.engine.tiles import LIBRARY, TUNED, Tile, tuned
 from sdopt.errors import BrokenFileError
-from sdopt.tuning import Job, candidates, distinct, jobs_of_levels, read_table
+from sdopt.tuning import choosing, repeats, timing
+from sdopt.tuning.__main__ import main
+from sdopt.tuning.candidates import SHARED_BYTES, candidates
+from sdopt.tuning.chosen import by_rule, stored, together
+from sdopt.tuning.compiling import distinct, make_of, shares_of
+from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels, random_operands, uses_of
+from sdopt.tuning.repeats import Proof
+from sdopt.tuning.table import read_table, row, write_table
 
 CONVOLUTION = Job(
     key="conv 2x64x64x320-320",
@@ -33,6 +40,42 @@ def test_candidates_are_many_different_tiles_that_fit_the_matrix_unit(job: Job) 
     assert len(set(tiles)) == len(tiles) > 1
     assert all(tile.pixels in (64, 128, 256) and tile.splits >= 1 for tile in tiles)
     assert not any(tile.library for tile in tiles)
+    assert not any(tile.specialized for tile in candidates(job, specialized=False))
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.kind)
+def test_specialized_candidates_have_two_boxes_in_shared_memory_and_a_sum_in_registers(
+    job: Job,
+) -> None:
+    tiles = [tile for tile in candidates(job) if tile.specialized]
+    assert bool(tiles) == (job is not NARROW)
+    for tile in tiles:
+        across = tile.columns + tile.extra
+        assert tile.stages * 2 * tile.depth * (2 * tile.pixels + across) <= SHARED_BYTES
+        assert 3 <= tile.stages <= 8
+        assert tile.pixels * across <= 128 * 128
+        assert tile.pixels in (64, 128)
+        assert job.kind != "geglu" or tile.extra == tile.columns
+
+
+def specialized(
+    box: tuple[int, int, int], columns: int, extra: int, stages: int, splits: int
+) -> Tile:
+    return Tile(
+        images=box[0], height=box[1], width=box[2], columns=columns, extra=extra, stages=stages,
+        splits=splits, specialized=True,
+    )  # fmt: skip
+
+
+def test_boxes_and_cuts_that_were_worth_timing_are_candidates() -> None:
+    assert specialized((1, 2, 32), 128, 32, 5, 1) in candidates(CONVOLUTION)
+    assert specialized((1, 8, 8), 64, 0, 8, 1) in candidates(DOUBLED)
+    assert specialized((1, 64, 1), 128, 128, 4, 1) in candidates(GEGLU)
+    assert specialized((1, 64, 1), 64, 0, 8, 1) in candidates(LINEAR)
+    small = job_of_key("plain 2x8x8x2560-1280")
+    assert specialized((1, 8, 8), 64, 0, 8, 6) in candidates(small)
+    large = job_of_key("conv 1x512x512x128-128")
+    assert {one.pixels for one in candidates(large) if one.specialized} == {64, 128}
 
 
 def test_sums_are_split_only_where_programs_are_few() -> None:
@@ -77,22 +120,20 @@ def test_a_kernel_is_compiled_once_for_all_shapes_that_share_it() -> None:
         key="conv 1x64x64x640-320",
         shapes=((1, 64, 64, 640), (320, 3, 3, 640), (320,), (1, 64, 64, 640)),
     )
-    alone = {tile for _, tiles in distinct([CONVOLUTION]) for tile in tiles}
-    again = [tile for job, tiles in distinct([CONVOLUTION, CONVOLUTION]) for tile in tiles]
+    both = [(job, candidates(job)) for job in (CONVOLUTION, other)]
+    alone = {tile for _, tiles in distinct(both[:1]) for tile in tiles}
+    again = [tile for job, tiles in distinct([both[0], both[0]]) for tile in tiles]
     assert set(again) == alone
     assert len(again) == len(alone)
-    added = [
-        tile for job, tiles in distinct([CONVOLUTION, other]) if job is other for tile in tiles
-    ]
+    added = [tile for job, tiles in distinct(both) if job is other for tile in tiles]
     assert len(added) < len(candidates(other))
 
 
-def test_tiles_that_are_known_are_the_only_ones_compiled() -> None:
-    known = Tile(columns=128, splits=2)
-    assert distinct([CONVOLUTION, LINEAR], lambda _: [known]) == [
-        (CONVOLUTION, [known]),
-        (LINEAR, [known]),
-    ]
+def test_a_few_kernels_of_one_operation_are_compiled_together() -> None:
+    tiles = candidates(CONVOLUTION, specialized=False)
+    parts = distinct([(CONVOLUTION, tiles), (LINEAR, [Tile(columns=128, splits=2)])])
+    assert all(1 <= len(part) <= 8 for _, part in parts)
+    assert parts[-1] == (LINEAR, [Tile(columns=128, splits=2)])
 
 
 def test_the_operations_of_a_picture_are_found_by_drawing_one() -> None:
@@ -106,17 +147,17 @@ def test_the_operations_of_a_picture_are_found_by_drawing_one() -> None:
 def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
     tile = Tile(height=8, width=16, columns=128, extra=32, splits=2)
     found = {"us": 37.2, "tflops": 406.0, "library_us": 38.5, "own_us": 37.2, "own": vars(tile)}
-    row = tuning._row("conv 2x64x64x320-320", found)
-    assert row.startswith("conv 2x64x64x320-320")
-    assert "library     38.5" in row
-    assert "1x8x16x128+32x64 s4 w4 /2" in row
+    line = row("conv 2x64x64x320-320", found)
+    assert line.startswith("conv 2x64x64x320-320")
+    assert "library     38.5" in line
+    assert "1x8x16x128+32x64 s4 w4 /2" in line
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"tiles": {}}'])
 def test_a_file_that_is_no_table_is_refused_and_kept(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tuned.json"
     path.write_text(content)
-    with pytest.raises(BrokenFileError, match="leave --missing and --known out"):
+    with pytest.raises(BrokenFileError, match="measure a new one without --missing and --known"):
         read_table(path)
     assert path.read_text() == content
 
@@ -127,20 +168,235 @@ def test_without_a_gpu_nothing_is_started_and_nothing_written(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "tuned.json"
-    path.write_bytes(tuning.TUNED.read_bytes())
-    assert tuning.main([option, "--out", str(path)]) == 2
+    path.write_bytes(TUNED.read_bytes())
+    assert main([option, "--out", str(path)]) == 2
     assert "measured on a CUDA device, and there is none" in capsys.readouterr().err
-    assert path.read_bytes() == tuning.TUNED.read_bytes()
+    assert path.read_bytes() == TUNED.read_bytes()
 
 
 def test_a_table_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tuning.main(["--known", "--out", str(tmp_path / "none.json")]) == 2
+    assert main(["--known", "--out", str(tmp_path / "none.json")]) == 2
     assert "none.json cannot be read" in capsys.readouterr().err
 
 
 def test_the_shipped_table_can_be_continued() -> None:
-    table = read_table(tuning.TUNED)
+    table = read_table(TUNED)
     assert set(table["tiles"]) == set(table["measured"])
     assert "conv 2x64x64x320-320" in table["tiles"]
+
+
+@pytest.mark.parametrize("key", tuned())
+def test_a_key_of_the_table_names_an_operation_with_operands(key: str) -> None:
+    job = job_of_key(key)
+    assert job.key == key
+    assert job.columns == int(key.rsplit("-")[-1].split("x")[-1]) * (
+        job.heads if job.kind == "attention" else 1
+    )
+    uses = list(uses_of(job))
+    assert len({make_of(use, Tile()) for use in uses}) == len(uses) >= 1
+    assert job in uses
+    x, weight = job.first_two
+    if job.kind == "joined":
+        second = job.shapes[3]
+        assert second is not None
+        assert x[1] + second[1] == weight[1]
+        assert second[1] % 8 == 0
+
+
+def test_a_tile_is_used_with_every_ending_and_without_splits_too() -> None:
+    uses = [(use.shapes[2:], use.relu) for use in uses_of(job_of_key(CONVOLUTION.key))]
+    bias, residual = (320,), (2, 64, 64, 320)
+    assert ((None, None), False) in uses  # a plain one without a tile of its own
+    assert ((bias, residual), True) in uses
+    assert len(uses) == 6
+    assert {use.causal for use in uses_of(job_of_key("attention 2x64x64-8x40"))} == {False, True}
+    assert {use.causal for use in uses_of(job_of_key("attention 2x64x77-8x40"))} == {False}
+    split = Tile(splits=6)
+    assert shares_of(split) == (split, Tile())
+    assert shares_of(Tile()) == (Tile(),)
+
+
+def test_sums_of_split_tiles_share_a_kernel_whatever_they_end_with() -> None:
+    uses = list(uses_of(job_of_key(LINEAR.key)))
+    assert len({make_of(use, Tile(splits=2)) for use in uses}) == 1
+    assert make_of(uses[0], Tile(splits=2)) == make_of(uses[0], Tile(splits=6))
+    assert make_of(uses[0], Tile(splits=2)) != make_of(uses[0], Tile(splits=1))
+
+
+def test_what_can_be_chosen_is_every_stored_tile_and_every_rule() -> None:
+    table = {"conv 2x16x16x1280-1280": Tile(splits=6), "linear 8x64-64": LIBRARY}
+    known = list(stored(table))
+    assert {tile.splits for _, tile in known} == {6, 1}
+    assert {job.key for job, _ in known} == {"conv 2x16x16x1280-1280"}
+    grouped = together(by_rule())
+    makes = [make_of(job, tile) for job, tiles in grouped for tile in tiles]
+    assert len(set(makes)) == len(makes)
+    kinds = {"conv", "plain", "doubled", "halved", "linear", "joined", "geglu", "attention"}
+    assert {job.kind for job, _ in grouped} == kinds
+    assert any(tile.specialized for _, tiles in grouped for tile in tiles)
+
+
+FAST, SLOW = Tile(columns=128), Tile(columns=64)
+TIMES = {LIBRARY: 30.0, SLOW: 20.0, FAST: 10.0}
+GOOD = Proof(repeats=200, differing=0, error=2.1e-4, library_error=2.0e-4)
+DIFFERS = Proof(repeats=200, differing=3, error=2.1e-4, library_error=2.0e-4)
+WRONG = Proof(repeats=200, differing=0, error=4.1e-3, library_error=2.0e-4)
+NOTHING = Proof(repeats=200, differing=0, error=float("nan"), library_error=2.0e-4)
+
+
+def chosen(
+    races: dict[Tile, str], proofs: dict[Tile, Proof], times: dict[Tile, float] = TIMES
+) -> tuple[Tile, Proof | None, list[str]]:
+    told: list[str] = []
+    tile, proof = choosing.chosen(
+        times, lambda one: races.get(one, ""), lambda one: proofs.get(one, GOOD), told.append
+    )
+    return tile, proof, told
+
+
+def test_the_fastest_tile_is_stored_if_it_is_proved() -> None:
+    assert chosen({}, {}) == (FAST, GOOD, [])
+
+
+@pytest.mark.parametrize("proof", [DIFFERS, WRONG, NOTHING], ids=["differs", "wrong", "NaN"])
+def test_a_tile_that_fails_its_proof_is_left_out_by_name(proof: Proof) -> None:
+    tile, own, (told,) = chosen({}, {FAST: proof})
+    assert (tile, own) == (SLOW, GOOD)
+    assert "columns=128" in told
+    assert f"{proof.differing} of 200 repeats differ" in told
+    assert chosen({}, {FAST: proof, SLOW: proof})[:2] == (LIBRARY, None)
+
+
+def test_a_tile_with_a_race_in_another_use_is_not_even_repeated() -> None:
+    tile, own, (told,) = chosen({FAST: "races: in convolution"}, {FAST: GOOD})
+    assert (tile, own) == (SLOW, GOOD)
+    assert "left out: races: in convolution" in told
+
+
+def test_a_library_that_is_faster_needs_no_proof() -> None:
+    assert chosen({}, {}, {LIBRARY: 5.0, FAST: 10.0}) == (LIBRARY, None, [])
+    assert chosen({}, {}, {LIBRARY: 5.0}) == (LIBRARY, None, [])
+
+
+def test_a_tile_with_a_race_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    verdicts = {make_of(LINEAR, FAST): "races: it does", make_of(LINEAR, SLOW): ""}
+    assert choosing.clear_tiles(LINEAR, [FAST, SLOW], verdicts) == [SLOW]
+    assert "linear 512x5120-1280" in (told := capsys.readouterr().err)
+    assert "columns=128" in told
+    assert "races: it does" in told
+
+
+def test_only_the_fastest_tiles_are_timed_in_full() -> None:
+    tiles = [Tile(columns=16 * number) for number in range(1, 21)]
+    rounds: list[tuple[int, int]] = []
+
+    def time_one(compute: object, tile: Tile, times: int) -> float:
+        rounds.append((tile.columns, times))
+        return float(tile.columns)
+
+    found = timing.times_us(lambda *_: None, tiles, time_one)
+    assert list(found) == tiles
+    again = [columns for columns, times in rounds if times > 1]
+    assert again == [16 * number for number in range(1, timing.MOST_TWICE + 1)]
+
+
+def test_memory_is_full_of_nan_for_a_proof() -> None:
+    was = torch.are_deterministic_algorithms_enabled()
+    with repeats.poisoned_memory():
+        for made in (torch.empty(99), torch.ones(2).half().new_empty((3, 5))):
+            assert bool(made.isnan().all())
+    assert torch.are_deterministic_algorithms_enabled() == was
+
+
+X = torch.linspace(-1, 1, 64, dtype=torch.float16)
+
+
+def unsteady(every: int) -> Callable[[], torch.Tensor]:
+    """A result of which one bit differs every so many times."""
+    times = iter(range(10**6))
+
+    def compute() -> torch.Tensor:
+        result = X.clone()
+        if next(times) % every == every - 1:
+            result[3] = torch.nextafter(result[3], result[4])
+        return result
+
+    return compute
+
+
+def test_every_repeat_that_differs_in_a_bit_is_counted() -> None:
+    assert repeats.differing_repeats(X.clone, X, 25, beside=False) == 0
+    assert repeats.differing_repeats(unsteady(10), X, 25, beside=False) == 2
+    assert repeats.differing_repeats(lambda: X.new_empty(64), X, 4, beside=True) == 4
+
+
+@pytest.mark.parametrize(
+    ("tile", "passes"), [("right", True), ("half written", False), ("noisy", False)]
+)
+def test_a_proof_finds_what_is_wrong(
+    tile: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of_key("linear 24x64-48")
+
+    def computed(job: Job, operands: list[torch.Tensor], tile_or_library: Tile) -> torch.Tensor:
+        x, weight, bias, _, residual = operands
+        right = x @ weight.T + bias + residual
+        if tile_or_library.library or tile == "right":
+            return right
+        if tile == "noisy":
+            return right + torch.randn_like(right) * 1e-3
+        out = torch.empty_like(right)
+        out[:20] = right[:20]
+        return out
+
+    monkeypatch.setattr(repeats, "computed", computed)
+    proof = repeats.prove(job, Tile(), torch.device("cpu"), 16)
+    assert proof.repeats == 16
+    assert proof.passed == passes
+    assert (proof.differing > 8) == (tile == "noisy")
+    assert 0 < proof.library_error < 1e-3
+
+
+def test_operands_of_attention_are_parts_of_one_tensor() -> None:
+    q, k, v = random_operands(job_of_key("attention 1x8x8-2x40"), torch.device("cpu"))
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    assert q.untyped_storage().data_ptr() == v.untyped_storage().data_ptr()
+    assert q.shape == k.shape == (1, 8, 80)
+    assert {one.stride(1) for one in (q, k, v)} == {240}
+
+
+def test_the_table_keeps_what_it_had_and_says_how_new_tiles_were_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    path = tmp_path / "tuned.json"
+    numbers = dict.fromkeys(("us", "library_us", "own_us", "tflops"), 1.0)
+    proof = {**GOOD.fields(), "card": "a card", "triton": "3.6.0"}
+    before = {"tiles": {"a": {}, "b": {}}, "measured": {"a": {}}, "proof": {"a": 1, "b": 2}}
+    found = {
+        "b": {"tile": {"library": True}, "proof": None, **numbers},
+        "c": {"tile": {"columns": 128}, "proof": proof, **numbers},
+    }
+    write_table(path, before, found)
+    table = read_table(path)
+    assert table["tiles"] == {"a": {}, "b": {"library": True}, "c": {"columns": 128}}
+    assert table["proof"] == {"a": 1, "c": proof}
+    assert set(table["measured"]) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("option", ["--prove", "--static"])
+def test_a_check_of_a_table_that_is_not_there_names_it(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([option, "--out", str(tmp_path / "none.json")]) == 2
+    assert "none.json cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to prove on")
+def test_nothing_is_proved_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--prove"]) == 2
+    assert "there is none; run it on one" in capsys.readouterr().err

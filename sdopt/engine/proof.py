@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def kernels_launched() -> Iterator[list[Any]]:
     """The compiled kernels, as Triton has them, of every launch inside; each once."""
     from triton.runtime.jit import JITFunction
 
-    run, kernels = JITFunction.run, []
+    run = JITFunction.run
+    kernels: list[Any] = []
 
     def noted(self: Any, *args: Any, **options: Any) -> Any:
         kernel = run(self, *args, **options)
@@ -106,14 +108,18 @@ def disassembled(cubin: bytes) -> str:
 
 def disassembler() -> Path:
     """Triton's own nvdisasm, or one on the PATH. Raises MissingToolError without."""
-    import triton
-
-    own = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
-    if own.exists():
-        return own
-    if found := shutil.which("nvdisasm"):
+    if found := bundled_disassembler() or shutil.which("nvdisasm"):
         return Path(found)
     raise MissingToolError(
-        f"nvdisasm is needed to read machine code; it is neither at {own} nor on the PATH: "
-        "install triton's wheel for Linux or NVIDIA's CUDA toolkit"
+        "nvdisasm is needed to read machine code; it is neither in triton's package nor on the "
+        "PATH: install triton's wheel for Linux or NVIDIA's CUDA toolkit"
     )
+
+
+def bundled_disassembler() -> Path | None:
+    """The one in triton's package, if that is installed with it."""
+    triton = find_spec("triton")
+    if triton is None or triton.origin is None:
+        return None
+    path = Path(triton.origin).parent / "backends/nvidia/bin/nvdisasm"
+    return path if path.exists() else None

@@ -29,7 +29,7 @@ from sdopt.tuning.choosing import tune
 from sdopt.tuning.compiling import FORK, Compilers, make_of, uses
 from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
 from sdopt.tuning.repeats import prove
-from sdopt.tuning.table import circumstances, read_table, tiles_of, write_table
+from sdopt.tuning.table import circumstances, read_table, store, tiles_of, write_table
 
 
 def _tell_capability() -> None:
@@ -43,7 +43,7 @@ def capability() -> int:
     child = FORK.Process(target=_tell_capability)
     child.start()
     child.join()
-    if not child.exitcode:
+    if child.exitcode is None or child.exitcode < 10:  # 1 for an error of CUDA's
         raise SdoptError("tiles are measured on a CUDA device, and there is none; run it on one")
     return child.exitcode
 
@@ -92,20 +92,30 @@ def check_machine_code(options: argparse.Namespace) -> int:
 
 
 def prove_stored(options: argparse.Namespace) -> int:
-    """Check and repeat every tile of the table on this GPU; 1 if one fails, by name."""
-    stored = {key: one for key, one in tiles_of(read_table(options.out)).items() if not one.library}
+    """Check and repeat every tile of the table on this GPU, store how; 1 if one fails, by name."""
+    table = read_table(options.out)
+    stored, proofs = tiles_of(table), {**table.get("proof", {})}
     device, failed = capability(), 0
-    jobs = {job_of_key(key): tile for key, tile in stored.items()}
+    jobs = {
+        job_of_key(key): tile
+        for key, tile in stored.items()
+        if not tile.library and (device == HOPPER or not tile.specialized)
+    }
     with Compilers(options.processes, device) as compilers:
         compilers.check(
             (use, [share]) for job, tile in jobs.items() for use, share in uses(job, tile)
         )
+        here = circumstances()
         for job, tile in jobs.items():
             reason = compilers.of(job, tile)
             proof = prove(job, tile, torch.device("cuda"))
             passed = proof.passed and not reason
             failed += not passed
+            proofs.pop(job.key, None)
+            if passed:
+                proofs[job.key] = {**proof.fields(), **here}
             print(f"{job.key:34s} {'ok    ' if passed else 'FAILED'} {proof} {reason}", flush=True)
+    store(options.out, {**table, "proof": proofs})
     print(f"{len(jobs)} tiles, {failed} failed; without a tile: what the library computes")
     return 1 if failed else 0
 
@@ -127,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         "--known", action="store_true", help="only the tiles in --out, against the library anew"
     )
     which.add_argument(
-        "--prove", action="store_true", help="repeat the tiles in --out, without timing or writing"
+        "--prove",
+        action="store_true",
+        help="repeat the tiles in --out and store how it went, without timing",
     )
     which.add_argument(
         "--static", action="store_true",

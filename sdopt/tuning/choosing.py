@@ -27,7 +27,7 @@ def try_tile(compute: Compute, tile: Tile) -> str:
 
     try:
         compute(tile, 0)
-    except TritonError as error:
+    except (TritonError, RuntimeError) as error:  # the latter of a launch that CUDA refuses
         print(f"{tile}: {error}", file=sys.stderr)
         return str(error)
     return ""

@@ -12,8 +12,8 @@ from sdopt.tuning.jobs import Job, job_of_key, uses_of
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 SIDES = (2, 4, 8, 16, 32, 64, 128)
-WIDTHS = (4, 8, 32, 64, 192, 320)
-"""Of results: each kind of `columns` by rule, multiples of 16 and of 160 and others."""
+WIDTHS = (4, 32, 192, 320)
+"""Of results: each kind of `columns` by rule, multiples of 160 and others."""
 DEPTHS = (8, 320, 2560)
 """Channels that the sums of few and of many programs are split over, or not."""
 ROWS = (8, 64, 512, 8192)
@@ -29,10 +29,16 @@ def stored(table: Mapping[str, Tile]) -> Iterator[tuple[Job, Tile]]:
 
 
 def by_rule() -> Iterator[tuple[Job, Tile]]:
-    """All launches with the tiles that the rules make, by sizes that stand for all others."""
+    """Launches with all tiles that the rules make, ended as usual; the sizes stand for all others.
+
+    A plain convolution is one that ends with nothing.
+    """
     for key, tile in (*_convolutions(), *_products(), *_attentions()):
         if not tile.library:
-            yield from ((use, tile) for use in uses_of(job_of_key(key)))
+            job = job_of_key(key)
+            yield from (
+                (use, tile) for use in (uses_of(job) if job.kind == "attention" else (job,))
+            )
 
 
 def _convolutions() -> Iterator[tuple[str, Tile]]:

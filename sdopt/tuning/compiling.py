@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sdopt.engine.tiles import Tile
+from sdopt.errors import MissingToolError
 from sdopt.tuning.jobs import Job, computed, empty_operands, uses_of
 
 FORK = multiprocessing.get_context("fork")
@@ -66,9 +67,14 @@ def verdict(job: Job, tile: Tile, capability: int) -> str:
     try:
         with proof.only_compiled(capability) as kernels:
             computed(job, empty_operands(job), tile)
-    except (TritonError, RuntimeError) as error:  # Triton's passes raise the latter
+    except (TritonError, RuntimeError, ValueError) as error:  # passes and boxes raise the latter
         return f"does not compile: {' '.join(str(error).split())[:200]}"
-    found = [str(hazard) for kernel in kernels for hazard in proof.hazards(kernel)]
+    try:
+        found = [str(hazard) for kernel in kernels for hazard in proof.hazards(kernel)]
+    except MissingToolError:
+        raise
+    except ValueError as error:
+        return f"cannot be followed: {error}"
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return f"races: {found[0]}{more}" if found else ""
 

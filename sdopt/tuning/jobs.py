@@ -123,15 +123,10 @@ def uses_of(job: Job) -> Iterator[Job]:
                 yield replace(usual, shapes=(x, weight, *ends), relu=relu)
     elif job.kind in ("linear", "joined"):
         bias, x2, residual = more
-        for ends in (
-            (bias, x2, residual),
-            (None, x2, residual),
-            (bias, x2, None),
-            (None, x2, None),
-        ):
-            yield replace(usual, shapes=(x, weight, *ends))
+        for one, other in ((None, None), (None, residual), (bias, None), (bias, residual)):
+            yield replace(usual, shapes=(x, weight, one, x2, other))
     elif job.kind in ("doubled", "halved"):
-        yield from (replace(usual, shapes=(x, weight, bias)) for bias in (more[0], None))
+        yield from (replace(usual, shapes=(x, weight, bias)) for bias in (None, more[0]))
     else:
         yield usual
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def prove(job: Job, tile: Tile, device: torch.device, repeats: int = REPEATS) ->
         right = reference(job, operands)
         library = relative_error(computed(job, operands, LIBRARY), right)
         proofs.append((relative_error(first, right), library, differing))
-    error, library, _ = max(proofs, key=lambda one: _worse(one[0] / one[1]))
+    error, library, _ = max(proofs, key=lambda one: _excess(one[0], one[1]))
     return Proof(
         repeats=repeats // (2 * SETS) * 2 * SETS,
         differing=sum(differing for *_, differing in proofs),
@@ -76,9 +77,9 @@ def prove(job: Job, tile: Tile, device: torch.device, repeats: int = REPEATS) ->
     )
 
 
-def _worse(ratio: float) -> float:
-    """NaN is worse than any number."""
-    return float("inf") if ratio != ratio else ratio
+def _excess(error: float, library_error: float) -> float:
+    """How many times the library's error; NaN is more than any number."""
+    return error / library_error if library_error and isfinite(error) else inf
 
 
 def differing_repeats(
@@ -111,18 +112,19 @@ def differing_repeats(
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """What PyTorch allocates inside is full of NaN: a result shows what was not written."""
-    was, warned = (
+    memory: Any = torch.utils.deterministic
+    before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,
     )
-    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    memory.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]
 
 
 @contextmanager
@@ -134,18 +136,18 @@ def beside_other_work() -> Iterator[None]:
         a = torch.randn(OTHER_SIDE, OTHER_SIDE, device="cuda", dtype=torch.float16)
         product, copy = torch.empty_like(a), torch.empty_like(a)
 
-    def launch() -> torch.cuda.Event:
+    def launch() -> Any:
         with torch.cuda.stream(stream):
             for _ in range(OTHER_TIMES):
                 torch.mm(a, a, out=product)
                 copy.copy_(a)
-            ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ended: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ended.record(stream)
         return ended
 
     under_way = [launch(), launch()]
     yield
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
     while not done.query():
         under_way.append(launch())
@@ -155,14 +157,13 @@ def beside_other_work() -> Iterator[None]:
 
 def reference(job: Job, operands: list[Tensor | None]) -> Tensor:
     """The library's result in float32, without TF32."""
-    matmul = torch.backends.cuda.matmul
-    was, matmul.allow_tf32 = matmul.allow_tf32, False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    was = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            wide = [None if one is None else one.float() for one in operands]
-            return computed(job, wide, LIBRARY)
+        return computed(job, [None if one is None else one.float() for one in operands], LIBRARY)
     finally:
-        matmul.allow_tf32 = was
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = was
 
 
 def relative_error(found: Tensor, right: Tensor) -> float:

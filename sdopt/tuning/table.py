@@ -14,6 +14,7 @@ from sdopt.baselines import write_whole
 from sdopt.engine.tiles import Tile
 from sdopt.errors import BrokenFileError
 
+MEASURE = "measure a new one without --missing and --known"
 NUMBERS = ("us", "library_us", "own_us", "tflops")
 
 
@@ -23,12 +24,10 @@ def read_table(path: Path) -> dict[str, Any]:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BrokenFileError(
-            f"{path} cannot be read: {error}; leave --missing, --known, --prove and --static out"
+            f"{path} cannot be read: {error}; name a table with --out, or {MEASURE}"
         ) from error
     if not {"tiles", "measured"} <= set(table):
-        raise BrokenFileError(
-            f"{path} is no table of tiles; leave --missing, --known, --prove and --static out"
-        )
+        raise BrokenFileError(f"{path} is no table of tiles; name a table with --out, or {MEASURE}")
     return table
 
 
@@ -48,7 +47,12 @@ def write_table(path: Path, before: Mapping[str, Any], found: Mapping[str, Any])
         "proof": {key: one for key, one in before.get("proof", {}).items() if key not in found}
         | {key: one["proof"] for key, one in found.items() if one["proof"] is not None},
     }
-    write_whole(path, json.dumps(content, indent=1).encode() + b"\n")
+    store(path, content)
+
+
+def store(path: Path, table: Mapping[str, Any]) -> None:
+    """The whole table in place of the one before."""
+    write_whole(path, json.dumps(table, indent=1).encode() + b"\n")
 
 
 def circumstances() -> dict[str, str]:

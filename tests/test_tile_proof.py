@@ -1,0 +1,139 @@
+"""The machine code of tiles that are stored has no race, and a tile that has one is found.
+
+Compiled for Hopper without a GPU; `python -m sdopt.tuning --static` does the same for all that the
+rules can choose, in minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdopt.engine.tiles import LIBRARY, Tile, tuned
+from sdopt.tuning import chosen
+from sdopt.tuning.compiling import Compilers, distinct, make_of, shares_of, verdict
+from sdopt.tuning.jobs import computed, empty_operands, job_of_key
+
+if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None:
+    pytest.skip(
+        "needs triton: run without TRITON_INTERPRET=1 where it is installed",
+        allow_module_level=True,
+    )
+
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from sdopt.engine import launch, proof
+from sdopt.tuning.__main__ import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+DOUBLED = "doubled 2x32x32x640-640"
+RACING = Tile(height=8, width=16, columns=128, depth=64, stages=3, warps=8)
+"""Measured on an H100: each of 196 repeats differed."""
+CLEAR = Tile(height=8, width=16, columns=64, depth=64, stages=3, warps=8)
+SPECIALIZED = Tile(height=2, width=32, columns=128, extra=32, stages=5, specialized=True)
+SPLIT_ONLY = Tile(height=8, width=16, columns=128, depth=64, stages=4, warps=8, splits=6)
+"""Clear with splits; larger batches use it without, and race."""
+
+
+@pytest.fixture(scope="module")
+def compilers() -> Iterator[Compilers]:
+    with Compilers(2, proof.HOPPER) as pool:
+        yield pool
+
+
+def test_a_tile_that_races_is_found(compilers: Compilers) -> None:
+    reason = compilers.of(job_of_key(DOUBLED), RACING)
+    assert reason.startswith("races: in convolution, ")
+    assert "LDSM.16.M88.4" in reason
+    assert "HGMMA.64x128x16.F32" in reason
+
+
+def test_a_tile_that_races_only_in_larger_batches_is_found(compilers: Compilers) -> None:
+    job = job_of_key("plain 2x16x16x1280-1280")
+    verdicts = compilers.check([(job, shares_of(SPLIT_ONLY))])
+    split, whole = (verdicts[make_of(job, tile)] for tile in shares_of(SPLIT_ONLY))
+    assert split == ""
+    assert whole.startswith("races: ")
+    assert compilers.of(job, SPLIT_ONLY).startswith("races: ")
+
+
+@pytest.mark.parametrize("tile", [CLEAR, SPECIALIZED], ids=["plain", "specialized"])
+def test_a_tile_without_a_race_is_clear(tile: Tile, compilers: Compilers) -> None:
+    assert compilers.of(job_of_key(DOUBLED), tile) == ""
+
+
+def test_stored_tiles_have_no_race(compilers: Compilers) -> None:
+    """As they are used most; `--static` compiles every other ending too."""
+    jobs = [(job_of_key(key), tile) for key, tile in tuned().items() if not tile.library]
+    work = [(job, shares_of(tile)) for job, tile in jobs]
+    verdicts = compilers.check(work)
+    races = {
+        f"{job.key}, {share.splits} splits": reason
+        for job, tiles in work
+        for share in tiles
+        if (reason := verdicts[make_of(job, share)])
+    }
+    assert races == {}
+    assert len(distinct(work)) > 20
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_product_without_a_tile_has_no_race(channels: int) -> None:
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float16)
+
+    with proof.only_compiled() as kernels:
+        launch.narrow_convolution(empty(2, 8, 8, channels), empty(320, 3, 3, channels), empty(320))
+    assert [kernel.metadata.name for kernel in kernels] == ["narrow_convolution"]
+    assert proof.MATRIX_UNIT in kernels[0].asm["ptx"]
+    assert proof.hazards(kernels[0]) == []
+
+
+@pytest.mark.parametrize("capability", [80, 100])
+def test_other_architectures_have_no_such_products(capability: int) -> None:
+    assert verdict(job_of_key(DOUBLED), RACING, capability) == ""
+
+
+def test_a_tile_that_does_not_compile_is_told() -> None:
+    reason = verdict(job_of_key("linear 64x64-64"), Tile(height=64, width=1, columns=24), 90)
+    assert reason.startswith("does not compile: ")
+
+
+def test_every_kernel_of_a_launch_is_seen_and_triton_is_as_before() -> None:
+    before = driver._active, JITFunction.run
+    job = job_of_key("linear 512x640-640")
+    with proof.only_compiled() as kernels:
+        for _ in range(2):
+            computed(job, empty_operands(job), Tile(height=64, width=1, splits=2))
+    assert [kernel.metadata.name for kernel in kernels] == ["matrix_product", "sum_splits"]
+    assert all(proof.hazards(kernel) == [] for kernel in kernels)
+    assert (driver._active, JITFunction.run) == before
+
+
+@pytest.mark.parametrize(("tile", "code"), [(CLEAR, 0), (RACING, 1)], ids=["clear", "racing"])
+def test_the_command_names_what_races(
+    tile: Tile,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "tuned.json"
+    tiles = {DOUBLED: asdict(tile), "linear 512x640-640": asdict(LIBRARY)}
+    path.write_text(json.dumps({"tiles": tiles, "measured": {}}))
+    before = path.read_bytes()
+    monkeypatch.setattr(chosen, "by_rule", lambda: ())
+    assert main(["--static", "--processes", "2", "--out", str(path)]) == code
+    told = capsys.readouterr().out
+    assert (f"{DOUBLED}: {tile} races: in convolution" in told) == (code == 1)
+    assert ("2 kernels: races" if code else "2 kernels: clear") in told
+    assert path.read_bytes() == before
