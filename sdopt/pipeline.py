@@ -31,6 +31,11 @@ from sdopt.saving import plainly_laid_out
 from sdopt.sd15 import random_parts, random_tiny_vae
 from sdopt.sources import Source, resolve
 
+HOW_TO_LOAD = (
+    "load it with sdopt.load_pipeline(LEVEL, source=FOLDER), or use StableDiffusionPipeline for "
+    "plain diffusers"
+)
+
 
 class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     """A StableDiffusionPipeline whose defaults are those of one level and one source.
@@ -79,17 +84,21 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             return super().encode_prompt(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save as StableDiffusionPipeline does: it can load the folder, and so can `load_pipeline`."""
+        """Save as StableDiffusionPipeline does; it can load the folder, and `load_pipeline` too."""
         parts = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
         with plainly_laid_out(parts):
             super().save_pretrained(*args, **kwargs)
 
+    @classmethod
+    def from_pipe(cls, *_: Any, **__: Any) -> Any:
+        """Refuse: a level's fields are applied to the weights of a source, not of a pipeline."""
+        raise SdoptError(f"LevelPipeline.from_pipe gives no level; {HOW_TO_LOAD}")
+
     def _check_level(self) -> None:
         if "level" not in vars(self):
             raise SdoptError(
-                "this LevelPipeline has no level: from_pretrained, from_pipe and components give "
-                "it parts alone; load it with sdopt.load_pipeline(LEVEL, source=FOLDER), or use "
-                "StableDiffusionPipeline for plain diffusers"
+                "this LevelPipeline has no level: from_pretrained, from_single_file and components "
+                f"give it parts alone; {HOW_TO_LOAD}"
             )
 
     def _defaults(self) -> dict[str, Any]:
@@ -220,9 +229,8 @@ def apply_decoder(pipeline: LevelPipeline, level: Level) -> None:
     if level.decoder == "full-vae" and isinstance(pipeline.vae, AutoencoderTiny):
         raise SourceError(
             f"source {pipeline.source.name!r} has no full VAE for level {level.name!r}: the vae/ "
-            "that it holds is a Tiny VAE, as a level with the Tiny VAE saves it; put the vae/ "
-            "folder of the model that it was made from there, and this one at tiny_vae/, or pick "
-            "a level with the Tiny VAE, such as 'final'"
+            "that it holds is a Tiny VAE, as a level with the Tiny VAE saves it; give the source "
+            "that it was made from, or pick a level with the Tiny VAE, such as 'final'"
         )
     if level.decoder == "tiny-vae":
         unet = pipeline.unet
