@@ -185,6 +185,6 @@ def test_callbacks_may_draw_with_each_others_pipeline(micro_source: Source) -> N
 def test_after_an_error_the_next_call_draws(pipeline: LevelPipeline) -> None:
     wanted = draw(pipeline, 0)
     with pytest.raises(ValueError, match="height"):
-        draw(pipeline, 0, height=65)
+        draw(pipeline, 0, height=65, width=65)
     found = at_once(lambda: draw(pipeline, 0))
     assert np.array_equal(found[0], wanted)
