@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from sdopt.arguments import DEFAULTS, arguments_of, without_defaults
 from sdopt.engine.call import drawn_whole
 from sdopt.engine.modules import fuse_modules
 from sdopt.engine.ops import LEAST_CAPABILITY
@@ -23,13 +23,18 @@ from sdopt.engine.picture import PictureEngine
 from sdopt.engine.unet import FusedUNet
 from sdopt.errors import OutOfMemoryError, SdoptError, SourceError, UnknownNameError
 from sdopt.levels import Level, get_level
+from sdopt.nested import leaving_the_outer_call
 from sdopt.optimizations.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.optimizations.compilation import compile_decoder, compile_unet
 from sdopt.optimizations.settings import process_settings
+from sdopt.saving import plainly_laid_out
 from sdopt.sd15 import random_parts, random_tiny_vae
 from sdopt.sources import Source, resolve
 
-_SIGNATURE = inspect.signature(StableDiffusionPipeline.__call__)
+HOW_TO_LOAD = (
+    "load it with sdopt.load_pipeline(LEVEL, source=FOLDER), or use StableDiffusionPipeline for "
+    "plain diffusers"
+)
 
 
 class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
@@ -44,6 +49,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     source: Source
     step_callback: Any = None
     engine: PictureEngine | None = None
+    drawing: bool = False
     fused_unet: FusedUNet | None = None
 
     @property
@@ -53,22 +59,47 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         return device
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as StableDiffusionPipeline does, with the level's settings in force."""
-        call = _SIGNATURE.bind(self, *args, **kwargs)
-        arguments = {**self._defaults(), **call.arguments, **call.arguments.get("kwargs", {})}
-        for name in ("self", "kwargs"):
-            arguments.pop(name, None)
+        """Generate as StableDiffusionPipeline does, with the level's settings in force.
+
+        Calls of one process take turns, whatever threads and pipelines they come from.
+        """
+        self._check_level()
+        given = without_defaults(arguments_of(self, args, kwargs), but=self._defaults())
+        arguments = {**self._defaults(), **given}
         self._check_prompts(arguments)
-        if self.engine is not None:
-            with (
-                process_settings(self.level, self.device),
-                naming_the_hungry(self.level, self.device),
-            ):
+        with (
+            process_settings(self.level, self.device),
+            naming_the_hungry(self.level, self.device),
+            leaving_the_outer_call(self),
+        ):
+            if self.engine is not None:
                 return drawn_whole(self, self.engine, arguments)
-        if self.step_callback is not None:
-            self._add_step_callback(arguments)
-        with process_settings(self.level, self.device), naming_the_hungry(self.level, self.device):
+            if self.step_callback is not None:
+                self._add_step_callback(arguments)
             return super().__call__(**arguments)
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """As StableDiffusionPipeline's, which asks for `text_encoder.text_model` now and then."""
+        with named_as_diffusers_does(self.text_encoder):
+            return super().encode_prompt(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as StableDiffusionPipeline does; it can load the folder, and `load_pipeline` too."""
+        parts = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+        with plainly_laid_out(parts):
+            super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, *_: Any, **__: Any) -> Any:
+        """Refuse: a level's fields are applied to the weights of a source, not of a pipeline."""
+        raise SdoptError(f"LevelPipeline.from_pipe gives no level; {HOW_TO_LOAD}")
+
+    def _check_level(self) -> None:
+        if "level" not in vars(self):
+            raise SdoptError(
+                "this LevelPipeline has no level: from_pretrained, from_single_file and components "
+                f"give it parts alone; {HOW_TO_LOAD}"
+            )
 
     def _defaults(self) -> dict[str, Any]:
         return {
@@ -85,16 +116,35 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
     def _add_step_callback(self, arguments: dict[str, Any]) -> None:
         own = arguments.get("callback_on_step_end")
-        tensors = list(arguments.get("callback_on_step_end_tensor_inputs", ["latents"]))
+        name = "callback_on_step_end_tensor_inputs"
+        tensors = list(arguments.get(name, DEFAULTS[name]))
         if isinstance(own, (PipelineCallback, MultiPipelineCallbacks)):
             tensors = list(own.tensor_inputs)  # as diffusers does, for its own callback objects
         arguments["callback_on_step_end"] = (
             in_turn(own, self.step_callback) if own else self.step_callback
         )
-        arguments["callback_on_step_end_tensor_inputs"] = [
-            *tensors,
-            *({"prompt_embeds"} - set(tensors)),
-        ]
+        arguments[name] = [*tensors, *({"prompt_embeds"} - set(tensors))]
+
+
+# diffusers finds relatives by the name of the class: AutoPipelineForImage2Image.from_pipe, and
+# whoever loads a folder that names it.
+LevelPipeline.__name__ = StableDiffusionPipeline.__name__
+
+
+@contextmanager
+def named_as_diffusers_does(text_encoder: Any) -> Iterator[None]:
+    """`text_encoder.text_model`, which transformers had until 5 and diffusers 0.42 still asks for.
+
+    It asks for it where `clip_skip` is given, or the scale of a LoRA without peft.
+    """
+    if text_encoder is None or hasattr(text_encoder, "text_model"):
+        yield
+        return
+    vars(text_encoder)["text_model"] = text_encoder  # past Module's own: it is no part of itself
+    try:
+        yield
+    finally:
+        del vars(text_encoder)["text_model"]
 
 
 def default_device() -> torch.device:
@@ -175,7 +225,13 @@ def load_tiny_vae(source: Source, device: torch.device, dtype: torch.dtype) -> A
 
 
 def apply_decoder(pipeline: LevelPipeline, level: Level) -> None:
-    """Swap in the Tiny VAE."""
+    """Swap in the Tiny VAE. Raises SourceError for a full VAE that the source does not have."""
+    if level.decoder == "full-vae" and isinstance(pipeline.vae, AutoencoderTiny):
+        raise SourceError(
+            f"source {pipeline.source.name!r} has no full VAE for level {level.name!r}: the vae/ "
+            "that it holds is a Tiny VAE, as a level with the Tiny VAE saves it; give the source "
+            "that it was made from, or pick a level with the Tiny VAE, such as 'final'"
+        )
     if level.decoder == "tiny-vae":
         unet = pipeline.unet
         tiny = load_tiny_vae(pipeline.source, unet.device, unet.dtype)

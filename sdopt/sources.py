@@ -60,11 +60,13 @@ class Source:
     def tiny_vae_folder(self) -> Path:
         """The folder of the Tiny VAE, beside the other parts or from the hub.
 
-        Raises SourceError if this source has none.
+        A level with the Tiny VAE saves it as its `vae`. Raises SourceError if this source has none.
         """
         beside = self.folder / TINY_VAE_FOLDER if self.folder else None
         if beside and (beside / "config.json").is_file():
             return beside
+        if self.folder and _is_tiny(own := self.folder / "vae"):
+            return own
         if self.tiny_vae:
             return hub.snapshot(self.tiny_vae, hub.MODEL_FILES)
         raise SourceError(
@@ -223,6 +225,10 @@ def _from_folder(folder: Path, **fields: Any) -> Source:
         size_px=latent_px * 2 ** (len(blocks) - 1),
         guidance_scale=SD15_GUIDANCE_SCALE,
     )
+
+
+def _is_tiny(vae: Path) -> bool:
+    return _read_config(vae / "config.json").get("_class_name") == "AutoencoderTiny"
 
 
 def _slug(name: str) -> str:

@@ -13,6 +13,7 @@ from sdopt.levels import LEVELS
 from sdopt.measure import observe
 from sdopt.measure.observation import compiled_graphs
 from sdopt.optimizations.compilation import compile_decoder, compile_unet
+from sdopt.optimizations.shapes import forget
 from sdopt.workload import Request
 
 
@@ -51,9 +52,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, ..
     monkeypatch.setattr(
         torch, "compile", lambda model, **how: compile_with_inductor(model, backend=backend, **how)
     )
+    forget()
     yield found
-    for code in (TinyUNet.forward.__code__, torch.nn.Linear.forward.__code__):
-        torch._dynamo.reset_code(code)
+    forget()
 
 
 @torch.no_grad()

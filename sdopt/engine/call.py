@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,19 @@ MULTIPLE_PX = 64
 
 @torch.no_grad()
 def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[str, Any]) -> Any:
-    """What `StableDiffusionPipeline.__call__` returns. Raises SdoptError for other arguments."""
-    given = dict(arguments)
+    """What `StableDiffusionPipeline.__call__` returns. Raises SdoptError for other arguments.
+
+    Under `torch.autocast` too it computes in the weights' own precision: what it keeps, such as the
+    solver's table, serves later calls that are not.
+    """
+    kinds = {"cpu", pipeline.device.type}
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        return _drawn_whole(pipeline, engine, dict(arguments))
+
+
+def _drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, given: dict[str, Any]) -> Any:
     check_arguments(engine.level.name, given)
     check_additions(pipeline, engine.level.name)
     height, width = _size(pipeline, given)

@@ -128,6 +128,7 @@ class FusedUNet:
         """The predicted noise, and the last layer's deep input (B, H, W, channels) to reuse."""
         self.wholes += 1
         unet = self.unet
+        check_sides(x, 2 ** (len(unet.down_blocks) - 1))
         x = ops.convolution(x, _taps(unet.conv_in), unet.conv_in.bias)
         skips = [x]
         for block in unet.down_blocks:
@@ -242,6 +243,17 @@ def residual_block(
         short = module.conv_shortcut
         outer = ops.linear(x, _flat(short), short.bias, x2=skip)
     return ops.convolution(hidden, _taps(module.conv2), module.conv2.bias, residual=outer)
+
+
+def check_sides(x: Tensor, multiple: int) -> None:
+    """Raise SdoptError for latents (B, H, W, C) that are not halved and doubled exactly."""
+    sides = tuple(x.shape[1:3])
+    if any(side % multiple for side in sides):
+        raise SdoptError(
+            f"the engine computes latents whose sides are multiples of {multiple} "
+            f"({8 * multiple} px of the image), these are {sides}; use another size, or a level "
+            "without the engine, such as 'final'"
+        )
 
 
 def check_supported(config: Mapping[str, Any]) -> None:

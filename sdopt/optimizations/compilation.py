@@ -3,13 +3,15 @@
 Dynamo keeps its compiled code by code object and guards on the weights' shapes, dtypes and
 strides, not on their identity. So two levels whose UNets look alike run the same graph, and freeing
 one frees its weights. What would part them is the input: Euler's timesteps are float32 and
-DPM-Solver's int64, and every switch of scheduler would compile anew.
+DPM-Solver's int64, and every switch of scheduler would compile anew. Each kind of shapes has a code
+object of its own, see `sdopt.optimizations.shapes`.
 
 On CUDA the compiled code is captured in CUDA graphs, one set for each pipeline.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 
 from sdopt.levels import CompileMode
 from sdopt.optimizations.cuda_graphs import GraphedFunction
+from sdopt.optimizations.shapes import compiled_by_shapes
 
 INDUCTOR_MODES: dict[CompileMode, str] = {
     "default": "default",
@@ -46,9 +49,12 @@ def compile_decoder(vae: Any, mode: CompileMode = "default") -> None:
 
 
 def _compiled(module: Any, mode: CompileMode) -> Callable[..., Any]:
-    """`fullgraph` turns a graph break into an error."""
-    compiled = torch.compile(
-        module.forward, fullgraph=True, dynamic=False, mode=INDUCTOR_MODES[mode]
-    )
+    """The class's forward pass, compiled; the module's own `forward` does not keep it alive."""
+    compiled = compiled_by_shapes(type(module).forward, INDUCTOR_MODES[mode])
+    owner = weakref.ref(module)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return compiled(owner(), *args, **kwargs)
+
     weights = [*module.parameters(), *module.buffers()]
-    return GraphedFunction(compiled, weights)
+    return GraphedFunction(run, weights)

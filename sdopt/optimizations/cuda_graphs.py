@@ -84,6 +84,8 @@ class GraphedFunction:
         return pytree.tree_map_only(Tensor, torch.clone, captured.outputs)
 
     def _can_capture(self, tensors: Sequence[Tensor]) -> bool:
+        if torch.is_autocast_enabled("cuda"):  # a graph keeps what was so at capture
+            return False
         grad = torch.is_grad_enabled()
         return bool(tensors) and all(t.is_cuda and not (grad and t.requires_grad) for t in tensors)
 

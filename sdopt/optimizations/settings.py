@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from sdopt.levels import Level
 
@@ -12,10 +15,19 @@ if TYPE_CHECKING:
     import torch
 
 
+_turn = threading.RLock()
+"""One for the process, as the switches are: two of them could wait for each other, if a callback of
+each pipeline draws with the other."""
+
+
 @contextmanager
 def process_settings(level: Level, device: torch.device) -> Iterator[None]:
-    """The level's CUDA switches, and one CPU thread beside a GPU; restored on exit."""
-    with _cuda_switches(level), _one_thread_beside_a_gpu(device):
+    """The level's CUDA switches, and one CPU thread beside a GPU; restored on exit.
+
+    Threads take turns: each finds the settings of its own level, and the last one leaves those of
+    the user. The thread whose turn it is may enter again.
+    """
+    with _turn, _cuda_switches(level), _one_thread_beside_a_gpu(device):
         yield
 
 
@@ -41,7 +53,7 @@ def _cuda_switches(level: Level) -> Iterator[None]:
 def _one_thread_beside_a_gpu(device: torch.device) -> Iterator[None]:
     """On CUDA the CPU has one small parallel operation a picture, float16 to float32 at its end.
 
-    The threads that share it then spin for longer than the operation takes. A picture on the CPU
+    The threads that share it then spin for longer than the operation takes. An image on the CPU
     keeps them all.
     """
     import torch
@@ -51,7 +63,22 @@ def _one_thread_beside_a_gpu(device: torch.device) -> Iterator[None]:
         return
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
+        _thread_count_setter()(1)
         yield
     finally:
-        torch.set_num_threads(before)
+        _thread_count_setter()(before)
+
+
+@cache
+def _thread_count_setter() -> Callable[[int], Any]:
+    """OpenMP's own, which sets it for the calling thread; where there is none, PyTorch's.
+
+    PyTorch's also sets what a thread begins with that computes for the first time meanwhile, and
+    keeps.
+    """
+    import torch
+
+    try:
+        return ctypes.CDLL(torch._C.__file__).omp_set_num_threads  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        return torch.set_num_threads
