@@ -2,6 +2,7 @@
 
 from sdopt.measure.cuda_memory import Memory, memory, memory_of
 from sdopt.measure.effect import missing_effects
+from sdopt.measure.latents import latent_drift
 from sdopt.measure.observation import Observation, observe
 from sdopt.measure.quality import Comparison, Likeness, compare, picture_faults
 from sdopt.measure.timing import FirstCall, Latency, first_call, latency, rounds_of
@@ -18,6 +19,7 @@ __all__ = [
     "compare",
     "first_call",
     "latency",
+    "latent_drift",
     "memory",
     "memory_of",
     "missing_effects",

@@ -29,6 +29,8 @@ from sdopt.workload import Request
 
 if TYPE_CHECKING:
     from sdopt.measure import FirstCall, Observation
+    from sdopt.measure.latents import Latents
+    from sdopt.measure.repeat import Repeat
     from sdopt.pipeline import LevelPipeline
     from sdopt.plugin.selftest import Bench  # noqa: F401 - for the annotation of BENCH
     from sdopt.suite import Pictures, StoredPictures
@@ -342,6 +344,18 @@ def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
 def pictures(suite: Suite, level: Level, pipeline: LevelPipeline) -> Pictures:
     """The level's picture of every prompt, float32 from 0 to 1."""
     return suite.pictures(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def latents(suite: Suite, level: Level, pipeline: LevelPipeline) -> Latents:
+    """What the level's picture of every prompt was decoded from, float32."""
+    return suite.latents(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def repeat(suite: Suite, level: Level, pipeline: LevelPipeline) -> Repeat:
+    """The first prompt drawn twice by the level."""
+    return suite.repeat(level, pipeline)
 
 
 @pytest.fixture(scope="session")
