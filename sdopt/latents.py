@@ -85,7 +85,9 @@ def read_latents(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     if latents is None:
         raise _damaged(path, f"holds the tensors {names}, not {TENSOR!r} alone")
     if latents.dtype != np.float32 or latents.ndim != 3:
-        raise _damaged(path, f"holds {latents.dtype} of shape {latents.shape}, not float32 of 3 axes")
+        raise _damaged(
+            path, f"holds {latents.dtype} of shape {latents.shape}, not float32 of 3 axes"
+        )
     if not np.isfinite(latents).all():
         raise _damaged(path, "holds NaN or infinite values")
     if not isinstance(made_by, dict) or not isinstance(made_by.get("level_fields"), dict):

@@ -172,6 +172,11 @@ class PictureEngine:
         pairs = zip(STAGES, pairwise(self.ticks), strict=True)
         return {stage: begin.elapsed_time(end) for stage, (begin, end) in pairs}
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The timesteps and factors that the last picture was drawn with, on the device."""
+        return self._kept
+
     def _tables(
         self, steps: int, guidance_scale: float, device: torch.device
     ) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from sdopt.measure.cuda_memory import Memory, memory, memory_of
 from sdopt.measure.effect import missing_effects
 from sdopt.measure.latents import latent_drift
 from sdopt.measure.observation import Observation, observe
+from sdopt.measure.promise import Promise, broken_promises, promise_of
 from sdopt.measure.quality import Comparison, Likeness, compare, picture_faults
 from sdopt.measure.timing import FirstCall, Latency, first_call, latency, rounds_of
 from sdopt.measure.work import Work, work_of
@@ -15,7 +16,9 @@ __all__ = [
     "Likeness",
     "Memory",
     "Observation",
+    "Promise",
     "Work",
+    "broken_promises",
     "compare",
     "first_call",
     "latency",
@@ -25,6 +28,7 @@ __all__ = [
     "missing_effects",
     "observe",
     "picture_faults",
+    "promise_of",
     "rounds_of",
     "work_of",
 ]

@@ -1,4 +1,4 @@
-"""Final latents: what the decoder gets, taken while a picture is drawn, and how far two are apart."""
+"""Final latents, which the decoder gets: taken while a picture is drawn, and compared."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from sdopt.verdict import exit_code
 from sdopt.workload import Request
 
 if TYPE_CHECKING:
-    from sdopt.measure import FirstCall, Observation
+    from sdopt.measure import FirstCall, Observation, Promise
     from sdopt.measure.latents import Latents
     from sdopt.measure.repeat import Repeat
     from sdopt.pipeline import LevelPipeline
@@ -338,6 +338,14 @@ def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
     from sdopt.measure import observe
 
     return observe(pipeline, image_request)
+
+
+@pytest.fixture(scope="session")
+def promise(suite: Suite, level: Level, image_request: Request) -> Promise:
+    """The solver and the noise that the level promises of that picture."""
+    from sdopt.measure import promise_of
+
+    return promise_of(suite.source, level, image_request, suite.dtype)
 
 
 @pytest.fixture(scope="session")
