@@ -19,6 +19,15 @@ def test_latents(level, latents, suite, gate):
     assert verdict.passed, verdict.message
 
 
+def test_latents_float64(level, double, suite, gate):
+    """The same in float64 with the level's own modules and weights: rounding hides nothing."""
+    if not double:
+        pytest.skip("needs the CPU: on a GPU nothing of this draws in float64")
+    stored, unusable = suite.stored_latents(level, double, double=True)
+    verdict = gate.latents_float64(level, measure.latent_drift(double, stored), unusable)
+    assert verdict.passed, verdict.message
+
+
 def test_repeat(level, repeat, gate):
     """The first picture drawn twice: every bit of it and of its latents."""
     verdict = gate.repeat(level, repeat)

@@ -34,19 +34,21 @@ class Limits:
     """The lowest SSIM that passes, per level; None where nothing is gated.
 
     `drift` is for the worst prompt, `cost` and `truth` for the mean over the prompts. `latents` is
-    the largest relative L2 distance that passes, of the worst prompt; None is the default.
+    the largest relative L2 distance that passes, of the worst prompt, `float64` that of latents
+    drawn in float64; None is the default.
     """
 
     drift: float
     cost: float | None = None
     truth: float | None = None
     latents: float | None = None
+    float64: float | None = None
 
 
 DEFAULT_LIMITS = Limits(drift=0.99)
 """For sources whose own spread between machines nobody measured yet."""
-DEFAULT_LATENT_LIMIT = 0.02
-"""The same for final latents, of the worst prompt."""
+DEFAULT_LATENT_LIMITS = {"latent_drift": 0.02, "latent_drift_float64": 1e-6}
+"""The same for the relative L2 of final latents."""
 BLOCK_DRIFT_LIMIT = 0.1
 """Of the full range. Float16 on a GPU differs from float32 on a CPU by 0.034 at most, in five
 pictures of fifteen levels; a white spot of one block by 0.14 to 0.9."""
@@ -176,20 +178,40 @@ class Gate:
 
         `unusable` says, by prompt, why there are no stored ones to compare with.
         """
-        if unusable:
-            reason = "; ".join(map(str, unusable.values()))
-            next_step = self._mended(level, [error.path for error in unusable.values()])
-            verdict = fault(level.name, "latent_drift", reason)
-            return self._keep([replace(verdict, next_step=next_step)])
-        worst = max(distances, key=lambda name: (math.isnan(distances[name]), distances[name]))
-        self._record(level, latent_drift=distances[worst])
         limits = self.limits.get(level.name)
         limit = limits.latents if limits else None
+        return self._distance(level, "latent_drift", distances, limit, unusable or {})
+
+    def latents_float64(
+        self,
+        level: Level,
+        distances: Mapping[str, float],
+        unusable: Mapping[str, BrokenFileError] | None = None,
+    ) -> Verdict:
+        """Judge the latents that were drawn in float64 in the same way."""
+        limits = self.limits.get(level.name)
+        limit = limits.float64 if limits else None
+        return self._distance(level, "latent_drift_float64", distances, limit, unusable or {})
+
+    def _distance(
+        self,
+        level: Level,
+        metric: str,
+        distances: Mapping[str, float],
+        limit: float | None,
+        unusable: Mapping[str, BrokenFileError],
+    ) -> Verdict:
+        if unusable:
+            verdict = fault(level.name, metric, "; ".join(map(str, unusable.values())))
+            next_step = self._mended(level, [error.path for error in unusable.values()])
+            return self._keep([replace(verdict, next_step=next_step)])
+        worst = max(distances, key=lambda name: (math.isnan(distances[name]), distances[name]))
+        self._record(level, **{metric: distances[worst]})
         what = f"relative L2 of the final latents, worst of {len(distances)} prompts: {worst}"
         if limit is None:
-            limit = DEFAULT_LATENT_LIMIT
+            limit = DEFAULT_LATENT_LIMITS[metric]
             what += " (default limit: none was measured for this level)"
-        verdict = at_most(level.name, "latent_drift", distances[worst], limit, what)
+        verdict = at_most(level.name, metric, distances[worst], limit, what)
         if math.isinf(distances[worst]):
             what = f"NaN or infinite values in the final latents of {worst}"
             verdict = replace(verdict, outcome=Outcome.REGRESSION, reason=what)
@@ -350,7 +372,7 @@ class Gate:
             return f"{again}  # once it is repaired"
         if verdict.metric in EXACT_COUNTS:
             return f"{again} --sdopt-accept  # if the new work is meant"
-        if verdict.metric in ("ssim_drift", "block_drift", "latent_drift"):
+        if verdict.metric in ("ssim_drift", "block_drift", *DEFAULT_LATENT_LIMITS):
             return f"{again} --sdopt-accept  # if meant"
         if verdict.metric.startswith("ssim_"):
             return f"{again} --sdopt-accept, then python -m sdopt.limits  # if meant"

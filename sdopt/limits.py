@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sdopt.baselines import SCHEMA, load_picture, read_json, write_whole
 from sdopt.embedded.scenes import parse_caption, render
 from sdopt.errors import BrokenFileError, SdoptError
-from sdopt.latent_limits import LATENT_MARGIN, measured_latent_limits
+from sdopt.latent_limits import LATENT_MARGIN, STORED_AS, measured_latent_limits
 from sdopt.latents import latents_beside
 from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
 from sdopt.measure.quality import likeness
@@ -40,7 +40,7 @@ LOSS_MARGIN = 0.1
 
 Never less than what drift allows.
 """
-SIGNS = {"drift": ">=", "cost": ">=", "truth": ">=", "latents": "<="}
+SIGNS = {"drift": ">=", "cost": ">=", "truth": ">=", "latents": "<=", "float64": "<="}
 
 
 def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
@@ -174,11 +174,13 @@ def with_latents(
 ) -> dict[str, Any]:
     """The same with the limits of latents measured anew. Raises BrokenFileError without any."""
     levels = {name: dict(rows) for name, rows in content["levels"].items()}
-    for name, row in measured_latent_limits([*map(latents_beside, folders)]).items():
-        levels.setdefault(name, {})["latents"] = row
+    beside = [*map(latents_beside, folders)]
+    for kind in STORED_AS:
+        for name, row in measured_latent_limits(beside, kind).items():
+            levels.setdefault(name, {})[kind] = row
     described = {
         "latents": "largest relative L2 of the final latents seen between machines, of any level "
-        f"with the same sampler; limit {LATENT_MARGIN:g} x that",
+        f"with the same sampler; limit {LATENT_MARGIN:g} x that; float64: of those drawn in it",
         "latents_made_by": made_by,
     }
     return {**content, **described, "levels": levels}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sdopt.measure import FirstCall, Work
-    from sdopt.measure.latents import Latents
+    from sdopt.measure.latents import Doubles, Latents
     from sdopt.measure.repeat import Repeat
     from sdopt.pipeline import LevelPipeline
 
@@ -71,6 +71,7 @@ class Suite:
     failed_by_verdict: list[str] = field(default_factory=list)
     _pictures: dict[str, Pictures] = field(default_factory=dict)
     _latents: dict[str, Latents] = field(default_factory=dict)
+    _doubles: dict[str, Doubles] = field(default_factory=dict)
     _repeats: dict[str, Repeat] = field(default_factory=dict)
     _accepted_levels: set[str] = field(default_factory=set)
     _broken: Path | None = None
@@ -233,12 +234,15 @@ class Suite:
         return self._pictures[level.name]
 
     def _draw(self, level: Level, pipeline: LevelPipeline) -> None:
+        from sdopt.measure.double import double_latents
         from sdopt.measure.latents import draw
         from sdopt.measure.repeat import repeat_of
 
         first = self.workload.requests[0]
         drawn = {request.name: draw(pipeline, request) for request in self.workload.requests}
         self._repeats[level.name] = repeat_of(first.name, drawn[first.name], draw(pipeline, first))
+        double = double_latents(pipeline, first)
+        self._doubles[level.name] = {} if double is None else {first.name: double}
         self._latents[level.name] = {name: one.latents for name, one in drawn.items()}
         self._pictures[level.name] = {name: one.picture for name, one in drawn.items()}
 
@@ -299,22 +303,28 @@ class Suite:
                 unusable[request.name] = str(error)
         return stored, unusable
 
+    def double(self, level: Level, pipeline: LevelPipeline) -> Doubles:
+        """The first request's latents in float64; empty where nothing draws in it."""
+        self.pictures(level, pipeline)
+        return self._doubles[level.name]
+
     def stored_latents(
-        self, level: Level, drawn: Latents
-    ) -> tuple[Latents, dict[str, BrokenFileError]]:
+        self, level: Level, drawn: Latents | Doubles, *, double: bool = False
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, BrokenFileError]]:
         """The level's stored latents by prompt, and why the other prompts have none to compare.
 
-        Under `--sdopt-accept` this run's are stored first, with the pictures.
+        Under `--sdopt-accept` this run's are stored first, with the pictures. `double` is whether
+        they were drawn in float64.
         """
         if self.settings.accept and level.name in self._pictures:
             self._accept(level, self._pictures[level.name])
         stored, unusable = {}, {}
-        scale, identity = self.source.guidance_scale, self.identity(level)
-        for request in self.workload.requests:
-            path, shape = self._latents_path(level, request), drawn[request.name].shape
+        scale, identity = self.source.guidance_scale, self._latents_identity(level, double)
+        for request in (one for one in self.workload.requests if one.name in drawn):
+            path = self._latents_path(level, request, double)
             try:
                 stored[request.name] = latents.load_latents(
-                    path, request, level, scale, shape, identity
+                    path, request, level, scale, drawn[request.name], identity
                 )
             except BrokenFileError as error:
                 unusable[request.name] = error
@@ -327,17 +337,29 @@ class Suite:
         self._check_sound(level, pictures)
         from sdopt.measure.quality import to_uint8
 
-        drawn = self._latents.get(level.name, {})
         for request in self.workload.requests:
             path = self._image_path(level, request)
             made_by = {**baselines.request_fields(request), **self.identity(level)}
             baselines.save_image(path, to_uint8(pictures[request.name]), made_by)
             self.accepted.append(path)
-            if request.name in drawn:
-                made_by["environment"] = self.environment
-                path = self._latents_path(level, request)
-                latents.save_latents(path, drawn[request.name], made_by)
+            self._accept_latents(level, request)
         self._accepted_levels.add(level.name)
+
+    def _accept_latents(self, level: Level, request: Request) -> None:
+        for drawn, double in ((self._latents, False), (self._doubles, True)):
+            values = drawn.get(level.name, {}).get(request.name)
+            if values is not None:
+                made_by = {
+                    **baselines.request_fields(request),
+                    **self._latents_identity(level, double),
+                    "environment": self.environment,
+                }
+                latents.save_latents(self._latents_path(level, request, double), values, made_by)
+
+    def _latents_identity(self, level: Level, double: bool) -> dict[str, Any]:
+        from sdopt.measure.double import STEPS
+
+        return {**self.identity(level), "drawn_steps": STEPS if double else level.steps}
 
     def _check_sound(self, level: Level, pictures: Pictures) -> None:
         """Raise SdoptError for pictures or latents that no baseline may hold."""
@@ -359,10 +381,9 @@ class Suite:
             self.settings.baselines_root, self.baseline_set, level.name, request.name
         )
 
-    def _latents_path(self, level: Level, request: Request) -> Path:
-        return latents.latents_path(
-            self.settings.baselines_root, self.baseline_set, level.name, request.name
-        )
+    def _latents_path(self, level: Level, request: Request, double: bool) -> Path:
+        root, name = self.settings.baselines_root, self.baseline_set
+        return latents.latents_path(root, name, level.name, request.name, double=double)
 
     def identity(self, level: Level) -> dict[str, Any]:
         """What a stored number or picture of this run is of."""

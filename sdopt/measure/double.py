@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,11 +44,9 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
         _in_double(pipeline.unet),
         _exact_waves(),
         _stopped_before_decoding(pipeline.vae) as given,
+        suppress(_Decoding),
     ):
-        try:
-            generate(pipeline, request, num_inference_steps=STEPS)
-        except _Decoding:
-            pass
+        generate(pipeline, request, num_inference_steps=STEPS)
     latents: NDArray[np.float64] = given[0][0].detach().contiguous().numpy()
     return latents
 
@@ -98,9 +96,7 @@ def _exact_waves() -> Iterator[None]:
     def exact(timesteps: Tensor, embedding_dim: int, *args: Any, **kwargs: Any) -> Tensor:
         rounded: Tensor = original(timesteps, embedding_dim, *args, **kwargs)
         waves = _waves(timesteps, embedding_dim, *args, **kwargs)
-        near = (
-            waves.shape == rounded.shape and (waves - rounded).abs().max().item() < WAVES_APART
-        )
+        near = waves.shape == rounded.shape and (waves - rounded).abs().max().item() < WAVES_APART
         return waves if near else rounded
 
     embeddings.get_timestep_embedding = exact

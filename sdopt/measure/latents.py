@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Latents = Mapping[str, NDArray[np.float32]]
 """Final latents by prompt name, each of shape (4, height / 8, width / 8)."""
+Doubles = Mapping[str, NDArray[np.float64]]
+"""The same drawn in float64, see `sdopt.measure.double`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def latent_faults(latents: Latents) -> dict[str, str]:
     }
 
 
-def relative_distance(values: NDArray[np.float32], others: NDArray[np.float32]) -> float:
+def relative_distance(values: NDArray[Any], others: NDArray[Any]) -> float:
     """The L2 norm of the difference over that of `others`; infinite where nothing is finite.
 
     Raises ValueError for arrays of different shapes.
@@ -91,6 +93,8 @@ def relative_distance(values: NDArray[np.float32], others: NDArray[np.float32]) 
     return float(apart / length) if length else float("inf" if apart else 0.0)
 
 
-def latent_drift(latents: Latents, stored: Latents) -> dict[str, float]:
+def latent_drift(
+    latents: Latents | Doubles, stored: Mapping[str, NDArray[Any]]
+) -> dict[str, float]:
     """How far each prompt's latents are from the stored ones; `stored` may hold fewer prompts."""
     return {name: relative_distance(latents[name], other) for name, other in stored.items()}

@@ -29,7 +29,7 @@ from sdopt.workload import Request
 
 if TYPE_CHECKING:
     from sdopt.measure import FirstCall, Observation, Promise
-    from sdopt.measure.latents import Latents
+    from sdopt.measure.latents import Doubles, Latents
     from sdopt.measure.repeat import Repeat
     from sdopt.pipeline import LevelPipeline
     from sdopt.plugin.selftest import Bench  # noqa: F401 - for the annotation of BENCH
@@ -358,6 +358,12 @@ def pictures(suite: Suite, level: Level, pipeline: LevelPipeline) -> Pictures:
 def latents(suite: Suite, level: Level, pipeline: LevelPipeline) -> Latents:
     """What the level's picture of every prompt was decoded from, float32."""
     return suite.latents(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def double(suite: Suite, level: Level, pipeline: LevelPipeline) -> Doubles:
+    """The first picture's latents in float64; empty without a pipeline on the CPU."""
+    return suite.double(level, pipeline)
 
 
 @pytest.fixture(scope="session")

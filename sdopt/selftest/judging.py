@@ -50,7 +50,8 @@ def numeric_verdicts(
     fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
 ) -> list[Verdict]:
     """With the fault inside all prompts are drawn, the first of them twice and once watched."""
-    from sdopt.measure.latents import draw
+    from sdopt.measure.double import double_latents
+    from sdopt.measure.latents import draw, latent_drift
     from sdopt.measure.repeat import repeat_of
 
     first = suite.workload.requests[0]
@@ -58,8 +59,13 @@ def numeric_verdicts(
     with fault.inject(pipeline) as faulty:
         drawn = _drawn(suite, faulty)
         again = draw(faulty, first)
+        double = double_latents(faulty, first)
         _judge_effect(suite, gate, level, faulty)
     _judge_drawn(suite, gate, level, drawn)
+    if double is not None:
+        doubles = {first.name: double}
+        kept, missing = suite.stored_latents(level, doubles, double=True)
+        gate.latents_float64(level, latent_drift(doubles, kept), missing)
     gate.repeat(level, repeat_of(first.name, drawn[first.name], again))
     return gate.verdicts
 
@@ -138,14 +144,14 @@ def finding(fault: Fault, verdicts: Sequence[Verdict]) -> Finding:
     if fault.caught_by is None:
         caught = not failed
     else:
-        saying = fault.and_by or fault.caught_by
-        caught = any(v.metric == fault.caught_by for v in failed) and any(
-            v.metric == saying and fault.says in v.reason for v in failed
+        wanted = {fault.caught_by, *fault.and_by}
+        caught = wanted <= {v.metric for v in failed} and any(
+            v.metric in wanted and fault.says in v.reason for v in failed
         )
     return Finding(
         id=fault.id,
         caught=caught,
-        expected=" and ".join(filter(None, (fault.caught_by, fault.and_by))) or "nothing",
+        expected=" and ".join(filter(None, (fault.caught_by, *fault.and_by))) or "nothing",
         seen="; ".join(_short(verdict) for verdict in failed) or "nothing",
     )
 
@@ -158,6 +164,10 @@ def _short(verdict: Verdict) -> str:
 
 def _times(verdict: Verdict) -> str:
     """How far over its limit a distance is, in words."""
-    if verdict.metric != "latent_drift" or not verdict.limit or verdict.measured is None:
+    if (
+        not verdict.metric.startswith("latent_drift")
+        or not verdict.limit
+        or verdict.measured is None
+    ):
         return ""
     return f", {verdict.measured / verdict.limit:.3g} times that"

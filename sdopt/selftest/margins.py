@@ -22,9 +22,11 @@ from sdopt.verdict import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADING = (
-    "| fault | level | latents are off by | limit | times the limit | worst SSIM | seen by |",
-    "|---|---|---:|---:|---:|---:|---|",
+    "| fault | level | latents off by | times the limit | in float64 | times the limit "
+    "| worst SSIM | seen by |",
+    "|---|---|---:|---:|---:|---:|---:|---|",
 )
+DISTANCES = ("latent_drift", "latent_drift_float64")
 
 
 def rows(suite: Suite, names: Sequence[str]) -> list[str]:
@@ -41,17 +43,20 @@ def rows(suite: Suite, names: Sequence[str]) -> list[str]:
 
 def _row(fault: Fault, level: str, verdicts: Sequence[Verdict]) -> str:
     by_metric = {verdict.metric: verdict for verdict in verdicts}
-    latents, ssim = by_metric["latent_drift"], by_metric["ssim_drift"]
-    if latents.measured is None or latents.limit is None:
-        raise SdoptError(latents.message)
-    seen_by = ", ".join(v.metric for v in verdicts if not v.passed) or "nothing"
-    cells = (
-        *(fault.name, f"`{level}`", f"{latents.measured:.2g}", f"{latents.limit:.2g}"),
-        f"{latents.measured / latents.limit:.3g}",
-        "-" if ssim.measured is None else f"{ssim.measured:.6f}",
-        seen_by,
-    )
+    cells = [fault.name, f"`{level}`"]
+    for metric in DISTANCES:
+        cells += _distance(by_metric[metric]) if metric in by_metric else ("-", "-")
+    ssim = by_metric["ssim_drift"]
+    cells.append("-" if ssim.measured is None else f"{ssim.measured:.6f}")
+    cells.append(", ".join(v.metric for v in verdicts if not v.passed) or "nothing")
     return f"| {' | '.join(cells)} |"
+
+
+def _distance(verdict: Verdict) -> tuple[str, str]:
+    """The distance, and how many times the limit that is. Raises SdoptError for a fault."""
+    if verdict.measured is None or not verdict.limit:
+        raise SdoptError(verdict.message)
+    return f"{verdict.measured:.2g}", f"{verdict.measured / verdict.limit:.3g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 LARGER = 1.02
 """So much are an attention's queries too large."""
 ATTENTION = "attentions.0.transformer_blocks.0.attn1"
-QUERIES = {"the middle": "mid_block", "the first down": "down_blocks.0"}
 RACING_KEY = "doubled 2x32x32x640-640"
 """A convolution of SD 1.5, whose stored tile was once the racing one."""
 RACING_TILE = {"height": 8, "width": 16, "columns": 128, "depth": 64, "stages": 3, "warps": 8}
@@ -25,43 +24,46 @@ UNEVEN = 1e-3
 
 
 def numeric_faults(level: str, dtype: str) -> list[Fault]:
-    """Every one, for that level; `dtype` is what it computes in, for example 'float16'."""
+    """Every one, for that level; `dtype` is what it computes in: 'float32' or 'float16'.
+
+    Latents in float64 are drawn on the CPU, whose levels compute in float32.
+    """
     group = f"numerics of {level}"
-    coarser = "float16" if dtype == "float32" else "bfloat16"
+    on_cpu = dtype == "float32"
+    finest = "latent_drift_float64" if on_cpu else "latent_drift"
+    both = ("latent_drift", "effect") if on_cpu else ("effect",)
+    coarser = "float16" if on_cpu else "bfloat16"
+
+    def fault(name: str, inject: Inject, and_by: tuple[str, ...] = (), says: str = "") -> Fault:
+        return Fault(
+            group=group, name=name, inject=inject, caught_by=finest, and_by=and_by, says=says
+        )
+
     return [
         Fault(group=group, name="none (control)", inject=_unchanged, caught_by=None),
-        *(
-            Fault(
-                group=group,
-                name=f"queries 2 % larger in {which} block",
-                inject=_larger_queries(f"{block}.{ATTENTION}"),
-                caught_by="latent_drift",
-            )
-            for which, block in QUERIES.items()
+        fault("queries 2 % larger in the middle block", _larger_queries(f"mid_block.{ATTENTION}")),
+        fault(
+            "queries 2 % larger in the first down block",
+            _larger_queries(f"down_blocks.0.{ATTENTION}"),
+            ("latent_drift",),
         ),
-        Fault(
-            group=group,
-            name="timestep spacing trailing",
-            inject=_rescheduled(timestep_spacing="trailing"),
-            caught_by="latent_drift",
-            and_by="effect",
-            says="solver: timestep_spacing is 'trailing'",
+        fault(
+            "timestep spacing trailing",
+            _rescheduled(timestep_spacing="trailing"),
+            both,
+            "solver: timestep_spacing is 'trailing'",
         ),
-        Fault(
-            group=group,
-            name="solver type heun",
-            inject=_rescheduled(solver_type="heun"),
-            caught_by="latent_drift",
-            and_by="effect",
-            says="solver: solver_type is 'heun'",
+        fault(
+            "solver type heun",
+            _rescheduled(solver_type="heun"),
+            both,
+            "solver: solver_type is 'heun'",
         ),
-        Fault(
-            group=group,
-            name=f"noise rounded to {coarser}",
-            inject=_rounded_noise(coarser),
-            caught_by="latent_drift",
-            and_by="effect",
-            says="noise: the values of the UNet's first sample differ",
+        fault(
+            f"noise rounded to {coarser}",
+            _rounded_noise(coarser),
+            ("effect",),
+            "noise: the values of the UNet's first sample differ",
         ),
     ]
 
