@@ -1,4 +1,4 @@
-"""Every level keeps drawing its stored pictures, close to its reference and to the truth."""
+"""Every level keeps drawing its stored pictures, the same twice, close to reference and truth."""
 
 import pytest
 
@@ -9,6 +9,28 @@ def test_drift(level, pictures, suite, gate):
     """Each picture against the level's own stored one."""
     stored, unusable = suite.stored_pictures(level, pictures)
     verdict = gate.drift(level, measure.compare(pictures, stored), unusable)
+    assert verdict.passed, verdict.message
+
+
+def test_latents(level, latents, suite, gate):
+    """What each picture was decoded from against the level's own stored latents."""
+    stored, unusable = suite.stored_latents(level, latents)
+    verdict = gate.latents(level, measure.latent_drift(latents, stored), unusable)
+    assert verdict.passed, verdict.message
+
+
+def test_latents_float64(level, double, suite, gate):
+    """The same in float64 with the level's own modules and weights: rounding hides nothing."""
+    if not double:
+        pytest.skip("needs the CPU: on a GPU nothing of this draws in float64")
+    stored, unusable = suite.stored_latents(level, double, double=True)
+    verdict = gate.latents_float64(level, measure.latent_drift(double, stored), unusable)
+    assert verdict.passed, verdict.message
+
+
+def test_repeat(level, repeat, gate):
+    """The first picture drawn twice: every bit of it and of its latents."""
+    verdict = gate.repeat(level, repeat)
     assert verdict.passed, verdict.message
 
 

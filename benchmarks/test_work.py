@@ -3,9 +3,11 @@
 from sdopt import measure
 
 
-def test_effect(level, observation, dtype, gate):
-    """Each field of the level took effect."""
-    verdict = gate.effect(level, measure.missing_effects(level, observation, dtype))
+def test_effect(level, observation, promise, dtype, gate):
+    """Each field of the level took effect, on the solver and the noise that it promises."""
+    missing = measure.missing_effects(level, observation, dtype)
+    broken = measure.broken_promises(promise, observation)
+    verdict = gate.effect(level, [*missing, *broken])
     assert verdict.passed, verdict.message
 
 

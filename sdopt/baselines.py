@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 IMAGE_TEXT_KEY = "sdopt"
-LIMIT_KINDS = ("drift", "cost", "truth")
+LIMIT_KINDS = ("drift", "cost", "truth", "latents", "float64")
 PACKAGES = ("torch", "diffusers", "transformers")
 SMI_FORMAT = ("--format=csv,noheader,nounits",)
 
@@ -233,7 +233,10 @@ def limits_path(root: Path, source: str) -> Path:
 
 
 def load_limits(path: Path) -> dict[str, dict[str, float]]:
-    """The lowest SSIM that passes, per level and kind; empty if the file does not exist."""
+    """What passes, per level and kind; empty if the file does not exist.
+
+    Of `latents` and `float64` the largest distance, of the others the lowest SSIM.
+    """
     if not path.exists():
         return {}
     data = read_json(path)
@@ -248,7 +251,7 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
         if "drift" not in kinds or not set(kinds) <= set(LIMIT_KINDS):
             raise BrokenFileError(
                 f"{path}: level {level!r} has the limits {sorted(kinds)}; a level has drift and "
-                "maybe cost and truth; it was left as it is"
+                "maybe cost, truth, latents and float64; it was left as it is"
             )
     return limits
 

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sdopt.levels import Level, cost_is_comparable, get_level
+from sdopt.levels import UNREPEATABLE, Level, cost_is_comparable, get_level
 from sdopt.rules import PRIORS, at_least, at_most, by_history, exactly, is_sound, noise_class
 from sdopt.statistics import Prior
 from sdopt.verdict import Outcome, Verdict, fault, first_failure, recorded, void
 
 if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does not
+    from pathlib import Path
+
+    from sdopt.errors import BrokenFileError
     from sdopt.measure import Comparison, FirstCall, Latency, Memory, Work
+    from sdopt.measure.repeat import Repeat
 
 MEMORY_METRICS = ("peak_allocated_mib", "peak_reserved_mib", "device_used_mib")
 GATED_MEMORY = "peak_allocated_mib"
@@ -29,16 +33,22 @@ WORK_DETAILS = ("calls", "tflop_by_module")
 class Limits:
     """The lowest SSIM that passes, per level; None where nothing is gated.
 
-    `drift` is for the worst prompt, `cost` and `truth` for the mean over the prompts.
+    `drift` is for the worst prompt, `cost` and `truth` for the mean over the prompts. `latents` is
+    the largest relative L2 distance that passes, of the worst prompt, `float64` that of latents
+    drawn in float64; None is the default.
     """
 
     drift: float
     cost: float | None = None
     truth: float | None = None
+    latents: float | None = None
+    float64: float | None = None
 
 
 DEFAULT_LIMITS = Limits(drift=0.99)
 """For sources whose own spread between machines nobody measured yet."""
+DEFAULT_LATENT_LIMITS = {"latent_drift": 0.02, "latent_drift_float64": 1e-6}
+"""The same for the relative L2 of final latents."""
 BLOCK_DRIFT_LIMIT = 0.1
 """Of the full range. Float16 on a GPU differs from float32 on a CPU by 0.034 at most, in five
 pictures of fifteen levels; a white spot of one block by 0.14 to 0.9."""
@@ -157,6 +167,81 @@ class Gate:
             also = f"block_drift {blocks[spotted]:.6g} (limit {block.limit}): {spot}"
             return replace(spoken, reason=f"{spoken.reason}; {also}")
         return spoken
+
+    def latents(
+        self,
+        level: Level,
+        distances: Mapping[str, float],
+        unusable: Mapping[str, BrokenFileError] | None = None,
+    ) -> Verdict:
+        """Judge the prompt whose final latents are furthest from the level's own stored ones.
+
+        `unusable` says, by prompt, why there are no stored ones to compare with.
+        """
+        limits = self.limits.get(level.name)
+        limit = limits.latents if limits else None
+        return self._distance(level, "latent_drift", distances, limit, unusable or {})
+
+    def latents_float64(
+        self,
+        level: Level,
+        distances: Mapping[str, float],
+        unusable: Mapping[str, BrokenFileError] | None = None,
+    ) -> Verdict:
+        """Judge the latents that were drawn in float64 in the same way."""
+        limits = self.limits.get(level.name)
+        limit = limits.float64 if limits else None
+        return self._distance(level, "latent_drift_float64", distances, limit, unusable or {})
+
+    def _distance(
+        self,
+        level: Level,
+        metric: str,
+        distances: Mapping[str, float],
+        limit: float | None,
+        unusable: Mapping[str, BrokenFileError],
+    ) -> Verdict:
+        if unusable:
+            verdict = fault(level.name, metric, "; ".join(map(str, unusable.values())))
+            next_step = self._mended(level, [error.path for error in unusable.values()])
+            return self._keep([replace(verdict, next_step=next_step)])
+        worst = max(distances, key=lambda name: (math.isnan(distances[name]), distances[name]))
+        self._record(level, **{metric: distances[worst]})
+        what = f"relative L2 of the final latents, worst of {len(distances)} prompts: {worst}"
+        if limit is None:
+            limit = DEFAULT_LATENT_LIMITS[metric]
+            what += " (default limit: none was measured for this level)"
+        verdict = at_most(level.name, metric, distances[worst], limit, what)
+        if math.isinf(distances[worst]):
+            what = f"NaN or infinite values in the final latents of {worst}"
+            verdict = replace(verdict, outcome=Outcome.REGRESSION, reason=what)
+        return self._keep([verdict], file=self.limits_file)
+
+    def _mended(self, level: Level, damaged: Sequence[Path | None]) -> str:
+        """The command that brings stored files back, or that stores them for the first time."""
+        files = " ".join(str(path) for path in damaged if path)
+        if files:
+            return f"git checkout -- {files}  # or remove what git has no whole one of"
+        return f"{self._again(level.name)} --sdopt-accept  # stores this run's latents and pictures"
+
+    def repeat(self, level: Level, repeat: Repeat) -> Verdict:
+        """Judge two drawings of one request: not a bit may differ, unless a library forbids it."""
+        self._record(level, repeat_latents=repeat.latents_apart)
+        outcome = Outcome.PASS if repeat.is_exact else Outcome.REGRESSION
+        reason = str(repeat)
+        if not repeat.is_exact and level.name in UNREPEATABLE:
+            outcome = Outcome.RECORDED
+            reason += f"; not judged: {UNREPEATABLE[level.name]}"
+        differing = repeat.latents_differing + repeat.pixels_differing
+        verdict = Verdict(
+            level=level.name,
+            metric="repeat",
+            outcome=outcome,
+            reason=reason,
+            measured=differing,
+            limit=0,
+        )
+        return self._keep([verdict])
 
     def cost(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the reference level, if it says what the change costs."""
@@ -283,11 +368,11 @@ class Gate:
             return ""
         if verdict.metric in ZERO_COUNTS:
             return f"TORCH_LOGS=recompiles,graph_breaks {again} -s  # says where"
-        if verdict.metric == "effect":
+        if verdict.metric in ("effect", "repeat"):
             return f"{again}  # once it is repaired"
         if verdict.metric in EXACT_COUNTS:
             return f"{again} --sdopt-accept  # if the new work is meant"
-        if verdict.metric in ("ssim_drift", "block_drift"):
+        if verdict.metric in ("ssim_drift", "block_drift", *DEFAULT_LATENT_LIMITS):
             return f"{again} --sdopt-accept  # if meant"
         if verdict.metric.startswith("ssim_"):
             return f"{again} --sdopt-accept, then python -m sdopt.limits  # if meant"

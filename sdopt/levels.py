@@ -212,6 +212,13 @@ LEVELS: dict[str, Level] = {
     )
 }
 
+UNREPEATABLE: Mapping[str, str] = {}
+"""Levels that a library keeps from drawing the same picture twice, each with the reason.
+
+None is known: cuDNN's search (`tuned` and on) settles on an algorithm once a process, and the
+engine's, Inductor's and cuBLAS's sums have a fixed order.
+"""
+
 
 def get_level(name: str) -> Level:
     """The level of that name. Raises UnknownNameError with the choices."""

@@ -1,8 +1,8 @@
-"""SSIM limits from measured spread: `python -m sdopt.limits IMAGES OTHER_IMAGES...`.
+"""Limits from measured spread: `python -m sdopt.limits IMAGES OTHER_IMAGES...`.
 
 Each folder holds the pictures of one source, `<level>/<prompt>.png`, made by `--sdopt-accept` on
-another machine or with another number of threads. The first is the baseline; its `limits.json` is
-written.
+another machine or under other conditions (`python -m sdopt.spread`), with its final latents in
+`latents/` beside `images/`. The first is the baseline; its `limits.json` is written.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdopt.baselines import SCHEMA, load_picture, write_whole
+from sdopt.baselines import SCHEMA, load_picture, read_json, write_whole
 from sdopt.embedded.scenes import parse_caption, render
 from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.latent_limits import LATENT_MARGIN, STORED_AS, measured_latent_limits
+from sdopt.latents import latents_beside
 from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
 from sdopt.measure.quality import likeness
 
@@ -38,6 +40,7 @@ LOSS_MARGIN = 0.1
 
 Never less than what drift allows.
 """
+SIGNS = {"drift": ">=", "cost": ">=", "truth": ">=", "latents": "<=", "float64": "<="}
 
 
 def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
@@ -122,32 +125,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sdopt.limits", description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="IMAGES")
     parser.add_argument("--made-by", required=True, help="how the other folders were made")
+    parser.add_argument(
+        "--latents",
+        action="store_true",
+        help="renew the limits of latents alone; the others stay as they are, and so do pictures",
+    )
     folders = (options := parser.parse_args(arguments)).folders
     if len(folders) < 2:
         parser.error("give the baseline folder and at least one other to compare it with")
+    path = folders[0] / "limits.json"
     try:
-        levels = measured_limits(folders)
+        if options.latents:
+            content = with_latents(read_json(path), folders, options.made_by)
+        else:
+            content = _content(folders, options.made_by)
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    print(f"wrote {path}")
+    for name, rows in content["levels"].items():
+        cells = (
+            f"{kind} {row['measured']:.6g} {SIGNS[kind]} {row['limit']:.6g}"
+            for kind, row in rows.items()
+        )
+        print(f"{name:18} {'  '.join(cells)}")
+    return 0
+
+
+def _content(folders: Sequence[Path], made_by: str) -> dict[str, Any]:
+    """All limits, those of latents if the baseline has any."""
     content = {
         "schema": SCHEMA,
-        "made_by": options.made_by,
+        "made_by": made_by,
         "drift": f"worst SSIM seen between machines; limit {DRIFT_MARGIN:g} x the largest "
         f"difference of any level, at most {1 - LEAST_DRIFT:g}",
         "cost_and_truth": f"lowest mean SSIM seen; limit {LOSS_MARGIN:g} of that loss below, "
         "or what drift allows",
-        "levels": levels,
+        "levels": measured_limits(folders),
     }
-    path = folders[0] / "limits.json"
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
-    print(f"wrote {path}")
-    for name, rows in levels.items():
-        cells = (
-            f"{kind} {row['measured']:.6f} >= {row['limit']:.6f}" for kind, row in rows.items()
-        )
-        print(f"{name:18} {'  '.join(cells)}")
-    return 0
+    if not latents_beside(folders[0]).is_dir():
+        return content
+    return with_latents(content, folders, made_by)
+
+
+def with_latents(
+    content: Mapping[str, Any], folders: Sequence[Path], made_by: str
+) -> dict[str, Any]:
+    """The same with the limits of latents measured anew. Raises BrokenFileError without any."""
+    levels = {name: dict(rows) for name, rows in content["levels"].items()}
+    beside = [*map(latents_beside, folders)]
+    for kind in STORED_AS:
+        for name, row in measured_latent_limits(beside, kind).items():
+            levels.setdefault(name, {})[kind] = row
+    described = {
+        "latents": "largest relative L2 of the final latents seen between machines, of any level "
+        f"with the same sampler; limit {LATENT_MARGIN:g} x that; float64: of those drawn in it",
+        "latents_made_by": made_by,
+    }
+    return {**content, **described, "levels": levels}
 
 
 if __name__ == "__main__":

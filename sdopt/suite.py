@@ -10,15 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt import baselines, history
+from sdopt import baselines, history, latents
 from sdopt.errors import BrokenFileError, MemoryLeftError, SdoptError
 from sdopt.gate import EXACT_COUNTS, RUN, WORK_DETAILS, Gate, Limits
 from sdopt.history import StoredRun
-from sdopt.levels import LEVELS, Level, get_level
+from sdopt.levels import LEVELS, UNREPEATABLE, Level, get_level
 from sdopt.report.progress import Progress
 from sdopt.rules import PRIORS
 from sdopt.sources import Source, resolve
-from sdopt.workload import Request, Workload, generate, load_workload
+from sdopt.workload import Request, Workload, load_workload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sdopt.measure import FirstCall, Work
+    from sdopt.measure.latents import Doubles, Latents
+    from sdopt.measure.repeat import Repeat
     from sdopt.pipeline import LevelPipeline
 
     Pictures = Mapping[str, NDArray[np.float32]]
@@ -68,6 +70,10 @@ class Suite:
     judged: list[str] = field(default_factory=list)
     failed_by_verdict: list[str] = field(default_factory=list)
     _pictures: dict[str, Pictures] = field(default_factory=dict)
+    _latents: dict[str, Latents] = field(default_factory=dict)
+    _doubles: dict[str, Doubles] = field(default_factory=dict)
+    _repeats: dict[str, Repeat] = field(default_factory=dict)
+    _accepted_levels: set[str] = field(default_factory=set)
     _broken: Path | None = None
 
     @cached_property
@@ -221,13 +227,34 @@ class Suite:
         inject(pipeline, fault, picture_ms(pipeline, self.workload.requests[0]))
 
     def pictures(self, level: Level, pipeline: LevelPipeline) -> Pictures:
-        """Every request's picture by that pipeline, made once a run."""
+        """Every request's picture by that pipeline, made once a run, and the first one twice."""
         if level.name not in self._pictures:
             with self.progress.during(f"[{level.name}] pictures"):
-                self._pictures[level.name] = {
-                    request.name: generate(pipeline, request) for request in self.workload.requests
-                }
+                self._draw(level, pipeline)
         return self._pictures[level.name]
+
+    def _draw(self, level: Level, pipeline: LevelPipeline) -> None:
+        from sdopt.measure.double import double_latents
+        from sdopt.measure.latents import draw
+        from sdopt.measure.repeat import repeat_of
+
+        first = self.workload.requests[0]
+        drawn = {request.name: draw(pipeline, request) for request in self.workload.requests}
+        self._repeats[level.name] = repeat_of(first.name, drawn[first.name], draw(pipeline, first))
+        double = double_latents(pipeline, first)
+        self._doubles[level.name] = {} if double is None else {first.name: double}
+        self._latents[level.name] = {name: one.latents for name, one in drawn.items()}
+        self._pictures[level.name] = {name: one.picture for name, one in drawn.items()}
+
+    def latents(self, level: Level, pipeline: LevelPipeline) -> Latents:
+        """What was decoded to each of `pictures`."""
+        self.pictures(level, pipeline)
+        return self._latents[level.name]
+
+    def repeat(self, level: Level, pipeline: LevelPipeline) -> Repeat:
+        """The first request's picture and latents against a second drawing, after all others."""
+        self.pictures(level, pipeline)
+        return self._repeats[level.name]
 
     def reference_pictures(self, level: Level) -> StoredPictures | None:
         """The reference level's pictures of this run, or None for a level without one."""
@@ -276,22 +303,87 @@ class Suite:
                 unusable[request.name] = str(error)
         return stored, unusable
 
-    def _accept(self, level: Level, pictures: Pictures) -> None:
-        from sdopt.measure.quality import picture_faults, to_uint8
+    def double(self, level: Level, pipeline: LevelPipeline) -> Doubles:
+        """The first request's latents in float64; empty where nothing draws in it."""
+        self.pictures(level, pipeline)
+        return self._doubles[level.name]
 
-        faults = picture_faults(pictures)
-        if faults:
-            raise SdoptError(f"[{level.name}] nothing was stored: {faults}")
+    def stored_latents(
+        self, level: Level, drawn: Latents | Doubles, *, double: bool = False
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, BrokenFileError]]:
+        """The level's stored latents by prompt, and why the other prompts have none to compare.
+
+        Under `--sdopt-accept` this run's are stored first, with the pictures. `double` is whether
+        they were drawn in float64.
+        """
+        if self.settings.accept and level.name in self._pictures:
+            self._accept(level, self._pictures[level.name])
+        stored, unusable = {}, {}
+        scale, identity = self.source.guidance_scale, self._latents_identity(level, double)
+        for request in (one for one in self.workload.requests if one.name in drawn):
+            path = self._latents_path(level, request, double)
+            try:
+                stored[request.name] = latents.load_latents(
+                    path, request, level, scale, drawn[request.name], identity
+                )
+            except BrokenFileError as error:
+                unusable[request.name] = error
+        return stored, unusable
+
+    def _accept(self, level: Level, pictures: Pictures) -> None:
+        """Store the pictures with their latents, once a run."""
+        if level.name in self._accepted_levels:
+            return
+        self._check_sound(level, pictures)
+        from sdopt.measure.quality import to_uint8
+
         for request in self.workload.requests:
             path = self._image_path(level, request)
             made_by = {**baselines.request_fields(request), **self.identity(level)}
             baselines.save_image(path, to_uint8(pictures[request.name]), made_by)
             self.accepted.append(path)
+            self._accept_latents(level, request)
+        self._accepted_levels.add(level.name)
+
+    def _accept_latents(self, level: Level, request: Request) -> None:
+        for drawn, double in ((self._latents, False), (self._doubles, True)):
+            values = drawn.get(level.name, {}).get(request.name)
+            if values is not None:
+                made_by = {
+                    **baselines.request_fields(request),
+                    **self._latents_identity(level, double),
+                    "environment": self.environment,
+                }
+                latents.save_latents(self._latents_path(level, request, double), values, made_by)
+
+    def _latents_identity(self, level: Level, double: bool) -> dict[str, Any]:
+        from sdopt.measure.double import STEPS
+
+        return {**self.identity(level), "drawn_steps": STEPS if double else level.steps}
+
+    def _check_sound(self, level: Level, pictures: Pictures) -> None:
+        """Raise SdoptError for pictures or latents that no baseline may hold."""
+        from sdopt.measure.latents import latent_faults
+        from sdopt.measure.quality import picture_faults
+
+        faults = {
+            **latent_faults(self._latents.get(level.name, {})),
+            **picture_faults(pictures),
+        }
+        if faults:
+            raise SdoptError(f"[{level.name}] nothing was stored: {faults}")
+        repeat = self._repeats.get(level.name)
+        if repeat and not repeat.is_exact and level.name not in UNREPEATABLE:
+            raise SdoptError(f"[{level.name}] nothing was stored: {repeat}")
 
     def _image_path(self, level: Level, request: Request) -> Path:
         return baselines.image_path(
             self.settings.baselines_root, self.baseline_set, level.name, request.name
         )
+
+    def _latents_path(self, level: Level, request: Request, double: bool) -> Path:
+        root, name = self.settings.baselines_root, self.baseline_set
+        return latents.latents_path(root, name, level.name, request.name, double=double)
 
     def identity(self, level: Level) -> dict[str, Any]:
         """What a stored number or picture of this run is of."""

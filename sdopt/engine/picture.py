@@ -98,12 +98,13 @@ class Inputs:
 class Captured:
     """A graph with the tensors it reads and writes; `ticks` are events between its stages.
 
-    `factors` is the table whose values its inputs hold.
+    `latents` are what the decoder reads; `factors` is the table whose values its inputs hold.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
     picture: Tensor
+    latents: Tensor
     ticks: list[Tick]
     factors: Tensor
 
@@ -118,7 +119,10 @@ class Captured:
 
 @dataclass(kw_only=True)
 class PictureEngine:
-    """Draws the pictures of one pipeline; `captures` counts the graphs that it made."""
+    """Draws the pictures of one pipeline; `captures` counts the graphs that it made.
+
+    `latents` are what the decoder got for the last picture, (B, 4, H, W), until the next one.
+    """
 
     pipeline: Any
     level: Level
@@ -127,6 +131,7 @@ class PictureEngine:
     graphs: OrderedDict[Kind, Captured] = field(default_factory=OrderedDict)
     solvers: dict[int, Solver] = field(default_factory=dict)
     ticks: Sequence[Tick] = ()
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
     _pool: Any = None
     _watch: Watch = field(init=False)
     _built_of: tuple[Any, ...] = ()
@@ -166,6 +171,11 @@ class PictureEngine:
         self.ticks[-1].synchronize()
         pairs = zip(STAGES, pairwise(self.ticks), strict=True)
         return {stage: begin.elapsed_time(end) for stage, (begin, end) in pairs}
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The timesteps and factors that the last picture was drawn with, on the device."""
+        return self._kept
 
     def _tables(
         self, steps: int, guidance_scale: float, device: torch.device
@@ -208,7 +218,7 @@ class PictureEngine:
         self.graphs.move_to_end(kind)
         captured.read(inputs)
         captured.graph.replay()
-        self.ticks = captured.ticks
+        self.ticks, self.latents = captured.ticks, captured.latents
         picture = captured.picture.clone()
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
@@ -265,7 +275,12 @@ class PictureEngine:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 picture = self._run(static, kind, ticks)
         return Captured(
-            graph=graph, inputs=static, picture=picture, ticks=ticks, factors=inputs.factors
+            graph=graph,
+            inputs=static,
+            picture=picture,
+            latents=self.latents,
+            ticks=ticks,
+            factors=inputs.factors,
         )
 
     def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
@@ -277,8 +292,8 @@ class PictureEngine:
         sample = self._denoise(inputs, kind, text)
         _tick(marks)
         vae = self.pipeline.vae
-        latents = self._as_module_input((sample / vae.config.scaling_factor).to(text.dtype))
-        picture: Tensor = vae.decode(latents, return_dict=False)[0]
+        self.latents = self._as_module_input((sample / vae.config.scaling_factor).to(text.dtype))
+        picture: Tensor = vae.decode(self.latents, return_dict=False)[0]
         _tick(marks)
         return picture
 

@@ -2,7 +2,9 @@
 
 from sdopt.measure.cuda_memory import Memory, memory, memory_of
 from sdopt.measure.effect import missing_effects
+from sdopt.measure.latents import latent_drift
 from sdopt.measure.observation import Observation, observe
+from sdopt.measure.promise import Promise, broken_promises, promise_of
 from sdopt.measure.quality import Comparison, Likeness, compare, picture_faults
 from sdopt.measure.timing import FirstCall, Latency, first_call, latency, rounds_of
 from sdopt.measure.work import Work, work_of
@@ -14,15 +16,19 @@ __all__ = [
     "Likeness",
     "Memory",
     "Observation",
+    "Promise",
     "Work",
+    "broken_promises",
     "compare",
     "first_call",
     "latency",
+    "latent_drift",
     "memory",
     "memory_of",
     "missing_effects",
     "observe",
     "picture_faults",
+    "promise_of",
     "rounds_of",
     "work_of",
 ]

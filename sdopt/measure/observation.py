@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from sdopt.engine.modules import FUSED_MARK
 from sdopt.measure.gpu_activity import GpuActivity, events_of, gpu_activity
+from sdopt.measure.solver_watch import SeenSolver, watched_solver
 from sdopt.optimizations.cuda_graphs import eager_calls
 from sdopt.workload import Request, generate
 
@@ -51,7 +52,7 @@ class Observation:
     than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled and the engine captured
     meanwhile. `by_engine` is whether the engine drew the picture; `contexts`, `embeddings` and
     `wholes` are what its UNet counted, see `FusedUNet`. `gpu` is what the device did during another
-    picture, or None without CUDA.
+    picture, or None without CUDA. `solver` is what moved the latents, and from which noise on.
     """
 
     calls: tuple[Call, ...]
@@ -68,6 +69,7 @@ class Observation:
     embeddings: int = 0
     wholes: int = 0
     gpu: GpuActivity | None = None
+    solver: SeenSolver | None = field(default=None, compare=False, repr=False)
 
     def calls_of(self, part: str) -> tuple[Call, ...]:
         """The calls of one of PARTS, in order."""
@@ -101,7 +103,7 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
         for part, module in parts(pipeline).items():
             stack.enter_context(_recording(part, module, calls))
         stack.enter_context(_before_call(pipeline.unet, lambda: tf32.append(tf32_is_on())))
-        steps = stack.enter_context(_counting_steps(pipeline.scheduler))
+        solver = stack.enter_context(watched_solver(pipeline))
         graphs, by_engine = compiled_graphs(), _engine_steps(pipeline)
         counted = _counted(pipeline)
         with profiled(ProfilerActivity.CPU) as profiler:
@@ -116,7 +118,7 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
         scheduler_class=type(pipeline.scheduler).__name__,
         scheduler_algorithm=pipeline.scheduler.config.get("algorithm_type"),
         scheduler_order=pipeline.scheduler.config.get("solver_order"),
-        scheduler_steps=len(steps) + by_engine,
+        scheduler_steps=len(solver.steps) + by_engine,
         decoder_class=type(pipeline.vae).__name__,
         channels_last={
             "unet": is_channels_last(pipeline.unet),
@@ -124,9 +126,10 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
         },
         tf32=tuple(tf32),
         new_graphs=new_graphs + _captures(pipeline) - captures,
-        by_engine=by_engine > 0 and not steps,
+        by_engine=by_engine > 0 and not solver.steps,
         **counted,
         gpu=gpu,
+        solver=solver,
     )
 
 
@@ -251,23 +254,6 @@ def _before_call(module: Any, action: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def _counting_steps(scheduler: Any) -> Iterator[list[Any]]:
-    """The timesteps that `scheduler.step` was called with."""
-    timesteps: list[Any] = []
-    step = scheduler.step
-
-    def counted(model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        timesteps.append(timestep)
-        return step(model_output, timestep, *args, **kwargs)
-
-    scheduler.step = counted
-    try:
-        yield timesteps
-    finally:
-        del scheduler.step
 
 
 def _marked_times(profiler: profile) -> list[tuple[str, int, int]]:

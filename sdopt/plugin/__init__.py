@@ -28,7 +28,9 @@ from sdopt.verdict import exit_code
 from sdopt.workload import Request
 
 if TYPE_CHECKING:
-    from sdopt.measure import FirstCall, Observation
+    from sdopt.measure import FirstCall, Observation, Promise
+    from sdopt.measure.latents import Doubles, Latents
+    from sdopt.measure.repeat import Repeat
     from sdopt.pipeline import LevelPipeline
     from sdopt.plugin.selftest import Bench  # noqa: F401 - for the annotation of BENCH
     from sdopt.suite import Pictures, StoredPictures
@@ -339,9 +341,35 @@ def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
 
 
 @pytest.fixture(scope="session")
+def promise(suite: Suite, level: Level, image_request: Request) -> Promise:
+    """The solver and the noise that the level promises of that picture."""
+    from sdopt.measure import promise_of
+
+    return promise_of(suite.source, level, image_request, suite.dtype)
+
+
+@pytest.fixture(scope="session")
 def pictures(suite: Suite, level: Level, pipeline: LevelPipeline) -> Pictures:
     """The level's picture of every prompt, float32 from 0 to 1."""
     return suite.pictures(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def latents(suite: Suite, level: Level, pipeline: LevelPipeline) -> Latents:
+    """What the level's picture of every prompt was decoded from, float32."""
+    return suite.latents(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def double(suite: Suite, level: Level, pipeline: LevelPipeline) -> Doubles:
+    """The first picture's latents in float64; empty without a pipeline on the CPU."""
+    return suite.double(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def repeat(suite: Suite, level: Level, pipeline: LevelPipeline) -> Repeat:
+    """The first prompt drawn twice by the level."""
+    return suite.repeat(level, pipeline)
 
 
 @pytest.fixture(scope="session")

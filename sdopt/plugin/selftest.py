@@ -20,8 +20,19 @@ from sdopt.selftest.harness import (
     judge_saving_at_once,
     prepared,
 )
-from sdopt.selftest.judging import judge_optimization_fault, judge_picture_fault
+from sdopt.selftest.judging import (
+    judge_numeric_fault,
+    judge_optimization_fault,
+    judge_picture_fault,
+    judge_repeat_fault,
+)
 from sdopt.selftest.matrix import matrix, totals
+from sdopt.selftest.numerics import (
+    RACING_KEY,
+    numeric_faults,
+    racing_faults,
+    racing_tile_fault,
+)
 from sdopt.selftest.optimizations import optimization_faults
 from sdopt.selftest.pictures import picture_faults
 
@@ -114,6 +125,8 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
         finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
             fault, suite, engine_level, bench.pipeline(engine_level)
         )
+    for name in (LEVEL, ENGINE_LEVEL):
+        finders |= _numeric_finders(bench, get_level(name))
     for number, broken in enumerate(harness_faults()):
         finders[broken.id] = lambda broken=broken, number=number: judge_harness_fault(  # type: ignore[misc]
             broken, bench.folder, bench.folder.path.with_name(str(number))
@@ -125,6 +138,31 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
         FaultItem.from_parent(session, name=name, bench=bench, find=find)
         for name, find in finders.items()
     ]
+
+
+def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Finding]]:
+    """Faults that need latents, or a second drawing, to be seen."""
+    suite = bench.suite
+    finders: dict[str, Callable[[], Finding]] = {}
+    for fault in numeric_faults(level.name, suite.dtype):
+        finders[fault.id] = lambda fault=fault: judge_numeric_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    racing = racing_faults(level.name, suite.device.type)
+    if level.name == ENGINE_LEVEL and suite.device.type == "cuda" and _has_racing_tile(suite):
+        racing = [*racing, racing_tile_fault()]
+    for fault in racing:
+        finders[fault.id] = lambda fault=fault: judge_repeat_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    return finders
+
+
+def _has_racing_tile(suite: Suite) -> bool:
+    """Whether a picture of this source has the convolution whose tile raced."""
+    from sdopt.engine.tiles import tuned
+
+    return not suite.source.is_embedded and RACING_KEY in tuned()
 
 
 def summary(bench: Bench) -> list[str]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Fault:
     """One fault. `caught_by` is the metric whose verdict has to fail, `says` a word of its reason.
 
-    A control has no `caught_by`: nothing may fail. `or_by` is a count of work that catches it where
+    A control has no `caught_by`: nothing may fail. `and_by` are others that have to fail too,
+    and then one of them all `says` that. `or_by` is a count of work that catches it where
     pictures cannot: in float16 two GPUs differ by more than a step less does. `inject` is entered
     around the pictures that are made with what it gives.
     """
@@ -32,6 +33,7 @@ class Fault:
     caught_by: str | None
     says: str = ""
     or_by: str | None = None
+    and_by: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
