@@ -30,7 +30,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None:
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from sdopt.engine import launch, proof
+from sdopt.engine import launch, machine_code, proof
 from sdopt.tuning.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -84,6 +84,21 @@ def test_stored_tiles_have_no_race(compilers: Compilers) -> None:
     }
     assert races == {}
     assert len(distinct(work)) > 20
+
+
+def test_all_roles_of_a_specialized_kernel_are_followed() -> None:
+    """They are reached by a computed jump."""
+    job = job_of_key(DOUBLED)
+    with proof.only_compiled() as kernels:
+        computed(job, empty_operands(job), SPECIALIZED)
+    code = machine_code.parsed(proof.disassembled(kernels[0].asm["cubin"]))
+    reached = machine_code.in_flight(code)
+    products = [at for at, one in enumerate(code.instructions) if one.base == "HGMMA"]
+    assert len(products) == 16
+    assert set(products) <= set(reached)
+    left = [one for at, one in enumerate(code.instructions) if at not in reached]
+    assert {one.base for one in left} <= {"NOP", "BRA"}  # behind the end
+    assert all(reached[at] for at in products[1:8])
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -283,9 +285,52 @@ def test_a_library_that_is_faster_needs_no_proof() -> None:
 def test_a_tile_with_a_race_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
     verdicts = {make_of(LINEAR, FAST): "races: it does", make_of(LINEAR, SLOW): ""}
     assert choosing.clear_tiles(LINEAR, [FAST, SLOW], verdicts) == [SLOW]
-    assert "linear 512x5120-1280" in (told := capsys.readouterr().err)
+    told = capsys.readouterr().err
+    assert told.startswith("linear 512x5120-1280: 1 of 2 tiles are not timed: Tile(")
     assert "columns=128" in told
     assert "races: it does" in told
+
+
+class NothingRaces:
+    """Compilers whose every kernel is clear, but one in another use than the timed one."""
+
+    racing = Tile(columns=256)
+
+    def __init__(self) -> None:
+        self.asked: list[Tile] = []
+
+    def check(self, work: Iterable[tuple[Job, Sequence[Tile]]]) -> dict[object, str]:
+        every = [(job, tile) for job, tiles in work for tile in tiles]
+        self.asked += [tile for _, tile in every]
+        return {make_of(job, tile): "" for job, tile in every}
+
+    def of(self, job: Job, tile: Tile) -> str:
+        return "races: it does" if tile == self.racing else ""
+
+
+def test_each_operation_is_timed_then_checked_and_proved_until_one_tile_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    us = {LIBRARY: 40.0, NothingRaces.racing: 10.0, FAST: 20.0, SLOW: 30.0, Tile(columns=16): 1.0}
+    proofs = {FAST: WRONG, SLOW: GOOD}
+    monkeypatch.setattr(choosing, "operation", lambda job, device: None)
+    monkeypatch.setattr(choosing, "try_tile", lambda _, tile: "too large" * (tile.columns == 16))
+    monkeypatch.setattr(choosing, "time_us", lambda _, tile: us[tile])
+    monkeypatch.setattr(choosing, "times_us", lambda _, tiles: {one: us[one] for one in tiles})
+    monkeypatch.setattr(choosing, "prove", lambda job, tile, device: proofs[tile])
+    compilers: Any = NothingRaces()
+    tiles = [tile for tile in us if not tile.library]
+    found = choosing.tune([LINEAR, GEGLU], inf, lambda _: tiles, compilers, {"card": "a card"})
+    assert set(found) == {LINEAR.key, GEGLU.key}
+    one = found[LINEAR.key]
+    assert Tile(**one["tile"]) == SLOW
+    assert (one["us"], one["library_us"], one["own_us"]) == (30.0, 40.0, 10.0)
+    assert one["proof"] == {**GOOD.fields(), "card": "a card"}
+    assert compilers.asked.count(NothingRaces.racing) > 2  # with its other uses
+    told = capsys.readouterr().out
+    assert told.count("is left out: races: it does") == 2
+    assert told.count("is left out: 0 of 200 repeats differ") == 2
+    assert choosing.tune([LINEAR], 0, lambda _: tiles, compilers, {}) == {}
 
 
 def test_only_the_fastest_tiles_are_timed_in_full() -> None:

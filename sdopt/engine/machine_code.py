@@ -183,7 +183,7 @@ def hazards(code: Code) -> list[Hazard]:
     if not code.products:
         return []
     found = []
-    for at, state in sorted(_states(code).items()):
+    for at, state in sorted(in_flight(code).items()):
         one = code.instructions[at]
         for registers in written(one):
             for other in sorted(state):
@@ -198,7 +198,7 @@ def _overlap(a: Registers, b: Registers) -> bool:
     return a.start < b.stop and b.start < a.stop
 
 
-def _states(code: Code) -> dict[int, State]:
+def in_flight(code: Code) -> dict[int, State]:
     """What is in flight before each instruction that can be reached: the least fixed point."""
     states: dict[int, State] = {entry: {} for entry in code.entries or [0]}
     work = list(states)

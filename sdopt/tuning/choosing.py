@@ -34,14 +34,15 @@ def try_tile(compute: Compute, tile: Tile) -> str:
 
 
 def clear_tiles(job: Job, tiles: Sequence[Tile], verdicts: Mapping[Any, str]) -> list[Tile]:
-    """Those whose kernel compiled to machine code without a race; the others are told of."""
-    clear = []
-    for tile in tiles:
-        if reason := verdicts[make_of(job, tile)]:
-            print(f"{job.key}: {tile} {reason}", file=sys.stderr)
-        else:
-            clear.append(tile)
-    return clear
+    """Those whose kernel compiled to machine code without a race; of the others one is told."""
+    reasons = {tile: verdicts[make_of(job, tile)] for tile in tiles}
+    left_out = [f"{tile} {reason}" for tile, reason in reasons.items() if reason]
+    if left_out:
+        print(
+            f"{job.key}: {len(left_out)} of {len(tiles)} tiles are not timed: {left_out[0]}",
+            file=sys.stderr,
+        )
+    return [tile for tile, reason in reasons.items() if not reason]
 
 
 def timed(
