@@ -183,6 +183,19 @@ def test_a_table_that_is_not_there_is_named(
     assert "none.json cannot be read" in capsys.readouterr().err
 
 
+def test_the_shipped_table_says_how_each_of_its_tiles_was_proved() -> None:
+    """All or none: one proof missing is a tile put in by hand."""
+    table = read_table(TUNED)
+    own = {key for key, tile in tuned().items() if not tile.library}
+    proofs = table.get("proof", {})
+    assert set(proofs) in (own, set())
+    for key, fields in proofs.items():
+        numbers = {name: fields[name] for name in GOOD.fields()}
+        assert Proof(**numbers).passed, key
+        assert numbers["repeats"] == repeats.REPEATS
+        assert {"card", "torch", "triton", "driver", "date"} <= set(fields)
+
+
 def test_the_shipped_table_can_be_continued() -> None:
     table = read_table(TUNED)
     assert set(table["tiles"]) == set(table["measured"])
