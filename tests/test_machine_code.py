@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sdopt.engine import proof
@@ -237,9 +239,21 @@ def test_a_kernel_of_an_architecture_without_them_is_clear_unseen() -> None:
 
 
 def test_without_the_disassembler_the_program_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pytest.TempPathFactory
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(proof, "bundled_disassembler", lambda: None)
+    monkeypatch.delenv(proof.NAMED_BY, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingToolError, match="nvdisasm is needed to read machine code"):
         proof.disassembler()
+
+
+def test_a_disassembler_that_cannot_read_a_file_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tool = tmp_path / "nvdisasm"
+    tool.write_text("#!/bin/sh\necho too new >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv(proof.NAMED_BY, str(tool))
+    with pytest.raises(MissingToolError, match="cannot read this machine code: too new"):
+        proof.disassembled(b"code")

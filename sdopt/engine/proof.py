@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,8 @@ from sdopt.errors import MissingToolError
 
 HOPPER = 90
 """The only architecture whose matrix unit reads ordinary registers beside other instructions."""
+NAMED_BY = "TRITON_NVDISASM_PATH"
+"""The variable by which Triton too is told of another disassembler."""
 MATRIX_UNIT = "wgmma.mma_async"
 """Its instruction in PTX, before machine code is made of it."""
 
@@ -98,21 +101,28 @@ def hazards_of_binary(cubin: bytes) -> tuple[machine_code.Hazard, ...]:
 
 
 def disassembled(cubin: bytes) -> str:
-    """What `nvdisasm -c` prints. Raises MissingToolError where there is none."""
+    """What `nvdisasm -c` prints. Raises MissingToolError where there is none for such a file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
         command = (str(disassembler()), "-c", str(file))
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise MissingToolError(
+            f"{command[0]} cannot read this machine code: {answer.stderr.strip()[:200]}; name a "
+            f"newer one, of NVIDIA's CUDA toolkit, by {NAMED_BY}"
+        )
+    return answer.stdout
 
 
 def disassembler() -> Path:
-    """Triton's own nvdisasm, or one on the PATH. Raises MissingToolError without."""
-    if found := bundled_disassembler() or shutil.which("nvdisasm"):
+    """The nvdisasm named to Triton, its own, or one on the PATH. Raises MissingToolError without."""
+    named = os.environ.get(NAMED_BY)
+    if found := named or bundled_disassembler() or shutil.which("nvdisasm"):
         return Path(found)
     raise MissingToolError(
-        "nvdisasm is needed to read machine code; it is neither in triton's package nor on the "
-        "PATH: install triton's wheel for Linux or NVIDIA's CUDA toolkit"
+        f"nvdisasm is needed to read machine code; it is neither named by {NAMED_BY} nor in "
+        "triton's package nor on the PATH: install triton's wheel for Linux or NVIDIA's CUDA toolkit"
     )
 
 
