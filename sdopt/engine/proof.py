@@ -116,13 +116,13 @@ def disassembled(cubin: bytes) -> str:
 
 
 def disassembler() -> Path:
-    """The nvdisasm named to Triton, its own, or one on the PATH. Raises MissingToolError without."""
+    """The nvdisasm named to Triton, its own, or the PATH's. Raises MissingToolError without."""
     named = os.environ.get(NAMED_BY)
     if found := named or bundled_disassembler() or shutil.which("nvdisasm"):
         return Path(found)
     raise MissingToolError(
         f"nvdisasm is needed to read machine code; it is neither named by {NAMED_BY} nor in "
-        "triton's package nor on the PATH: install triton's wheel for Linux or NVIDIA's CUDA toolkit"
+        "triton's package nor on the PATH: install triton for Linux or NVIDIA's CUDA toolkit"
     )
 
 
