@@ -19,7 +19,7 @@ def plainly_laid_out(parts: Sequence[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for part in parts:
-            handle = part.register_state_dict_post_hook(_copy_unusual)
+            handle = part.register_state_dict_post_hook(_copy_unusual)  # type: ignore[no-untyped-call]
             stack.callback(handle.remove)
         yield
 

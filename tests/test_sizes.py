@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdopt.levels import DPM_20_CUTOFF, FINAL, ONE_GRAPH
+from sdopt.levels import FINAL, ONE_GRAPH
 from sdopt.measure.observation import compiled_graphs
 from sdopt.optimizations import shapes
 from sdopt.optimizations.compilation import compile_unet
@@ -22,8 +22,8 @@ from sdopt.pipeline import build
 from sdopt.sources import Source
 
 SIZES_PX = [(64, 64), (64, 128), (128, 64), (128, 128), (64, 192), (192, 64)]
-SIZES_PX += [(192, 128), (128, 192), (192, 192), (64, 256)]
-BATCHES = (2, 3, 4, 5, 6, 7)
+SIZES_PX += [(192, 128), (128, 192), (64, 256)]
+BATCHES = (2, 3, 4)
 MANY = 12
 """More than the eight that Dynamo allows a code object."""
 
@@ -144,10 +144,10 @@ def drawn(pipeline: Any, size_px: tuple[int, int], images: int = 1) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
-def test_three_levels_draw_many_sizes_and_batches_and_compile_each_once(
+def test_two_levels_draw_many_sizes_and_batches_and_compile_each_once(
     micro_source: Source,
 ) -> None:
-    levels = [replace(level, steps=2) for level in (DPM_20_CUTOFF, FINAL, ONE_GRAPH)]
+    levels = [replace(level, steps=2) for level in (FINAL, ONE_GRAPH)]
     pipelines = [build(micro_source, level) for level in levels]
     eager = [build(micro_source, replace(level, compiled=False)) for level in levels]
     asked = [(size, 1) for size in SIZES_PX] + [((64, 64), images) for images in BATCHES]

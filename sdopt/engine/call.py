@@ -49,10 +49,10 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     Under `torch.autocast` too it computes in the weights' own precision: what it keeps, such as the
     solver's table, serves later calls that are not.
     """
-    kinds = {"cpu", pipeline.device.type}
     with ExitStack() as stack:
-        for kind in kinds:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        for kind in {"cpu", pipeline.device.type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         return _drawn_whole(pipeline, engine, dict(arguments))
 
 

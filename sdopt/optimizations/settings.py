@@ -79,6 +79,6 @@ def _thread_count_setter() -> Callable[[int], Any]:
     import torch
 
     try:
-        return ctypes.CDLL(torch._C.__file__).omp_set_num_threads  # type: ignore[attr-defined]
+        return ctypes.CDLL(torch._C.__file__).omp_set_num_threads
     except (AttributeError, OSError):
         return torch.set_num_threads

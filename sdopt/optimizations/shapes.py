@@ -57,11 +57,13 @@ def forget(key: Hashable | None = None) -> None:
     Inductor keeps kernels and constants of its own for the process, so that CUDA graphs which were
     captured over this code stay right.
     """
+    from torch._dynamo.eval_frame import reset_code
+
     with _turn:
         for one in [*_kept] if key is None else [key]:
             own, _ = _kept.pop(one, (None, None))
             if own is not None:
-                torch._dynamo.reset_code(own.__code__)
+                reset_code(own.__code__)
 
 
 def _compiled(key: Hashable, function: FunctionType, mode: str) -> Callable[..., Any]:
