@@ -24,31 +24,21 @@ def measured_latent_limits(
 ) -> dict[str, dict[str, float]]:
     """The limit of every level that the baseline has such latents of: 'latents' or 'float64'.
 
-    Levels with the same sampler share the largest distance. A folder may lack levels: what differs
-    is the sum of roundings, alike in all of them.
+    All levels share the largest distance. A folder may lack levels: what differs is a sum of
+    roundings, alike in all of them. Raises BrokenFileError if the others have none of them.
     """
     first, *others = folders
-    levels = [level for level in LEVELS.values() if _files(first, level.name, kind)]
-    seen: dict[str, list[float]] = {level.scheduler: [] for level in levels}
-    for level in levels:
-        seen[level.scheduler] += _latents_apart(level.name, first, others, kind)
-    if unseen := [family for family, distances in seen.items() if not distances]:
+    levels = [name for name in LEVELS if _files(first, name, kind)]
+    distances = [one for level in levels for one in _latents_apart(level, first, others, kind)]
+    if not distances:
         raise BrokenFileError(
-            f"no level of {', '.join(unseen)} has {STORED_AS[kind]} latents in another folder; "
+            f"{first} has no {STORED_AS[kind]} latents of a level that another folder has too; "
             "make them with python -m sdopt.spread OUT"
         )
-    largest = {family: max(distances) for family, distances in seen.items()}
-    allowed = {
-        family: max(LATENT_MARGIN * distance, LEAST_DISTANCE[kind])
-        for family, distance in largest.items()
-    }
-    return {
-        level.name: {
-            "measured": _rounded_up(largest[level.scheduler]),
-            "limit": _rounded_up(allowed[level.scheduler]),
-        }
-        for level in levels
-    }
+    largest = max(distances)
+    allowed = max(LATENT_MARGIN * largest, LEAST_DISTANCE[kind])
+    row = {"measured": _rounded_up(largest), "limit": _rounded_up(allowed)}
+    return {level: dict(row) for level in levels}
 
 
 def _files(folder: Path, level: str, kind: str) -> dict[str, Path]:
@@ -79,8 +69,8 @@ def _latents_apart(level: str, first: Path, others: Sequence[Path], kind: str) -
 
 
 def _rounded_up(value: float, digits: int = 3) -> float:
-    """To so many digits, never less than the value."""
+    """To so many digits."""
     if not value:
         return 0.0
     step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return float(f"{math.ceil(value / step) * step:.{digits - 1}e}")
+    return float(f"{math.ceil(value / step - 1e-6) * step:.{digits - 1}e}")

@@ -179,8 +179,8 @@ def with_latents(
         for name, row in measured_latent_limits(beside, kind).items():
             levels.setdefault(name, {})[kind] = row
     described = {
-        "latents": "largest relative L2 of the final latents seen between machines, of any level "
-        f"with the same sampler; limit {LATENT_MARGIN:g} x that; float64: of those drawn in it",
+        "latents": "largest relative L2 of any level's final latents seen between machines; limit "
+        f"{LATENT_MARGIN:g} x that; float64: the same of those drawn in it",
         "latents_made_by": made_by,
     }
     return {**content, **described, "levels": levels}

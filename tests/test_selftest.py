@@ -14,16 +14,32 @@ import numpy as np
 import pytest
 from project import BENCHMARKS
 
+from sdopt.engine.tiles import Tile, tuned
 from sdopt.gate import Gate, Limits
 from sdopt.levels import FINAL, TURBO, Level
 from sdopt.measure import observe, work_of
+from sdopt.measure.double import double_latents
+from sdopt.measure.latents import draw
 from sdopt.measure.quality import to_uint8
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.selftest.engine import engine_faults
 from sdopt.selftest.fault import Fault, Faulty, Finding
 from sdopt.selftest.harness import Folder, HarnessFault, harness_faults
-from sdopt.selftest.judging import finding, judge_optimization_fault, judge_picture_fault
+from sdopt.selftest.judging import (
+    finding,
+    judge_numeric_fault,
+    judge_optimization_fault,
+    judge_picture_fault,
+    judge_repeat_fault,
+)
 from sdopt.selftest.matrix import interval, matrix, totals
+from sdopt.selftest.numerics import (
+    RACING_KEY,
+    RACING_TILE,
+    numeric_faults,
+    racing_faults,
+    racing_tile_fault,
+)
 from sdopt.selftest.optimizations import optimization_faults
 from sdopt.selftest.pictures import picture_faults
 from sdopt.sources import Source
@@ -56,14 +72,21 @@ def test_a_fault_changes_the_picture_and_is_gone_afterwards(
     assert np.array_equal(generate(pipeline, micro_request), unchanged)
 
 
+def numerics(dtype: str = "float32") -> list[Fault]:
+    """Those of both levels that the self-test puts them into, on a CPU."""
+    levels = ("final", "turbo")
+    of_dtype = [fault for level in levels for fault in numeric_faults(level, dtype)]
+    return [*of_dtype, *(fault for level in levels for fault in racing_faults(level, "cpu"))]
+
+
 def test_every_fault_has_a_name_of_its_own() -> None:
-    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults())
+    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults(), *numerics())
     ids = [fault.id for fault in (*of_levels, *harness_faults())]
     assert len(ids) == len(set(ids))
 
 
 def test_the_readme_counts_the_faults() -> None:
-    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults())
+    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults(), *numerics())
     faults = [fault for fault in of_levels if fault.caught_by is not None]
     runs = [fault for fault in harness_faults() if fault.code is not ExitCode.PASS]
     number = len(faults) + len(runs) + 1  # two processes saving at once
@@ -141,7 +164,10 @@ def test_a_fault_of_a_level_is_judged_by_what_was_seen(
 ) -> None:
     fault = OPTIMIZATION_FAULTS[name]
     suite: Any = SimpleNamespace(
-        gate=Gate(), workload=SimpleNamespace(requests=[micro_request]), dtype="float32"
+        gate=Gate(),
+        workload=SimpleNamespace(requests=[micro_request]),
+        dtype="float32",
+        source=pipeline.source,
     )
     seen = judge_optimization_fault(fault, suite, EAGER, pipeline)
     # What needs compiled code to be missed cannot be missed by a pipeline that has none.
@@ -176,6 +202,7 @@ def test_a_fault_of_the_engine_is_caught_and_gone_afterwards(
         gate=Gate(work_stored=turbo_work),
         workload=SimpleNamespace(requests=[micro_request]),
         dtype="float32",
+        source=turbo.source,
     )
     found = judge_optimization_fault(fault, suite, TURBO, turbo)
     assert found.caught, found.seen
@@ -185,15 +212,84 @@ def test_a_fault_of_the_engine_is_caught_and_gone_afterwards(
     assert control.caught, control.seen
 
 
+def standing_in(pipeline: LevelPipeline, picture: np.ndarray, request: Request) -> Any:
+    """A suite of one request that has what the pipeline draws without a fault stored."""
+    drawn, double = draw(pipeline, request), double_latents(pipeline, request)
+    assert np.array_equal(drawn.picture, picture)
+
+    def stored_latents(level: Level, latents: Any, *, double: bool = False) -> Any:
+        return {request.name: kept[double]}, {}
+
+    kept = {False: drawn.latents, True: double}
+    return SimpleNamespace(
+        gate=Gate(limits={pipeline.level.name: Limits(drift=0.9, latents=1e-6, float64=1e-12)}),
+        workload=SimpleNamespace(requests=[request]),
+        dtype="float32",
+        source=pipeline.source,
+        stored_pictures=lambda level, pictures: ({request.name: to_uint8(picture)}, {}),
+        stored_latents=stored_latents,
+    )
+
+
+NUMERIC_FAULTS = [fault.name for fault in numeric_faults("final", "float32")]
+
+
+@pytest.mark.parametrize("level", ["final", "turbo"])
+@pytest.mark.parametrize("name", NUMERIC_FAULTS)
+def test_a_fault_of_arithmetic_is_seen_and_gone_afterwards(
+    name: str, level: str, pipeline: LevelPipeline, turbo: LevelPipeline, micro_request: Request
+) -> None:
+    drawing = {"final": pipeline, "turbo": turbo}[level]
+    before = generate(drawing, micro_request)
+    suite = standing_in(drawing, before, micro_request)
+    fault = next(one for one in numeric_faults(level, "float32") if one.name == name)
+    # Compiled or not is no question of these faults; this pipeline is not.
+    found = judge_numeric_fault(fault, suite, drawing.level, drawing)
+    assert found.caught, found.seen
+    assert ("latent_drift_float64" in found.seen) is (fault.caught_by is not None)
+    assert ("times that" in found.seen) is (fault.caught_by is not None)
+    assert ("effect: " in found.seen) is ("effect" in fault.and_by)
+    assert np.array_equal(generate(drawing, micro_request), before)
+
+
+@pytest.mark.parametrize("level", ["final", "turbo"])
+def test_a_race_is_seen_by_drawing_twice(
+    level: str, pipeline: LevelPipeline, turbo: LevelPipeline, micro_request: Request
+) -> None:
+    drawing = {"final": pipeline, "turbo": turbo}[level]
+    suite: Any = SimpleNamespace(
+        gate=Gate(), workload=SimpleNamespace(requests=[micro_request]), dtype="float32"
+    )
+    (fault,) = racing_faults(level, "cpu")
+    found = judge_repeat_fault(fault, suite, drawing.level, drawing)
+    assert found.caught, found.seen
+    assert "drawn twice" in found.seen
+    control = replace(fault, inject=numeric_faults(level, "float32")[0].inject, caught_by=None)
+    assert judge_repeat_fault(control, suite, drawing.level, drawing).caught
+
+
+def test_the_racing_tile_is_put_back_for_a_while(turbo: LevelPipeline) -> None:
+    fault, engine, before = racing_tile_fault(), turbo.engine, dict(tuned())
+    with fault.inject(turbo):
+        changed = {key for key, tile in tuned().items() if tile != before.get(key)}
+        assert changed <= {RACING_KEY}
+        assert tuned()[RACING_KEY] == Tile(**RACING_TILE)
+        assert turbo.engine is not engine
+    assert (tuned(), turbo.engine) == (before, engine)
+    assert fault.caught_by == "repeat"
+
+
+def test_on_a_gpu_float64_is_not_asked_for() -> None:
+    faults = [fault for fault in numerics("float16") if fault.caught_by not in (None, "repeat")]
+    assert {fault.caught_by for fault in faults} == {"latent_drift"}
+    assert racing_faults("turbo", "cuda") == []
+    assert len(racing_faults("final", "cuda")) == 1
+
+
 def test_a_fault_of_the_picture_is_judged_against_the_stored_ones(
     pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
 ) -> None:
-    stored = {micro_request.name: to_uint8(unchanged)}
-    suite: Any = SimpleNamespace(
-        gate=Gate(),
-        workload=SimpleNamespace(requests=[micro_request]),
-        stored_pictures=lambda level, pictures: (stored, {}),
-    )
+    suite = standing_in(pipeline, unchanged, micro_request)
     for name in ("none (control)", "noise of 0.03", "black"):
         assert judge_picture_fault(PICTURE_FAULTS[name], suite, EAGER, pipeline).caught, name
     missed = replace(PICTURE_FAULTS["none (control)"], caught_by="ssim_drift")
@@ -208,12 +304,9 @@ def test_where_pictures_cannot_show_it_work_has_to(
 ) -> None:
     """As in float16, whose limit is below what such a fault does to a picture."""
     work = {"final": asdict(work_of(pipeline, observe(pipeline, micro_request)))}
-    stored = {micro_request.name: to_uint8(unchanged)}
-    suite: Any = SimpleNamespace(
-        gate=Gate(limits={"final": Limits(drift=-1.0)}, work_stored=work),
-        workload=SimpleNamespace(requests=[micro_request]),
-        stored_pictures=lambda level, pictures: (stored, {}),
-    )
+    loose = Limits(drift=-1.0, latents=2.0)
+    suite = standing_in(pipeline, unchanged, micro_request)
+    suite.gate = Gate(limits={"final": loose}, work_stored=work)
     found = judge_picture_fault(PICTURE_FAULTS[name], suite, EAGER, pipeline)
     assert found.caught is (name != "wrong seed"), found.seen
     assert found.expected == ("unet_evaluations" if found.caught else "ssim_drift")

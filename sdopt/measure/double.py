@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdopt.engine.modules import fuse_modules
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
         return None
     with (
         torch.compiler.set_stance("force_eager"),
-        _in_double(pipeline.text_encoder),
-        _in_double(pipeline.unet),
+        _in_double(pipeline),
         _exact_waves(),
         _stopped_before_decoding(pipeline.vae) as given,
         suppress(_Decoding),
@@ -75,15 +75,19 @@ def _stopped_before_decoding(vae: Any) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _in_double(module: torch.nn.Module) -> Iterator[None]:
-    """The module's weights widened, and narrowed again to what they were."""
-    before = next(module.parameters()).dtype
-    # torch's own method: those of diffusers and transformers warn of what this is about.
-    torch.nn.Module.to(module, torch.float64)
+def _in_double(pipeline: LevelPipeline) -> Iterator[None]:
+    """The weights that predict noise widened, and narrowed again to what they were."""
+    modules, before = (pipeline.text_encoder, pipeline.unet), pipeline.unet.dtype
     try:
+        for module in modules:
+            # torch's own method: those of diffusers and transformers warn of what this is about.
+            torch.nn.Module.to(module, torch.float64)
         yield
     finally:
-        torch.nn.Module.to(module, before)
+        for module in modules:
+            torch.nn.Module.to(module, before)
+        if pipeline.fused_unet is not None:
+            fuse_modules(pipeline)  # the weights that it joined are float64
 
 
 @contextmanager

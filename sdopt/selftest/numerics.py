@@ -18,7 +18,14 @@ LARGER = 1.02
 ATTENTION = "attentions.0.transformer_blocks.0.attn1"
 RACING_KEY = "doubled 2x32x32x640-640"
 """A convolution of SD 1.5, whose stored tile was once the racing one."""
-RACING_TILE = {"height": 8, "width": 16, "columns": 128, "depth": 64, "stages": 3, "warps": 8}
+RACING_TILE: dict[str, Any] = {
+    "height": 8,
+    "width": 16,
+    "columns": 128,
+    "depth": 64,
+    "stages": 3,
+    "warps": 8,
+}
 UNEVEN = 1e-3
 """What the stand-in for a race adds to one value of each prediction, times the number of calls."""
 
@@ -187,11 +194,14 @@ def _racing_tile(pipeline: LevelPipeline) -> Iterator[Any]:
     """Drawn by graphs that are captured with that tile."""
     from sdopt.engine.tiles import Tile, tuned
 
-    engine, before = pipeline.engine, tuned()[RACING_KEY]
+    engine, before = pipeline.engine, tuned().get(RACING_KEY)
     tuned()[RACING_KEY] = Tile(**RACING_TILE)
     try:
         pipeline.engine = _fresh_engine(pipeline)
         yield pipeline
     finally:
         pipeline.engine = engine
-        tuned()[RACING_KEY] = before
+        if before is None:
+            del tuned()[RACING_KEY]
+        else:
+            tuned()[RACING_KEY] = before
