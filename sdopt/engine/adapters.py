@@ -16,32 +16,33 @@ FOLDED = ("Linear", "Conv2d", "Embedding")
 """peft's LoRA layers whose product is a change of one weight."""
 
 
-def engine_view(module: Module, level: str, name: str = "") -> Module:
+def engine_view(
+    module: Module, level: str, name: str, called: Sequence[nn.Module] = ()
+) -> Module:
     """The module as the engine reads it: every layer with adapters is a plain one.
 
-    A view shares all that it can with the module, but not a `forward` that was put into it, which
-    may lead back to the view. Raises SdoptError naming an adapter that cannot be folded.
+    A view shares all that it can with the module. It is always another object, and so is that of
+    each inner module that is `called` from outside: their `forward` may lead back to the view.
+    Raises SdoptError naming an adapter that cannot be folded.
     """
+    view = _view(module, level, name, {id(inner) for inner in called})
+    return _shared(module) if view is module else view  # type: ignore[return-value]
+
+
+def _view(module: nn.Module, level: str, name: str, called: set[int]) -> nn.Module:
     if is_adapted(module):
-        return _plain(module, level, name)  # type: ignore[no-any-return]
+        return _plain(module, level, name)
     changed = {
-        key: engine_view(child, level, f"{name}.{key}" if name else key)
+        key: view
         for key, child in module._modules.items()
         if child is not None
+        and (view := _view(child, level, f"{name}.{key}", called)) is not child
     }
-    changed = {key: child for key, child in changed.items() if child is not module._modules[key]}
-    if not changed and "forward" not in vars(module):
+    if not changed and id(module) not in called:
         return module
     view = _shared(module)
-    if changed:
-        view.__dict__["_modules"] = {**module._modules, **changed}
+    view.__dict__["_modules"] = {**module._modules, **changed} if changed else module._modules
     return view
-
-
-def root_view(module: Module, level: str, name: str) -> Module:
-    """`engine_view` of a part, which is always another object than the part itself."""
-    view = engine_view(module, level, name)
-    return _shared(module) if view is module else view
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -56,6 +56,9 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     _check_latents(pipeline, given.get("latents"), len(prompts), (height, width))
     noise = first_noise(pipeline, len(prompts), (height, width), given)
     scale = float((given.get("cross_attention_kwargs") or {}).get("scale", 1.0))
+    if given.get("cross_attention_kwargs"):
+        # As diffusers notes it: a LoRA of the text encoder that is loaded later begins with it.
+        pipeline._lora_scale = scale
     picture = engine.draw(ids, noise, guidance_scale, int(given["num_inference_steps"]), scale)
     picture, flagged = pipeline.run_safety_checker(picture, pipeline.device, picture.dtype)
     images = finished(pipeline, picture, given.get("output_type", "pil"), flagged)

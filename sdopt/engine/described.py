@@ -6,17 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdopt.engine.adapters import is_adapted
 
-READ = frozenset(
+HONOURED = frozenset(
     {
         *("eps", "num_groups", "heads"),  # read from the module at each image
         *("use_slicing", "use_tiling", "scaling_factor"),  # so are the decoder's, by diffusers
         *("tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor"),
         *("training", "gradient_checkpointing"),  # change nothing where nothing is dropped
-        *("_name_or_path", "sample_size"),
+        *("sample_size", "lora_scale"),  # the latter notes what was fused
+        *("num_embeddings", "vocab_size"),  # textual inversion adds rows
     }
 )
 """Attributes and options whose change is honoured, or changes nothing."""
@@ -75,14 +76,24 @@ def _facts(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield path, type(module).__name__
     for name, value in module.__dict__.items():
         if name == "_internal_dict":  # the configuration
-            yield from ((f"{path}.config.{k}", v) for k, v in value.items() if k not in READ)
+            yield from ((f"{path}.config.{k}", v) for k, v in value.items() if _matters(k))
         elif name == "processor":
             yield f"{path}.processor", type(value).__name__
-        elif name not in READ and _is_plain(value):
+        elif _matters(name) and _is_plain(value):
             yield f"{path}.{name}", value
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
-            yield f"{path}.{name}", None if tensor is None else f"of shape {tuple(tensor.shape)}"
+            yield f"{path}.{name}", None if tensor is None else _shape(module, tensor)
+
+
+def _shape(module: nn.Module, tensor: Tensor) -> str:
+    sides = tensor.shape[1:] if isinstance(module, nn.Embedding) else tensor.shape
+    return f"of shape {tuple(sides)}"
+
+
+def _matters(name: str) -> bool:
+    """Whether arithmetic may depend on an attribute: private ones are a library's own notes."""
+    return name not in HONOURED and not name.startswith("_")
 
 
 def _is_plain(value: Any) -> bool:
@@ -93,6 +104,5 @@ def _is_plain(value: Any) -> bool:
 
 def _dropped(module: nn.Module) -> float:
     """The share of values that a module drops while it is trained."""
-    share = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
-    own = getattr(module, "dropout", 0.0)
-    return share or (own if isinstance(own, float) else 0.0)
+    share = vars(module).get("p" if type(module).__name__.startswith("Dropout") else "dropout")
+    return share if isinstance(share, float) else 0.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from transformers.modeling_outputs import BaseModelOutput
 
-from sdopt.engine.adapters import root_view
+from sdopt.engine.adapters import engine_view
 from sdopt.engine.decoders import Decoder, fused_decoder
 from sdopt.engine.described import described, difference, unsupported
 from sdopt.engine.fingerprint import Fingerprint, differing
@@ -80,7 +80,7 @@ class FusedPart(Generic[Made]):
 
     @torch.no_grad()  # or what is computed from the weights would keep copies for gradients
     def _take(self, module: nn.Module) -> None:
-        self.made = self._make(root_view(module, self.level, self.name))
+        self.made = self._make(engine_view(module, self.level, self.name, self._called_now()))
         self.version += 1
         self._watch = Watch([module], self._called_now())
         self.fingerprint = Fingerprint([*module.parameters(), *module.buffers()])

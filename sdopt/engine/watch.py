@@ -110,7 +110,7 @@ def _containers(
 
 def _held(module: nn.Module, *, is_outer: bool) -> Iterator[Any]:
     """The containers that a module holds, also as the attributes of its processor or config."""
-    skipped = UNREAD | set(HOOKS) if is_outer else UNREAD
+    skipped = UNREAD.union(HOOKS, ["_modules"]) if is_outer else UNREAD
     for name, value in module.__dict__.items():
         if name in skipped:
             continue
@@ -126,9 +126,17 @@ def _is_record(value: Any) -> bool:
     return hasattr(value, "__dict__") and (not plain or "Processor" in type(value).__name__)
 
 
-def _own_values(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that is called from outside, without its `forward`."""
-    return {name: value for name, value in module.__dict__.items() if name != "forward"}
+def _own_values(module: nn.Module) -> Any:
+    """The attributes of a module that is called from outside, without its `forward`.
+
+    Its children are not kept alive either: one of them may be called from outside too.
+    """
+    children = [child and weakref.ref(child) for child in module._modules.values()]
+    own = {name: value for name, value in vars(module).items() if name not in _ITS_OWN}
+    return own, children
+
+
+_ITS_OWN = ("forward", "_modules")
 
 
 def _functions(classes: Iterable[type]) -> list[Any]:

@@ -104,22 +104,19 @@ class CompiledForward:
         self._watch = Watch([module])
         if patch := foreign({self.name: module}):
             logger.warning("%s runs eagerly, not compiled: %s", self.name, patch)
-            self._run = self._eager
+            self._run = self._called(type(module).forward)
         else:
             self._run = self._compiled(_private(type(module).forward))
-
-    def _eager(self, *args: Any, **kwargs: Any) -> Any:
-        module = self._module()
-        return type(module).forward(module, *args, **kwargs)  # type: ignore[attr-defined]
 
     def _compiled(self, forward: Callable[..., Any]) -> GraphedFunction:
         """`fullgraph` turns a graph break into an error."""
         compiled = torch.compile(forward, fullgraph=True, dynamic=False, mode=self._mode)
+        return GraphedFunction(self._called(compiled), [])
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return compiled(self._module(), *args, **kwargs)
-
-        return GraphedFunction(run, [])
+    def _called(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward pass of the module, which leads neither to it nor back here."""
+        module = self._module
+        return lambda *args, **kwargs: forward(module(), *args, **kwargs)
 
     def _forget(self) -> None:
         """Drop what was captured: it has read other weights."""
