@@ -187,7 +187,7 @@ def fused_lora(trial: Trial) -> None:
     trial.is_as_stock()
 
 
-@feature("`cross_attention_kwargs={\"scale\": 0.3}`")
+@feature('`cross_attention_kwargs={"scale": 0.3}`')
 def scale_of_lora(trial: Trial) -> None:
     trial.load((*ATTENTION, *TEXT))
     full = trial.is_as_stock()
@@ -433,7 +433,7 @@ def moved_weights(trial: Trial) -> None:
     trial.is_as_stock()
 
 
-@feature("`padding_mode=\"circular\"` of the convolutions")
+@feature('`padding_mode="circular"` of the convolutions')
 def circular(trial: Trial) -> None:
     def change(pipeline: Any) -> None:
         for part in (pipeline.unet, pipeline.vae):
@@ -556,7 +556,10 @@ def ip_adapter_weights(unet: Any) -> dict[str, dict[str, Tensor]]:
     inner = {n: unet.get_submodule(n).to_k.weight.shape[0] for n in crossed}
     keys = [f"{2 * index + 1}.to_{kind}_ip.weight" for index in range(len(inner)) for kind in "kv"]
     sizes = [size for size in inner.values() for _ in "kv"]
-    projection = {"proj.weight": torch.ones(4 * width, IP_WIDTH), "proj.bias": torch.ones(4 * width)}
+    projection = {
+        "proj.weight": torch.ones(4 * width, IP_WIDTH),
+        "proj.bias": torch.ones(4 * width),
+    }
     norm = {"norm.weight": torch.linspace(-1, 1, width), "norm.bias": torch.ones(width)}
     return {
         "image_proj": {**projection, **norm},

@@ -16,9 +16,7 @@ FOLDED = ("Linear", "Conv2d", "Embedding")
 """peft's LoRA layers whose product is a change of one weight."""
 
 
-def engine_view(
-    module: Module, level: str, name: str, called: Sequence[nn.Module] = ()
-) -> Module:
+def engine_view(module: Module, level: str, name: str, called: Sequence[nn.Module] = ()) -> Module:
     """The module as the engine reads it: every layer with adapters is a plain one.
 
     A view shares all that it can with the module. It is always another object, and so is that of
@@ -35,8 +33,7 @@ def _view(module: nn.Module, level: str, name: str, called: set[int]) -> nn.Modu
     changed = {
         key: view
         for key, child in module._modules.items()
-        if child is not None
-        and (view := _view(child, level, f"{name}.{key}", called)) is not child
+        if child is not None and (view := _view(child, level, f"{name}.{key}", called)) is not child
     }
     if not changed and id(module) not in called:
         return module
@@ -123,9 +120,11 @@ def _product(layer: Any, adapter: str) -> Tensor:
     """
     if adapter in layer.lora_embedding_A:
         first, second = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
-        return (second.double() @ first.double()).T
+        product: Tensor = (second.double() @ first.double()).T
+        return product
     first, second = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    return second.flatten(1).double() @ first.flatten(1).double()
+    product = second.flatten(1).double() @ first.flatten(1).double()
+    return product
 
 
 def _like(weight: Tensor, values: Tensor) -> nn.Parameter:

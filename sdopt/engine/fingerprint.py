@@ -50,7 +50,9 @@ def _samples(weight: Tensor) -> Tensor:
     """
     size = weight.numel()
     if not _is_dense(weight):
-        return weight[(slice(0, SAMPLES), *(0,) * (weight.dim() - 1))]
+        for _ in range(weight.dim() - 1):
+            weight = weight[..., 0]
+        return weight[:SAMPLES]
     count = min(SAMPLES, size)
     step = max(1, (size - 1) // max(1, count - 1))
     step -= step > 1 and step % 2 == 0

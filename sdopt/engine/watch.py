@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -26,8 +26,10 @@ UNREAD = frozenset(
     }
 )
 """Attributes of a module that no forward pass depends on, and weights, which have places."""
-FUNCTIONS = ("scaled_dot_product_attention", "linear", "conv2d", "group_norm", "layer_norm")
-FUNCTIONS += ("silu", "gelu", "relu", "interpolate", "embedding", "dropout")
+FUNCTIONS = (
+    *("scaled_dot_product_attention", "linear", "conv2d", "group_norm", "layer_norm"),
+    *("silu", "gelu", "relu", "interpolate", "embedding", "dropout"),
+)
 """Functions of torch.nn.functional that the modules of a pipeline call."""
 
 
@@ -88,7 +90,7 @@ class Watch:
         ]
 
     def _weights_now(self) -> list[Tensor]:
-        named = chain(self._parameters, self._buffers)
+        named: Iterable[Mapping[str, Tensor | None]] = chain(self._parameters, self._buffers)
         return [w for weights in named for w in weights.values() if w is not None]
 
 
