@@ -18,7 +18,7 @@ from sdopt import history
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
-from sdopt.plugin import ab, compile_cache, peers
+from sdopt.plugin import ab, compile_cache, peers, refusals, unfinished
 from sdopt.plugin.options import add_options, settings_of
 from sdopt.report.progress import Progress
 from sdopt.report.terminal import blind_note, ladder_table, power_note
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 SUITE = pytest.StashKey[Suite]()
 UNJUDGED = pytest.StashKey["Unjudged"]()
+STORING = pytest.StashKey[refusals.NothingStored]()
 COMPARISON = pytest.StashKey[ab.Comparison]()
 BENCH = pytest.StashKey["Bench"]()
-VERDICTS = "verdicts.json"
 DESELECTED = pytest.StashKey[Collection[str]]()
 
 
@@ -49,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Take over what pytest-benchmark would judge or store, then resolve source and prompts."""
+    unfinished.begin(config)
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("sdopt needs pytest-benchmark; drop -p no:benchmark")
     # A file of its own: while a test runs, pytest captures the process's standard error.
@@ -63,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = suite
     config.stash[UNJUDGED] = Unjudged(suite)
     config.pluginmanager.register(config.stash[UNJUDGED], "sdopt-unjudged")
+    config.stash[STORING] = refusals.NothingStored(config)
+    config.pluginmanager.register(config.stash[STORING], "sdopt-nothing-stored")
     config.pluginmanager.register(peers, "sdopt-peers")
     config.option.benchmark_save_data = True
     config.option.benchmark_quiet = not config.option.benchmark_verbose
@@ -76,9 +79,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return config.stash[SUITE].header()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let pytest-benchmark store through this project's history."""
+    """Let pytest-benchmark store through this project's history, if there is something to store."""
     suite = session.config.stash[SUITE]
+    refusals.refuse_to_store_nothing(session.config, suite.settings.unfit)
     session.config._benchmarksession.storage = _HistoryStorage(suite, session)  # type: ignore[attr-defined]
 
 
@@ -240,6 +245,16 @@ def _is_benchmark(item: pytest.Item) -> bool:
     return "gate" in getattr(item, "fixturenames", ())
 
 
+def _judges(item: pytest.Item) -> bool:
+    return _is_benchmark(item) or getattr(item, "judges", False)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Benchmarks outside of benchmarks/ take the place of an earlier run's verdicts as well."""
+    if any(map(_judges, session.items)) and not session.config.option.collectonly:
+        unfinished.mark(session.config)
+
+
 class Unjudged:
     """Collects the benchmarks, and the check of their number, that fail without a verdict."""
 
@@ -259,7 +274,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Turn the verdicts into the exit code, JUnit's property and verdicts.json."""
     config = session.config
     suite = config.stash[SUITE]
-    judging = any(_is_benchmark(i) or getattr(i, "judges", False) for i in session.items)
+    judging = any(_judges(item) for item in session.items)
     # The controller of a distributed run has no items of its own.
     judging = judging or bool(suite.settings.unfit and suite.settings.compare is not None)
     judging = judging and not config.option.collectonly
@@ -270,12 +285,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     unjudged = config.stash[UNJUDGED].node_ids
     # A broken file of limits or counts leaves no gate: each benchmark failed in its setup.
     verdicts = suite.gate.verdicts if "gate" in vars(suite) else []
-    code = exit_code(verdicts, broken=bool(unjudged))
+    code = exit_code(verdicts, broken=bool(unjudged or config.stash[STORING].reason))
     session.exitstatus = int(code)
     xml = config.stash.get(xml_key, None)
     if xml:
         xml.add_global_property("sdopt_outcome", code.name.lower())
-    path = config.rootpath / VERDICTS
+    path = config.rootpath / unfinished.VERDICTS
     run = suite.history_block()
     if COMPARISON in config.stash:
         comparison = config.stash[COMPARISON]
