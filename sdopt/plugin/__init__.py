@@ -251,7 +251,8 @@ def _judges(item: pytest.Item) -> bool:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Benchmarks outside of benchmarks/ take the place of an earlier run's verdicts as well."""
-    if any(map(_judges, session.items)) and not session.config.option.collectonly:
+    shows = unfinished.only_shows(session.config.option)
+    if any(map(_judges, session.items)) and not shows:
         unfinished.mark(session.config)
 
 
@@ -277,7 +278,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     judging = any(_judges(item) for item in session.items)
     # The controller of a distributed run has no items of its own.
     judging = judging or bool(suite.settings.unfit and suite.settings.compare is not None)
-    judging = judging and not config.option.collectonly
+    judging = judging and not unfinished.only_shows(config.option)
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not judging:
         return
     if os.environ.get("PYTEST_XDIST_WORKER"):

@@ -19,7 +19,10 @@ SCHEMA = "sdopt-verdicts/2"  # as in sdopt/report/verdicts.py
 VERDICTS = "verdicts.json"
 OUTCOME = "unfinished"
 BENCHMARKS = "benchmarks"
-ONLY_SHOW = ("help", "version", "collectonly", "showfixtures", "show_fixtures_per_test", "markers")
+ONLY_SHOW = (
+    *("help", "version", "markers", "collectonly", "setuponly", "setupplan"),
+    *("showfixtures", "show_fixtures_per_test"),
+)
 """Options of pytest that run no test."""
 
 
@@ -30,9 +33,13 @@ def begin(config: pytest.Config) -> None:
     xdist. Raises UsageError if it cannot be written: an old verdict would stand.
     """
     options = config.known_args_namespace
-    shows = any(getattr(options, name, None) for name in ONLY_SHOW)
-    if not shows and _asks_for_benchmarks(config, options):
+    if not only_shows(options) and _asks_for_benchmarks(config, options):
         mark(config)
+
+
+def only_shows(options: Any) -> bool:
+    """Whether pytest will end without running a test."""
+    return any(getattr(options, name, None) for name in ONLY_SHOW)
 
 
 def mark(config: pytest.Config) -> None:
