@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
+from sdopt.soundness import slug
 from sdopt.workload import Request
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Hardware:
     @property
     def key(self) -> str:
         """The folder name, for example 'nvidia-h100-80gb-hbm3-80gib-700-w'."""
-        return _slug(f"{self.name}-{self.memory_gib}gib-{self.detail}")
+        return slug(f"{self.name}-{self.memory_gib}gib-{self.detail}")
 
     def __str__(self) -> str:
         return f"{self.name}, {self.memory_gib} GiB, {self.detail}"
@@ -107,10 +108,6 @@ def _cpu_name() -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary name beside it, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +125,15 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def damaged(path: Path, what: str) -> BrokenFileError:
+    """The error of a stored file that is not what was stored, with the next step."""
+    error = BrokenFileError(
+        f"{path} {what}; it was left as it is; git checkout -- {path} brings back what git has"
+    )
+    error.path = path
+    return error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BrokenFileError if it is missing, broken or no object."""
     try:
@@ -135,9 +141,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BrokenFileError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be read: {error}; it was left as it is") from error
+        raise damaged(path, f"cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise BrokenFileError(f"{path} holds no JSON object; it was left as it is")
+        raise damaged(path, "holds no JSON object")
     return data
 
 
@@ -243,12 +249,13 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
             for level, rows in data["levels"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BrokenFileError(f"{path} is incomplete: {error!r}; it was left as it is") from error
+        raise damaged(path, f"is incomplete: {error!r}") from error
     for level, kinds in limits.items():
         if "drift" not in kinds or not set(kinds) <= set(LIMIT_KINDS):
-            raise BrokenFileError(
-                f"{path}: level {level!r} has the limits {sorted(kinds)}; a level has drift and "
-                "maybe cost and truth; it was left as it is"
+            raise damaged(
+                path,
+                f"is of another kind: level {level!r} has the limits {sorted(kinds)}; a level has "
+                "drift and maybe cost and truth",
             )
     return limits
 
@@ -264,7 +271,7 @@ def load_work(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     levels = read_json(path).get("levels")
     if not isinstance(levels, dict) or not all(isinstance(row, dict) for row in levels.values()):
-        raise BrokenFileError(f"{path} holds no counts by level; it was left as it is")
+        raise damaged(path, "holds no counts by level")
     return levels
 
 

@@ -26,6 +26,7 @@ from sdopt.selftest.judging import finding, judge_optimization_fault, judge_pict
 from sdopt.selftest.matrix import interval, matrix, totals
 from sdopt.selftest.optimizations import optimization_faults
 from sdopt.selftest.pictures import picture_faults
+from sdopt.soundness import statistics_of
 from sdopt.sources import Source
 from sdopt.verdict import ExitCode, Outcome, Verdict
 from sdopt.workload import Request, generate
@@ -225,7 +226,8 @@ def folder(tmp_path: Path) -> Folder:
     """What a harness run finds, with a stored run of one benchmark."""
     run = tmp_path / "baselines" / "history" / "cpu" / "embedded" / "0001_first.json"
     run.parent.mkdir(parents=True)
-    content = {"sdopt": {"hardware": "cpu"}, "benchmarks": [{"stats": {"data": [0.5]}}]}
+    entry = {"extra_info": {}, "stats": statistics_of([0.5])}
+    content = {"sdopt": {"hardware": "cpu"}, "machine_info": {}, "benchmarks": [entry]}
     run.write_text(json.dumps(content))
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks")
     return Folder(path=tmp_path)

@@ -19,6 +19,7 @@ from sdopt.history import StoredRun, save_run
 from sdopt.levels import BASELINE, LEVELS, TUNED
 from sdopt.measure import Work
 from sdopt.report.progress import Progress
+from sdopt.soundness import statistics_of
 from sdopt.suite import Settings, Suite
 
 STEPS = 2
@@ -186,13 +187,14 @@ def measured(suite: Suite, latency_ms: float, **more: Any) -> dict[str, Any]:
     entries = [
         {
             "extra_info": {**suite.identity(LEVELS[name]), "host_syncs": 0},
-            "stats": {"data": [latency_ms / 1e3]},
+            "stats": statistics_of([latency_ms / 1e3]),
         }
         for name in ("baseline", "tuned")
     ]
     return {
         "sdopt": {**suite.history_block(), **more},
         "benchmarks": entries,
+        "machine_info": {},
         "commit_info": {"id": "0123456789abcdef0123456789abcdef01234567"},
     }
 

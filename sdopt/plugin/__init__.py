@@ -114,6 +114,14 @@ class _HistoryStorage:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """Let the machine say what its runs are filed under, which for a GPU nothing else says."""
+    machine_info["sdopt"] = config.stash[SUITE].hardware.key
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Give every benchmark its level's measurements, and the run its identity."""
     suite = config.stash[SUITE]
