@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
-from sdopt.soundness import slug
+from sdopt.soundness import Unsound, check_settings, slug
+from sdopt.stored_image import TEXT_KEY, read_stored_image
 from sdopt.workload import Request
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
-IMAGE_TEXT_KEY = "sdopt"
 LIMIT_KINDS = ("drift", "cost", "truth")
 PACKAGES = ("torch", "diffusers", "transformers")
 SMI_FORMAT = ("--format=csv,noheader,nounits",)
@@ -160,7 +161,7 @@ def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
-    text.add_text(IMAGE_TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
+    text.add_text(TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text, optimize=True)
     write_whole(path, buffer.getvalue())
@@ -188,7 +189,7 @@ def load_image(
     if changes := redefinition(made_by, level, guidance_scale):
         raise BrokenFileError(f"{path} was made with other settings: {changes}")
     if shape is not None and picture.shape != shape:
-        raise BrokenFileError(f"{path} has the shape {picture.shape}, this run's is {shape}")
+        raise damaged(path, f"has the shape {picture.shape}, this run's is {shape}")
     return picture
 
 
@@ -197,19 +198,11 @@ def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
 
     Raises BrokenFileError if it cannot be decoded.
     """
-    import numpy as np
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            image.load()
-            made_by = json.loads(image.info.get(IMAGE_TEXT_KEY, "{}"))
-            picture = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be decoded: {error}; it was left as it is") from error
-    if not isinstance(made_by, dict):
-        raise BrokenFileError(f"{path} says nothing about how it was made; it was left as it is")
-    return picture, made_by
+        return read_stored_image(path)
+    except (OSError, Unsound) as error:
+        what = f"cannot be read: {error}" if isinstance(error, OSError) else str(error)
+        raise damaged(path, what) from error
 
 
 def redefinition(stored: Mapping[str, Any], level: Level, guidance_scale: float) -> str | None:
@@ -251,6 +244,8 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(path, f"is incomplete: {error!r}") from error
     for level, kinds in limits.items():
+        if not all(math.isfinite(limit) for limit in kinds.values()):
+            raise damaged(path, f"is not sound: the limits of level {level!r} are {kinds}")
         if "drift" not in kinds or not set(kinds) <= set(LIMIT_KINDS):
             raise damaged(
                 path,
@@ -272,6 +267,11 @@ def load_work(path: Path) -> dict[str, dict[str, Any]]:
     levels = read_json(path).get("levels")
     if not isinstance(levels, dict) or not all(isinstance(row, dict) for row in levels.values()):
         raise damaged(path, "holds no counts by level")
+    for level, row in levels.items():
+        try:
+            check_settings(row)
+        except Unsound as error:
+            raise damaged(path, f"is not sound: level {level!r}: {error}") from error
     return levels
 
 

@@ -121,16 +121,17 @@ class Gate:
         return self._keep([verdict])
 
     def drift(
-        self, level: Level, comparison: Comparison, unusable: Mapping[str, str] | None = None
+        self, level: Level, comparison: Comparison, unusable: Mapping[str, Any] | None = None
     ) -> Verdict:
         """Judge the worst prompt against the level's own stored pictures, as a whole and by blocks.
 
-        `unusable` says, by prompt, why there is no stored picture to compare with.
+        `unusable` holds, by prompt, the error of a picture that cannot be compared with; its `path`
+        is that of a damaged file.
         """
         if unusable:
-            verdict = fault(level.name, "ssim_drift", "; ".join(unusable.values()))
-            accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's pictures"
-            return self._keep([replace(verdict, next_step=accept)])
+            verdict = fault(level.name, "ssim_drift", "; ".join(map(str, unusable.values())))
+            step = self._step_to_stored_pictures(level, unusable)
+            return self._keep([replace(verdict, next_step=step)])
         if comparison.faults:
             return self._broken(level, "ssim_drift", comparison)
         ssim = comparison.ssim
@@ -157,6 +158,15 @@ class Gate:
             also = f"block_drift {blocks[spotted]:.6g} (limit {block.limit}): {spot}"
             return replace(spoken, reason=f"{spoken.reason}; {also}")
         return spoken
+
+    def _step_to_stored_pictures(self, level: Level, unusable: Mapping[str, Any]) -> str:
+        """Git's before this run's: on a regressed tree those would be the wrong ones."""
+        accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's pictures"
+        paths = [path for error in unusable.values() if (path := getattr(error, "path", None))]
+        if not paths:
+            return accept
+        checkout = f"git checkout -- {' '.join(map(str, paths))}  # brings back what was stored"
+        return f"{checkout}\n  or:   {accept}, if git has none that is whole"
 
     def cost(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the reference level, if it says what the change costs."""

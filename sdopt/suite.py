@@ -257,7 +257,7 @@ class Suite:
 
     def stored_pictures(
         self, level: Level, pictures: Pictures
-    ) -> tuple[StoredPictures, dict[str, str]]:
+    ) -> tuple[StoredPictures, dict[str, BrokenFileError]]:
         """The level's stored pictures by prompt, and why the other prompts have none to compare.
 
         Under `--sdopt-accept` this run's pictures are stored first. Raises SdoptError rather than
@@ -265,7 +265,7 @@ class Suite:
         """
         if self.settings.accept:
             self._accept(level, pictures)
-        stored, unusable = {}, {}
+        stored, unusable = {}, dict[str, BrokenFileError]()
         for request in self.workload.requests:
             path, shape = self._image_path(level, request), pictures[request.name].shape
             try:
@@ -273,7 +273,7 @@ class Suite:
                     path, request, level, self.source.guidance_scale, shape
                 )
             except BrokenFileError as error:
-                unusable[request.name] = str(error)
+                unusable[request.name] = error
         return stored, unusable
 
     def _accept(self, level: Level, pictures: Pictures) -> None:
