@@ -187,6 +187,12 @@ class Gate:
         limit = limits.truth if limits else None
         return self._mean_likeness(level, "truth", comparison, limit, what)
 
+    def raised(self, level: str, what: str) -> Verdict:
+        """A pipeline that raised: a failure of the level, whatever was being measured."""
+        reason = f"its pipeline raised {what}"
+        verdict = Verdict(level=level, metric="pipeline", outcome=Outcome.REGRESSION, reason=reason)
+        return self._keep([verdict])
+
     def _mean_likeness(
         self, level: Level, kind: str, comparison: Comparison, limit: float | None, what: str
     ) -> Verdict:
@@ -293,7 +299,7 @@ class Gate:
             return ""
         if verdict.metric in ZERO_COUNTS:
             return f"TORCH_LOGS=recompiles,graph_breaks {again} -s  # says where"
-        if verdict.metric == "effect":
+        if verdict.metric in ("effect", "pipeline"):
             return f"{again}  # once it is repaired"
         if verdict.metric in EXACT_COUNTS:
             return f"{again} --sdopt-accept  # if the new work is meant"

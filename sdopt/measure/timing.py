@@ -168,10 +168,15 @@ def _one_stage_round(pipeline: LevelPipeline, request: Request) -> dict[str, flo
 
     with _around(pipeline, "encode_prompt", tick), _around(pipeline.vae, "decode", tick):
         generate(pipeline, request)
+    stages = {
+        "text": ("encode_prompt begins", "encode_prompt ends"),
+        "denoise": ("encode_prompt ends", "decode begins"),
+        "decode": ("decode begins", "decode ends"),
+    }
     return {
-        "text": clock.elapsed_ms(ticks["encode_prompt begins"], ticks["encode_prompt ends"]),
-        "denoise": clock.elapsed_ms(ticks["encode_prompt ends"], ticks["decode begins"]),
-        "decode": clock.elapsed_ms(ticks["decode begins"], ticks["decode ends"]),
+        stage: clock.elapsed_ms(ticks[start], ticks[end])
+        for stage, (start, end) in stages.items()
+        if start in ticks and end in ticks  # a level that left a part out is told by its work
     }
 
 

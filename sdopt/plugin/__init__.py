@@ -18,7 +18,7 @@ from sdopt import history
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
-from sdopt.plugin import ab, compile_cache, peers, refusals, unfinished
+from sdopt.plugin import ab, compile_cache, peers, raised, refusals, unfinished
 from sdopt.plugin.options import add_options, settings_of
 from sdopt.report.progress import Progress
 from sdopt.report.terminal import blind_note, ladder_table, power_note
@@ -64,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = suite
     config.stash[UNJUDGED] = Unjudged(suite)
     config.pluginmanager.register(config.stash[UNJUDGED], "sdopt-unjudged")
+    config.pluginmanager.register(raised.Raised(suite), "sdopt-raised")
     config.stash[STORING] = refusals.NothingStored(config)
     config.pluginmanager.register(config.stash[STORING], "sdopt-nothing-stored")
     config.pluginmanager.register(peers, "sdopt-peers")
@@ -274,7 +275,8 @@ class Unjudged:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called for setup, call and teardown of every test."""
         by_verdict = report.when == "call" and report.nodeid in self.suite.failed_by_verdict
-        if report.failed and not by_verdict:
+        of_a_level = getattr(report, raised.OF_A_LEVEL, False)
+        if report.failed and not by_verdict and not of_a_level:
             self.node_ids.append(report.nodeid)
 
 
