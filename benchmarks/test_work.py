@@ -3,9 +3,10 @@
 from sdopt import measure
 
 
-def test_effect(level, observation, dtype, gate):
-    """Each field of the level took effect."""
-    verdict = gate.effect(level, measure.missing_effects(level, observation, dtype))
+def test_effect(level, observation, dtype, kept_state, gate):
+    """Each field of the level took effect, and nothing is kept from one request to the next."""
+    missing = measure.missing_effects(level, observation, dtype)
+    verdict = gate.effect(level, [*missing, *kept_state])
     assert verdict.passed, verdict.message
 
 

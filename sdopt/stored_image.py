@@ -59,8 +59,8 @@ def _decoded(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
-            if getattr(image, "n_frames", 1) != 1:
-                raise Unsound(f"holds {image.n_frames} images")
+            if (frames := getattr(image, "n_frames", 1)) != 1:
+                raise Unsound(f"holds {frames} images")
             return np.asarray(image.convert("RGB")), image.info.get(TEXT_KEY)
     except Unsound:
         raise

@@ -220,6 +220,20 @@ class Suite:
 
         inject(pipeline, fault, picture_ms(pipeline, self.workload.requests[0]))
 
+    def kept_state(self, level: Level, pipeline: LevelPipeline) -> tuple[str, ...]:
+        """What an earlier request left in the pipeline, see `sdopt.measure.second_request`.
+
+        No second pipeline of a compiled level: it might compile all anew.
+        """
+        from sdopt.measure.second_request import kept_state
+        from sdopt.pipeline import build
+
+        fresh = None if level.compiled else lambda: build(self.source, level, self.device)
+        with self.progress.during(f"[{level.name}] a second request"):
+            kept = kept_state(pipeline, self.workload.requests, fresh)
+        free_memory(self.device)
+        return kept
+
     def pictures(self, level: Level, pipeline: LevelPipeline) -> Pictures:
         """Every request's picture by that pipeline, made once a run."""
         if level.name not in self._pictures:

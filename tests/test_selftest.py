@@ -19,6 +19,12 @@ from sdopt.levels import FINAL, TURBO, Level
 from sdopt.measure import observe, work_of
 from sdopt.measure.quality import to_uint8
 from sdopt.pipeline import LevelPipeline, build
+from sdopt.selftest.between import (
+    judge_request_fault,
+    judge_round_fault,
+    request_faults,
+    round_faults,
+)
 from sdopt.selftest.engine import engine_faults
 from sdopt.selftest.fault import Fault, Faulty, Finding
 from sdopt.selftest.harness import Folder, HarnessFault, harness_faults
@@ -57,15 +63,19 @@ def test_a_fault_changes_the_picture_and_is_gone_afterwards(
     assert np.array_equal(generate(pipeline, micro_request), unchanged)
 
 
+def of_levels() -> list[Fault]:
+    """Every fault that is put into a pipeline."""
+    images = (*picture_faults(), *request_faults(), *round_faults())
+    return [*images, *optimization_faults(), *engine_faults()]
+
+
 def test_every_fault_has_a_name_of_its_own() -> None:
-    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults())
-    ids = [fault.id for fault in (*of_levels, *harness_faults())]
+    ids = [fault.id for fault in (*of_levels(), *harness_faults())]
     assert len(ids) == len(set(ids))
 
 
 def test_the_readme_counts_the_faults() -> None:
-    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults())
-    faults = [fault for fault in of_levels if fault.caught_by is not None]
+    faults = [fault for fault in of_levels() if fault.caught_by is not None]
     runs = [fault for fault in harness_faults() if fault.code is not ExitCode.PASS]
     number = len(faults) + len(runs) + 1  # two processes saving at once
     readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
@@ -184,6 +194,22 @@ def test_a_fault_of_the_engine_is_caught_and_gone_afterwards(
     assert ("tflop " in found.seen) is (name in SEEN_BY_WORK)
     control = judge_optimization_fault(ENGINE_FAULTS["none (control)"], suite, TURBO, turbo)
     assert control.caught, control.seen
+
+
+BETWEEN = {fault.id: fault for fault in (*request_faults(), *round_faults())}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_fault_between_images_is_caught_and_gone_afterwards(
+    name: str, pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
+) -> None:
+    fault = BETWEEN[name]
+    suite: Any = SimpleNamespace(gate=Gate(device="cpu"), workload=SimpleNamespace())
+    suite.workload.requests = [micro_request]
+    judge = judge_request_fault if fault.group == "request" else judge_round_fault
+    found = judge(fault, suite, EAGER, pipeline)
+    assert found.caught, found.seen
+    assert np.array_equal(generate(pipeline, micro_request), unchanged)
 
 
 def test_a_fault_of_the_picture_is_judged_against_the_stored_ones(

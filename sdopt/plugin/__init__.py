@@ -365,6 +365,12 @@ def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
 
 
 @pytest.fixture(scope="session")
+def kept_state(suite: Suite, level: Level, pipeline: LevelPipeline) -> tuple[str, ...]:
+    """What the warm pipeline kept from earlier requests: nothing, if all is well."""
+    return suite.kept_state(level, pipeline)
+
+
+@pytest.fixture(scope="session")
 def pictures(suite: Suite, level: Level, pipeline: LevelPipeline) -> Pictures:
     """The level's picture of every prompt, float32 from 0 to 1."""
     return suite.pictures(level, pipeline)

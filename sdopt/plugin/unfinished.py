@@ -47,7 +47,7 @@ def mark(config: pytest.Config) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         return
     path = config.rootpath / VERDICTS
-    content = {
+    content: dict[str, Any] = {
         "schema": SCHEMA,
         "exit_code": None,
         "outcome": OUTCOME,

@@ -29,7 +29,7 @@ def judge_picture_fault(
     requests = suite.workload.requests
     with fault.inject(pipeline) as faulty:
         pictures = {request.name: generate(faulty, request) for request in requests}
-    gate = _fresh_gate(suite.gate)
+    gate = fresh_gate(suite.gate)
     stored, unusable = suite.stored_pictures(level, pictures)
     gate.drift(level, measure.compare(pictures, stored), unusable)
     found = finding(fault, gate.verdicts)
@@ -51,13 +51,13 @@ def judge_optimization_fault(
     with fault.inject(pipeline) as faulty:
         measure.first_call(faulty, request)  # what the fault itself compiles is not its effect
         seen = measure.observe(faulty, request)
-        gate = _fresh_gate(suite.gate)
+        gate = fresh_gate(suite.gate)
         gate.effect(level, measure.missing_effects(level, seen, suite.dtype))
         gate.work(level, measure.work_of(faulty, seen))
     return finding(fault, gate.verdicts)
 
 
-def _fresh_gate(gate: Gate) -> Gate:
+def fresh_gate(gate: Gate) -> Gate:
     """The run's gate without what it kept; compared with pictures, limits and work only."""
     return Gate(
         device=gate.device,
