@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
+from sdopt.soundness import Unsound, check_settings, slug
+from sdopt.stored_image import TEXT_KEY, read_stored_image
 from sdopt.workload import Request
 
 if TYPE_CHECKING:
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
-IMAGE_TEXT_KEY = "sdopt"
 LIMIT_KINDS = ("drift", "cost", "truth", "latents", "float64")
 PACKAGES = ("torch", "diffusers", "transformers")
 SMI_FORMAT = ("--format=csv,noheader,nounits",)
@@ -41,7 +43,7 @@ class Hardware:
     @property
     def key(self) -> str:
         """The folder name, for example 'nvidia-h100-80gb-hbm3-80gib-700-w'."""
-        return _slug(f"{self.name}-{self.memory_gib}gib-{self.detail}")
+        return slug(f"{self.name}-{self.memory_gib}gib-{self.detail}")
 
     def __str__(self) -> str:
         return f"{self.name}, {self.memory_gib} GiB, {self.detail}"
@@ -107,10 +109,6 @@ def _cpu_name() -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary name beside it, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +126,15 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def damaged(path: Path, what: str) -> BrokenFileError:
+    """The error of a stored file that is not what was stored, with the next step."""
+    error = BrokenFileError(
+        f"{path} {what}; it was left as it is; git checkout -- {path} brings back what git has"
+    )
+    error.path = path
+    return error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BrokenFileError if it is missing, broken or no object."""
     try:
@@ -135,9 +142,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BrokenFileError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be read: {error}; it was left as it is") from error
+        raise damaged(path, f"cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise BrokenFileError(f"{path} holds no JSON object; it was left as it is")
+        raise damaged(path, "holds no JSON object")
     return data
 
 
@@ -154,7 +161,7 @@ def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
-    text.add_text(IMAGE_TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
+    text.add_text(TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text, optimize=True)
     write_whole(path, buffer.getvalue())
@@ -182,7 +189,7 @@ def load_image(
     if changes := redefinition(made_by, level, guidance_scale):
         raise BrokenFileError(f"{path} was made with other settings: {changes}")
     if shape is not None and picture.shape != shape:
-        raise BrokenFileError(f"{path} has the shape {picture.shape}, this run's is {shape}")
+        raise damaged(path, f"has the shape {picture.shape}, this run's is {shape}")
     return picture
 
 
@@ -191,19 +198,11 @@ def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
 
     Raises BrokenFileError if it cannot be decoded.
     """
-    import numpy as np
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            image.load()
-            made_by = json.loads(image.info.get(IMAGE_TEXT_KEY, "{}"))
-            picture = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be decoded: {error}; it was left as it is") from error
-    if not isinstance(made_by, dict):
-        raise BrokenFileError(f"{path} says nothing about how it was made; it was left as it is")
-    return picture, made_by
+        return read_stored_image(path)
+    except (OSError, Unsound) as error:
+        what = f"cannot be read: {error}" if isinstance(error, OSError) else str(error)
+        raise damaged(path, what) from error
 
 
 def redefinition(stored: Mapping[str, Any], level: Level, guidance_scale: float) -> str | None:
@@ -246,12 +245,15 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
             for level, rows in data["levels"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BrokenFileError(f"{path} is incomplete: {error!r}; it was left as it is") from error
+        raise damaged(path, f"is incomplete: {error!r}") from error
     for level, kinds in limits.items():
+        if not all(math.isfinite(limit) for limit in kinds.values()):
+            raise damaged(path, f"is not sound: the limits of level {level!r} are {kinds}")
         if "drift" not in kinds or not set(kinds) <= set(LIMIT_KINDS):
-            raise BrokenFileError(
-                f"{path}: level {level!r} has the limits {sorted(kinds)}; a level has drift and "
-                "maybe cost, truth, latents and float64; it was left as it is"
+            raise damaged(
+                path,
+                f"is of another kind: level {level!r} has the limits {sorted(kinds)}; a level has "
+                "drift and maybe cost, truth, latents and float64",
             )
     return limits
 
@@ -267,7 +269,12 @@ def load_work(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     levels = read_json(path).get("levels")
     if not isinstance(levels, dict) or not all(isinstance(row, dict) for row in levels.values()):
-        raise BrokenFileError(f"{path} holds no counts by level; it was left as it is")
+        raise damaged(path, "holds no counts by level")
+    for level, row in levels.items():
+        try:
+            check_settings(row)
+        except Unsound as error:
+            raise damaged(path, f"is not sound: level {level!r}: {error}") from error
     return levels
 
 

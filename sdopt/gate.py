@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does
 MEMORY_METRICS = ("peak_allocated_mib", "peak_reserved_mib", "device_used_mib")
 GATED_MEMORY = "peak_allocated_mib"
 RUN = "pytest benchmarks/"
-ZERO_COUNTS = ("recompiles", "graph_breaks")
+ZERO_WORK = ("recompiles", "graph_breaks")
+ZERO_COUNTS = (*ZERO_WORK, "graphs_in_rounds")
 EXACT_COUNTS = ("unet_evaluations", "tflop")
 """The same on every machine: compared with the stored counts in every run."""
 WORK_DETAILS = ("calls", "tflop_by_module")
@@ -49,6 +50,9 @@ DEFAULT_LIMITS = Limits(drift=0.99)
 """For sources whose own spread between machines nobody measured yet."""
 DEFAULT_LATENT_LIMITS = {"latent_drift": 0.02, "latent_drift_float64": 1e-6}
 """The same for the relative L2 of final latents."""
+GROWTH_LIMIT_MIB = {"cpu": 1.5, "cuda": 1.0}
+"""What each image may leave in use: resident memory on a CPU, allocated on a GPU, where a healthy
+level leaves exactly nothing. docs/trust.md has the CPU's noise."""
 BLOCK_DRIFT_LIMIT = 0.1
 """Of the full range. Float16 on a GPU differs from float32 on a CPU by 0.034 at most, in five
 pictures of fifteen levels; a white spot of one block by 0.14 to 0.9."""
@@ -86,7 +90,10 @@ class Gate:
     verdicts: list[Verdict] = field(default_factory=list)
 
     def latency(self, level: Level, record: Latency, first: FirstCall) -> Verdict:
-        """Judge the median round of one picture; none at all is a fault when comparing."""
+        """Judge the median round of one picture, and what the rounds must not do.
+
+        No round at all is a fault when comparing.
+        """
         self._record(
             level,
             latency_ms=record.median_ms,
@@ -96,9 +103,24 @@ class Gate:
             **({"gpu": asdict(record.gpu)} if record.gpu else {}),
         )
         if record.disturbances:
-            return self._keep([void(level.name, "latency_ms", record.disturbances)])
-        prior = PRIORS["latency_ms"][noise_class(self.device, level)]
-        return self._keep([self._against_history(level, "latency_ms", prior)])
+            verdict = void(level.name, "latency_ms", record.disturbances)
+        else:
+            prior = PRIORS["latency_ms"][noise_class(self.device, level)]
+            verdict = self._against_history(level, "latency_ms", prior)
+        return self._keep([verdict, *self._of_rounds(level, record)])
+
+    def _of_rounds(self, level: Level, record: Latency) -> list[Verdict]:
+        """Judge by fixed limits, in every run."""
+        verdicts = []
+        if record.graphs_in_rounds is not None:
+            self._record(level, graphs_in_rounds=record.graphs_in_rounds)
+            verdicts.append(self._zero(level, "graphs_in_rounds"))
+        if record.growth_mib is not None:
+            self._record(level, growth_mib=record.growth_mib)
+            what = "left behind by each image, the median over the timed rounds"
+            limit = GROWTH_LIMIT_MIB[self.device]
+            verdicts.append(at_most(level.name, "growth_mib", record.growth_mib, limit, what))
+        return verdicts
 
     def memory(self, level: Level, record: Memory) -> Verdict:
         """Judge the allocated peak; the reserved and the device-wide one are recorded."""
@@ -111,7 +133,7 @@ class Gate:
     def work(self, level: Level, record: Work) -> Verdict:
         """Judge the counts: no recompile and no graph break ever, the rest as stored."""
         self._record(level, **{k: v for k, v in asdict(record).items() if v is not None})
-        zero = [self._zero(level, metric) for metric in ZERO_COUNTS]
+        zero = [self._zero(level, metric) for metric in ZERO_WORK]
         exact = [self._same_work(level, metric) for metric in EXACT_COUNTS]
         on_gpu = self._gpu_work(level) if record.kernel_launches is not None else []
         verdicts = [*zero, *exact, *on_gpu]
@@ -131,16 +153,17 @@ class Gate:
         return self._keep([verdict])
 
     def drift(
-        self, level: Level, comparison: Comparison, unusable: Mapping[str, str] | None = None
+        self, level: Level, comparison: Comparison, unusable: Mapping[str, Any] | None = None
     ) -> Verdict:
         """Judge the worst prompt against the level's own stored pictures, as a whole and by blocks.
 
-        `unusable` says, by prompt, why there is no stored picture to compare with.
+        `unusable` holds, by prompt, the error of a picture that cannot be compared with; its `path`
+        is that of a damaged file.
         """
         if unusable:
-            verdict = fault(level.name, "ssim_drift", "; ".join(unusable.values()))
-            accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's pictures"
-            return self._keep([replace(verdict, next_step=accept)])
+            verdict = fault(level.name, "ssim_drift", "; ".join(map(str, unusable.values())))
+            step = self._step_to_stored_pictures(level, unusable)
+            return self._keep([replace(verdict, next_step=step)])
         if comparison.faults:
             return self._broken(level, "ssim_drift", comparison)
         ssim = comparison.ssim
@@ -243,6 +266,15 @@ class Gate:
         )
         return self._keep([verdict])
 
+    def _step_to_stored_pictures(self, level: Level, unusable: Mapping[str, Any]) -> str:
+        """Git's before this run's: on a regressed tree those would be the wrong ones."""
+        accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's pictures"
+        paths = [path for error in unusable.values() if (path := getattr(error, "path", None))]
+        if not paths:
+            return accept
+        checkout = f"git checkout -- {' '.join(map(str, paths))}  # brings back what was stored"
+        return f"{checkout}\n  or:   {accept}, if git has none that is whole"
+
     def cost(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the reference level, if it says what the change costs."""
         reference = get_level(level.reference or level.name)
@@ -261,6 +293,12 @@ class Gate:
         limits = self.limits.get(level.name)
         limit = limits.truth if limits else None
         return self._mean_likeness(level, "truth", comparison, limit, what)
+
+    def raised(self, level: str, what: str) -> Verdict:
+        """A pipeline that raised: a failure of the level, whatever was being measured."""
+        reason = f"its pipeline raised {what}"
+        verdict = Verdict(level=level, metric="pipeline", outcome=Outcome.REGRESSION, reason=reason)
+        return self._keep([verdict])
 
     def _mean_likeness(
         self, level: Level, kind: str, comparison: Comparison, limit: float | None, what: str
@@ -368,7 +406,7 @@ class Gate:
             return ""
         if verdict.metric in ZERO_COUNTS:
             return f"TORCH_LOGS=recompiles,graph_breaks {again} -s  # says where"
-        if verdict.metric in ("effect", "repeat"):
+        if verdict.metric in ("effect", "repeat", "pipeline", "growth_mib"):
             return f"{again}  # once it is repaired"
         if verdict.metric in EXACT_COUNTS:
             return f"{again} --sdopt-accept  # if the new work is meant"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 from sdopt import baselines
 from sdopt.baselines import Hardware
 from sdopt.errors import BrokenFileError
+from sdopt.soundness import Unsound, check_run
 
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
 PARTIAL = "_partial"
@@ -134,16 +134,19 @@ def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _stored_run(path: Path, data: dict[str, Any], block: dict[str, Any]) -> StoredRun:
     try:
+        check_run(data, block)
         return StoredRun(
             path=path,
             metrics=_metrics(data["benchmarks"]),
             judged=tuple(block["judged"]),
             environment=dict(block["environment"]),
-            accepted=bool(block.get("accepted", False)),
+            accepted=block.get("accepted", False),
             commit=_commit(data.get("commit_info") or {}),
         )
+    except Unsound as error:
+        raise baselines.damaged(path, f"is not sound: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BrokenFileError(f"{path} is incomplete: {error!r}") from error
+        raise baselines.damaged(path, f"is incomplete: {error!r}") from error
 
 
 def _metrics(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -151,8 +154,7 @@ def _metrics(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     metrics = {}
     for entry in benchmarks:
         info = dict(entry["extra_info"])
-        rounds = entry["stats"]["data"]
-        info["latency_ms"] = 1e3 * median(rounds) if rounds else math.nan
+        info["latency_ms"] = 1e3 * median(entry["stats"]["data"])
         metrics[info["level"]] = info
     return metrics
 

@@ -226,6 +226,20 @@ class Suite:
 
         inject(pipeline, fault, picture_ms(pipeline, self.workload.requests[0]))
 
+    def kept_state(self, level: Level, pipeline: LevelPipeline) -> tuple[str, ...]:
+        """What an earlier request left in the pipeline, see `sdopt.measure.second_request`.
+
+        No second pipeline of a compiled level: it might compile all anew.
+        """
+        from sdopt.measure.second_request import kept_state
+        from sdopt.pipeline import build
+
+        fresh = None if level.compiled else lambda: build(self.source, level, self.device)
+        with self.progress.during(f"[{level.name}] a second request"):
+            kept = kept_state(pipeline, self.workload.requests, fresh)
+        free_memory(self.device)
+        return kept
+
     def pictures(self, level: Level, pipeline: LevelPipeline) -> Pictures:
         """Every request's picture by that pipeline, made once a run, and the first one twice."""
         if level.name not in self._pictures:
@@ -284,7 +298,7 @@ class Suite:
 
     def stored_pictures(
         self, level: Level, pictures: Pictures
-    ) -> tuple[StoredPictures, dict[str, str]]:
+    ) -> tuple[StoredPictures, dict[str, BrokenFileError]]:
         """The level's stored pictures by prompt, and why the other prompts have none to compare.
 
         Under `--sdopt-accept` this run's pictures are stored first. Raises SdoptError rather than
@@ -292,7 +306,7 @@ class Suite:
         """
         if self.settings.accept:
             self._accept(level, pictures)
-        stored, unusable = {}, {}
+        stored, unusable = {}, dict[str, BrokenFileError]()
         for request in self.workload.requests:
             path, shape = self._image_path(level, request), pictures[request.name].shape
             try:
@@ -300,7 +314,7 @@ class Suite:
                     path, request, level, self.source.guidance_scale, shape
                 )
             except BrokenFileError as error:
-                unusable[request.name] = str(error)
+                unusable[request.name] = error
         return stored, unusable
 
     def double(self, level: Level, pipeline: LevelPipeline) -> Doubles:

@@ -30,12 +30,15 @@ PASSING = (Outcome.PASS, Outcome.IMPROVEMENT, Outcome.RECORDED)
 
 
 class ExitCode(enum.IntEnum):
-    """What a run of the suite ends with; what failed without a verdict counts as a fault."""
+    """What a run of the suite ends with; what failed without a verdict counts as a fault.
+
+    pytest itself ends with 2 to 5 where it reached no verdict: none of these means anything else.
+    """
 
     PASS = 0
     REGRESSION = 1
     FAULT = 2
-    INSUFFICIENT = 3
+    INSUFFICIENT = 10
 
 
 def exit_code(verdicts: Sequence[Verdict], *, broken: bool = False) -> ExitCode:

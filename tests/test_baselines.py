@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdopt.baselines import (
-    IMAGE_TEXT_KEY,
+    TEXT_KEY,
     Hardware,
     hardware_of,
     image_path,
@@ -251,13 +253,111 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF"])
-def test_an_image_that_somebody_else_made_is_refused(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "complaint"),
+    [
+        ("PNG", "says nothing about how it was made"),
+        ("JPEG", "is no PNG file, whatever its name says"),
+        ("GIF", "is no PNG file, whatever its name says"),
+        ("TIFF", "is no PNG file, whatever its name says"),
+    ],
+)
+def test_an_image_that_somebody_else_made_is_refused(
+    form: str, complaint: str, tmp_path: Path
+) -> None:
     path = tmp_path / "cat.png"
     Image.fromarray(picture()).save(path, format=form)
-    with pytest.raises(BrokenFileError, match="made for another request") as caught:
+    refused(path, complaint)
+
+
+def refused(path: Path, complaint: str) -> None:
+    """It is left as it is, and the error names it, the complaint and the next step."""
+    before = path.read_bytes()
+    with pytest.raises(BrokenFileError) as caught:
         load(path)
-    assert str(path) in str(caught.value)
+    assert f"{path} {complaint}" in str(caught.value)
+    assert f"it was left as it is; git checkout -- {path}" in str(caught.value)
+    assert caught.value.path == path
+    assert path.read_bytes() == before
+
+
+def png(width: int, height: int, bits: int, color: int, data: bytes, text: str = "{}") -> bytes:
+    """A PNG file of these rows, each with its filter byte; Pillow writes none of 16-bit RGB."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        ends = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + ends
+
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", header),
+            chunk(b"tEXt", b"sdopt\0" + text.encode()),
+            chunk(b"IDAT", zlib.compress(data)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "color", "values", "complaint"),
+    [
+        (16, 0, 2, "holds 16-bit grey; images are stored as 8-bit RGB"),
+        (16, 2, 6, "holds 16-bit RGB; images are stored as 8-bit RGB"),
+        (8, 0, 1, "holds 8-bit grey; images are stored as 8-bit RGB"),
+        (8, 6, 4, "holds 8-bit RGB with alpha; images are stored as 8-bit RGB"),
+        (8, 3, 1, "holds 8-bit palette; images are stored as 8-bit RGB"),
+    ],
+)
+def test_an_image_of_other_values_is_refused(
+    bits: int, color: int, values: int, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(png(2, 2, bits, color, (b"\0" + b"\7" * 2 * values) * 2))
+    refused(path, complaint)
+
+
+def test_an_image_too_large_to_decode_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(png(16000, 16000, 8, 2, b""))
+    refused(path, "is 16000 x 16000 pixels large")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("null", "says 'null' about how it was made"),
+        ("[]", "says '[]' about how it was made"),
+        ("{", "says in no JSON how it was made"),
+        ('{"level_fields": null}', "is not sound: level_fields is None, not settings by name"),
+        ('{"level_fields": {"steps": null}}', "is not sound: steps is None"),
+        ('{"guidance_scale": null}', "is not sound: guidance_scale is None"),
+        ('{"guidance_scale": NaN}', "is not sound: guidance_scale is nan"),
+        ('{"prompt": null}', "is not sound: prompt is None"),
+    ],
+)
+def test_an_image_with_a_broken_text_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(png(1, 1, 8, 2, b"\0\1\2\3", text))
+    refused(path, complaint)
+
+
+def test_a_text_too_large_to_unpack_is_refused(tmp_path: Path) -> None:
+    path = stored_picture(tmp_path)
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_text("sdopt", "x" * 2**21, zip=True)
+        image.save(path, pnginfo=text)
+    refused(path, "cannot be decoded")
+
+
+def test_an_image_of_several_frames_is_refused(tmp_path: Path) -> None:
+    path = stored_picture(tmp_path)
+    frames = [Image.fromarray(picture()), Image.fromarray(255 - picture())]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    refused(path, "holds 2 images")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +401,7 @@ def test_an_image_of_a_level_that_was_only_renamed_or_explained_is_used(tmp_path
 @pytest.mark.parametrize("made_by", ["[]", "3"])
 def test_an_image_with_a_foreign_note_is_refused(made_by: str, tmp_path: Path) -> None:
     text = PngInfo()
-    text.add_text(IMAGE_TEXT_KEY, made_by)
+    text.add_text(TEXT_KEY, made_by)
     path = tmp_path / "cat.png"
     Image.fromarray(picture()).save(path, pnginfo=text)
     with pytest.raises(BrokenFileError, match="how it was made") as caught:

@@ -24,6 +24,7 @@ from sdopt.history import (
     save_run,
     series,
 )
+from sdopt.soundness import statistics_of
 
 H100 = Hardware(name="NVIDIA H100 80GB HBM3", memory_gib=80, detail="700 W")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -42,7 +43,8 @@ def a_run(**block: Any) -> dict[str, Any]:
     info = {"level": "final", "unet_evaluations": 29}
     return {
         "sdopt": {name: value for name, value in whole.items() if value is not None},
-        "benchmarks": [{"extra_info": info, "stats": {"data": [0.3, 0.1, 0.2]}}],
+        "machine_info": {},
+        "benchmarks": [{"extra_info": info, "stats": statistics_of([0.3, 0.1, 0.2])}],
     }
 
 
@@ -192,13 +194,6 @@ def test_a_saved_run_is_loaded_with_its_median_latency(tmp_path: Path) -> None:
     assert (run.path, run.environment) == (path, {"torch": "2.13.0"})
 
 
-def test_a_run_without_rounds_has_no_latency(tmp_path: Path) -> None:
-    run = a_run()
-    run["benchmarks"][0]["stats"]["data"] = []
-    stored = load_run(written(tmp_path / "0001_a.json", run), H100, "embedded")
-    assert math.isnan(stored.metrics["final"]["latency_ms"])
-
-
 WHOLE = json.dumps(a_run())
 UNUSABLE: dict[str, tuple[bytes | str | dict[str, Any], list[str]]] = {
     "empty": ("", ["cannot be read", "left as it is"]),
@@ -216,7 +211,7 @@ UNUSABLE: dict[str, tuple[bytes | str | dict[str, Any], list[str]]] = {
     ),
     "without verdicts": (a_run(judged=None), ["incomplete", "judged"]),
     "without versions": (a_run(environment=None), ["incomplete", "environment"]),
-    "with foreign versions": (a_run(environment="torch"), ["incomplete"]),
+    "with foreign versions": (a_run(environment="torch"), ["its environment is 'torch'"]),
     "without benchmarks": ({"sdopt": a_run()["sdopt"]}, ["incomplete", "benchmarks"]),
     "with null benchmarks": ({**a_run(), "benchmarks": None}, ["incomplete"]),
     "with foreign benchmarks": ({**a_run(), "benchmarks": [{"name": "x"}]}, ["incomplete"]),
@@ -226,7 +221,7 @@ UNUSABLE: dict[str, tuple[bytes | str | dict[str, Any], list[str]]] = {
     ),
     "with foreign rounds": (
         {**a_run(), "benchmarks": [{"extra_info": {"level": "final"}, "stats": {"data": ["x"]}}]},
-        ["incomplete"],
+        ["[final] a round took 'x' s", "left as it is", "git checkout -- "],
     ),
 }
 

@@ -10,6 +10,7 @@ import pytest
 
 from sdopt.levels import LEVELS
 from sdopt.report.results import main, marks, published_seconds, results_table
+from sdopt.soundness import statistics_of
 
 BEGIN, END = marks("measured")
 
@@ -67,9 +68,10 @@ def test_a_level_nobody_published_has_dashes() -> None:
 
 
 def stored(folder: Path) -> Path:
-    entry = {"extra_info": {"level": "final"}, "stats": {"data": [0.1, 0.3, 0.2]}}
+    entry = {"extra_info": {"level": "final"}, "stats": statistics_of([0.1, 0.3, 0.2])}
     run = {
-        "sdopt": {"schema": 1, "judged": [], "environment": {}},
+        "sdopt": {"schema": 1, "hardware": "gpu", "judged": [], "environment": {}},
+        "machine_info": {},
         "benchmarks": [entry],
     }
     folder.mkdir()

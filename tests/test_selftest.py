@@ -22,6 +22,12 @@ from sdopt.measure.double import double_latents
 from sdopt.measure.latents import draw
 from sdopt.measure.quality import to_uint8
 from sdopt.pipeline import LevelPipeline, build
+from sdopt.selftest.between import (
+    judge_request_fault,
+    judge_round_fault,
+    request_faults,
+    round_faults,
+)
 from sdopt.selftest.engine import engine_faults
 from sdopt.selftest.fault import Fault, Faulty, Finding
 from sdopt.selftest.harness import Folder, HarnessFault, harness_faults
@@ -42,6 +48,7 @@ from sdopt.selftest.numerics import (
 )
 from sdopt.selftest.optimizations import optimization_faults
 from sdopt.selftest.pictures import picture_faults
+from sdopt.soundness import statistics_of
 from sdopt.sources import Source
 from sdopt.verdict import ExitCode, Outcome, Verdict
 from sdopt.workload import Request, generate
@@ -79,15 +86,19 @@ def numerics(dtype: str = "float32") -> list[Fault]:
     return [*of_dtype, *(fault for level in levels for fault in racing_faults(level, "cpu"))]
 
 
+def of_levels() -> list[Fault]:
+    """Every fault that is put into a pipeline."""
+    images = (*picture_faults(), *request_faults(), *round_faults())
+    return [*images, *optimization_faults(), *engine_faults(), *numerics()]
+
+
 def test_every_fault_has_a_name_of_its_own() -> None:
-    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults(), *numerics())
-    ids = [fault.id for fault in (*of_levels, *harness_faults())]
+    ids = [fault.id for fault in (*of_levels(), *harness_faults())]
     assert len(ids) == len(set(ids))
 
 
 def test_the_readme_counts_the_faults() -> None:
-    of_levels = (*picture_faults(), *optimization_faults(), *engine_faults(), *numerics())
-    faults = [fault for fault in of_levels if fault.caught_by is not None]
+    faults = [fault for fault in of_levels() if fault.caught_by is not None]
     runs = [fault for fault in harness_faults() if fault.code is not ExitCode.PASS]
     number = len(faults) + len(runs) + 1  # two processes saving at once
     readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
@@ -286,6 +297,22 @@ def test_on_a_gpu_float64_is_not_asked_for() -> None:
     assert len(racing_faults("final", "cuda")) == 1
 
 
+BETWEEN = {fault.id: fault for fault in (*request_faults(), *round_faults())}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_fault_between_images_is_caught_and_gone_afterwards(
+    name: str, pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
+) -> None:
+    fault = BETWEEN[name]
+    suite: Any = SimpleNamespace(gate=Gate(device="cpu"), workload=SimpleNamespace())
+    suite.workload.requests = [micro_request]
+    judge = judge_request_fault if fault.group == "request" else judge_round_fault
+    found = judge(fault, suite, EAGER, pipeline)
+    assert found.caught, found.seen
+    assert np.array_equal(generate(pipeline, micro_request), unchanged)
+
+
 def test_a_fault_of_the_picture_is_judged_against_the_stored_ones(
     pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
 ) -> None:
@@ -318,7 +345,8 @@ def folder(tmp_path: Path) -> Folder:
     """What a harness run finds, with a stored run of one benchmark."""
     run = tmp_path / "baselines" / "history" / "cpu" / "embedded" / "0001_first.json"
     run.parent.mkdir(parents=True)
-    content = {"sdopt": {"hardware": "cpu"}, "benchmarks": [{"stats": {"data": [0.5]}}]}
+    entry = {"extra_info": {}, "stats": statistics_of([0.5])}
+    content = {"sdopt": {"hardware": "cpu"}, "machine_info": {}, "benchmarks": [entry]}
     run.write_text(json.dumps(content))
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks")
     return Folder(path=tmp_path)

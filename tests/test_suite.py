@@ -19,6 +19,7 @@ from sdopt.history import StoredRun, save_run
 from sdopt.levels import BASELINE, LEVELS, TUNED
 from sdopt.measure import Work
 from sdopt.report.progress import Progress
+from sdopt.soundness import statistics_of
 from sdopt.suite import Settings, Suite
 
 STEPS = 2
@@ -104,7 +105,7 @@ def test_a_missing_picture_names_the_command(suite: Suite) -> None:
     stored, unusable = suite.stored_pictures(BASELINE, pictures(suite, 1.0))
     assert stored == {}
     assert list(unusable) == ["astronaut", "castle"]
-    assert "no baseline image" in unusable["castle"]
+    assert "no baseline image" in str(unusable["castle"])
 
 
 @pytest.mark.parametrize(("value", "fault"), [(np.nan, "NaN"), (0.0, "a black picture")])
@@ -186,13 +187,14 @@ def measured(suite: Suite, latency_ms: float, **more: Any) -> dict[str, Any]:
     entries = [
         {
             "extra_info": {**suite.identity(LEVELS[name]), "host_syncs": 0},
-            "stats": {"data": [latency_ms / 1e3]},
+            "stats": statistics_of([latency_ms / 1e3]),
         }
         for name in ("baseline", "tuned")
     ]
     return {
         "sdopt": {**suite.history_block(), **more},
         "benchmarks": entries,
+        "machine_info": {},
         "commit_info": {"id": "0123456789abcdef0123456789abcdef01234567"},
     }
 

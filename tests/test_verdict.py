@@ -81,7 +81,7 @@ def test_of_equals_the_first_speaks() -> None:
     [
         ([], 0),
         ([Outcome.PASS, Outcome.IMPROVEMENT, Outcome.RECORDED], 0),
-        ([Outcome.PASS, Outcome.INSUFFICIENT], 3),
+        ([Outcome.PASS, Outcome.INSUFFICIENT], 10),
         ([Outcome.INSUFFICIENT, Outcome.FAULT], 2),
         ([Outcome.INSUFFICIENT, Outcome.FAULT, Outcome.REGRESSION], 1),
         ([Outcome.REGRESSION, Outcome.PASS], 1),

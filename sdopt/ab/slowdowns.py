@@ -118,7 +118,8 @@ def _leaked(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
     kept: list[torch.Tensor] = []
 
     def keep() -> None:
-        kept.append(torch.empty(int(size * MIB), dtype=torch.uint8, device=pipeline.device))
+        # Written: what nobody wrote to is not resident on a CPU.
+        kept.append(torch.ones(int(size * MIB), dtype=torch.uint8, device=pipeline.device))
 
     return _until_cleared(pipeline, keep, kept)
 

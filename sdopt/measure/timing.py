@@ -14,6 +14,7 @@ import torch
 from sdopt.levels import Level
 from sdopt.measure.gpu_state import GpuState, watched
 from sdopt.measure.observation import compiled_graphs
+from sdopt.measure.rounds import watched_rounds
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:
@@ -42,13 +43,16 @@ class Latency:
 
     `rounds_ms` is empty when pytest-benchmark was told not to measure. `stage_ms` holds the medians
     of text, denoise and decode, from passes of their own. `gpu` was read right after the rounds;
-    `disturbances` says what voids them.
+    `disturbances` says what voids them. `graphs_in_rounds` and `growth_mib` are those of `Rounds`,
+    None where no round was watched.
     """
 
     rounds_ms: tuple[float, ...]
     stage_ms: dict[str, float]
     gpu: GpuState | None = None
     disturbances: tuple[str, ...] = ()
+    graphs_in_rounds: int | None = None
+    growth_mib: float | None = None
 
     @property
     def median_ms(self) -> float | None:
@@ -76,19 +80,26 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
         generate(pipeline, request)
         synchronize(device)
 
-    with watched(device) as watch:
+    def before_round() -> None:
+        synchronize(device)
+        seen.read()
+
+    with watched(device) as watch, watched_rounds(device) as seen:
         benchmark.pedantic(
             one_picture,
-            setup=lambda: synchronize(device),
+            setup=before_round,
             rounds=rounds_for(pipeline.level, device),
             warmup_rounds=WARMUP_ROUNDS,
         )
+        seen.read()
     rounds = () if benchmark.disabled else benchmark.stats.stats.data
     return Latency(
         rounds_ms=tuple(1e3 * seconds for seconds in rounds),
         stage_ms=stage_times(pipeline, request),
         gpu=watch.state,
         disturbances=watch.disturbances,
+        graphs_in_rounds=seen.new_graphs(WARMUP_ROUNDS),
+        growth_mib=seen.growth_mib(WARMUP_ROUNDS),
     )
 
 
@@ -168,10 +179,15 @@ def _one_stage_round(pipeline: LevelPipeline, request: Request) -> dict[str, flo
 
     with _around(pipeline, "encode_prompt", tick), _around(pipeline.vae, "decode", tick):
         generate(pipeline, request)
+    stages = {
+        "text": ("encode_prompt begins", "encode_prompt ends"),
+        "denoise": ("encode_prompt ends", "decode begins"),
+        "decode": ("decode begins", "decode ends"),
+    }
     return {
-        "text": clock.elapsed_ms(ticks["encode_prompt begins"], ticks["encode_prompt ends"]),
-        "denoise": clock.elapsed_ms(ticks["encode_prompt ends"], ticks["decode begins"]),
-        "decode": clock.elapsed_ms(ticks["decode begins"], ticks["decode ends"]),
+        stage: clock.elapsed_ms(ticks[start], ticks[end])
+        for stage, (start, end) in stages.items()
+        if start in ticks and end in ticks  # a level that left a part out is told by its work
     }
 
 

@@ -59,7 +59,7 @@ def work_of(pipeline: LevelPipeline, seen: Observation) -> Work:
         by_module.update(_flop_of_call(pipeline, call))
     if seen.contexts:
         by_module.update(_flop_of_contexts(pipeline, seen))
-    total = by_module.pop(WHOLE)
+    total = by_module.pop(WHOLE, 0)  # a level that ran nothing did no work
     return Work(
         unet_evaluations=sum(call.shapes[0][0] for call in seen.calls_of("unet")),
         tflop=total / 1e12,

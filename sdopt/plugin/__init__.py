@@ -18,7 +18,7 @@ from sdopt import history
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.gate import RUN, Gate
 from sdopt.levels import LEVELS, Level, get_level
-from sdopt.plugin import ab, compile_cache, peers
+from sdopt.plugin import ab, compile_cache, peers, raised, refusals, unfinished
 from sdopt.plugin.options import add_options, settings_of
 from sdopt.report.progress import Progress
 from sdopt.report.terminal import blind_note, ladder_table, power_note
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 SUITE = pytest.StashKey[Suite]()
 UNJUDGED = pytest.StashKey["Unjudged"]()
+STORING = pytest.StashKey[refusals.NothingStored]()
 COMPARISON = pytest.StashKey[ab.Comparison]()
 BENCH = pytest.StashKey["Bench"]()
-VERDICTS = "verdicts.json"
 DESELECTED = pytest.StashKey[Collection[str]]()
 
 
@@ -51,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Take over what pytest-benchmark would judge or store, then resolve source and prompts."""
+    unfinished.begin(config)
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("sdopt needs pytest-benchmark; drop -p no:benchmark")
     # A file of its own: while a test runs, pytest captures the process's standard error.
@@ -65,6 +66,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = suite
     config.stash[UNJUDGED] = Unjudged(suite)
     config.pluginmanager.register(config.stash[UNJUDGED], "sdopt-unjudged")
+    config.pluginmanager.register(raised.Raised(suite), "sdopt-raised")
+    config.stash[STORING] = refusals.NothingStored(config)
+    config.pluginmanager.register(config.stash[STORING], "sdopt-nothing-stored")
     config.pluginmanager.register(peers, "sdopt-peers")
     config.option.benchmark_save_data = True
     config.option.benchmark_quiet = not config.option.benchmark_verbose
@@ -78,9 +82,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return config.stash[SUITE].header()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let pytest-benchmark store through this project's history."""
+    """Let pytest-benchmark store through this project's history, if there is something to store."""
     suite = session.config.stash[SUITE]
+    refusals.refuse_to_store_nothing(session.config, suite.settings.unfit)
     session.config._benchmarksession.storage = _HistoryStorage(suite, session)  # type: ignore[attr-defined]
 
 
@@ -108,6 +114,14 @@ class _HistoryStorage:
                     "this one only where there is none, or if you name it: "
                     f"--benchmark-compare={path.stem[:4]}"
                 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """Let the machine say what its runs are filed under, which for a GPU nothing else says."""
+    machine_info["sdopt"] = config.stash[SUITE].hardware.key
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -242,6 +256,17 @@ def _is_benchmark(item: pytest.Item) -> bool:
     return "gate" in getattr(item, "fixturenames", ())
 
 
+def _judges(item: pytest.Item) -> bool:
+    return _is_benchmark(item) or getattr(item, "judges", False)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Benchmarks outside of benchmarks/ take the place of an earlier run's verdicts as well."""
+    shows = unfinished.only_shows(session.config.option)
+    if any(map(_judges, session.items)) and not shows:
+        unfinished.mark(session.config)
+
+
 class Unjudged:
     """Collects the benchmarks, and the check of their number, that fail without a verdict."""
 
@@ -252,7 +277,8 @@ class Unjudged:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called for setup, call and teardown of every test."""
         by_verdict = report.when == "call" and report.nodeid in self.suite.failed_by_verdict
-        if report.failed and not by_verdict:
+        of_a_level = getattr(report, raised.OF_A_LEVEL, False)
+        if report.failed and not by_verdict and not of_a_level:
             self.node_ids.append(report.nodeid)
 
 
@@ -261,10 +287,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Turn the verdicts into the exit code, JUnit's property and verdicts.json."""
     config = session.config
     suite = config.stash[SUITE]
-    judging = any(_is_benchmark(i) or getattr(i, "judges", False) for i in session.items)
+    judging = any(_judges(item) for item in session.items)
     # The controller of a distributed run has no items of its own.
     judging = judging or bool(suite.settings.unfit and suite.settings.compare is not None)
-    judging = judging and not config.option.collectonly
+    judging = judging and not unfinished.only_shows(config.option)
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not judging:
         return
     if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -272,12 +298,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     unjudged = config.stash[UNJUDGED].node_ids
     # A broken file of limits or counts leaves no gate: each benchmark failed in its setup.
     verdicts = suite.gate.verdicts if "gate" in vars(suite) else []
-    code = exit_code(verdicts, broken=bool(unjudged))
+    code = exit_code(verdicts, broken=bool(unjudged or config.stash[STORING].reason))
     session.exitstatus = int(code)
     xml = config.stash.get(xml_key, None)
     if xml:
         xml.add_global_property("sdopt_outcome", code.name.lower())
-    path = config.rootpath / VERDICTS
+    path = config.rootpath / unfinished.VERDICTS
     run = suite.history_block()
     if COMPARISON in config.stash:
         comparison = config.stash[COMPARISON]
@@ -346,6 +372,12 @@ def promise(suite: Suite, level: Level, image_request: Request) -> Promise:
     from sdopt.measure import promise_of
 
     return promise_of(suite.source, level, image_request, suite.dtype)
+
+
+@pytest.fixture(scope="session")
+def kept_state(suite: Suite, level: Level, pipeline: LevelPipeline) -> tuple[str, ...]:
+    """What the warm pipeline kept from earlier requests: nothing, if all is well."""
+    return suite.kept_state(level, pipeline)
 
 
 @pytest.fixture(scope="session")

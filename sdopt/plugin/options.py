@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdopt.gate import RUN
+from sdopt.plugin.refusals import (
+    a_name,
+    a_path,
+    refuse_empty_values,
+    refuse_other_measurements,
+    unfit,
+)
 from sdopt.suite import Settings
 
 DEFAULT_STORAGE = "file://./.benchmarks"
@@ -20,6 +26,7 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("sdopt", "optimization levels of Stable Diffusion 1.5")
     group.addoption(
         "--sdopt-source",
+        type=a_name,
         default=os.environ.get("SDOPT_SOURCE", "auto"),
         metavar="NAME",
         help="weights: auto, embedded, sd15-random, a diffusers folder, a .safetensors file or a "
@@ -27,13 +34,13 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--sdopt-prompts",
-        type=Path,
+        type=a_path,
         metavar="FILE",
         help="JSON lines of name, prompt, negative_prompt, seed (default: the built-in prompts)",
     )
     group.addoption(
         "--sdopt-baselines",
-        type=Path,
+        type=a_path,
         metavar="DIR",
         help="folder of histories and images (default: baselines/ below the root folder)",
     )
@@ -45,6 +52,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--sdopt-ab",
+        type=a_name,
         metavar="BASE",
         help="compare the selected levels with that git revision instead, in pairs of fresh "
         "processes that take turns (default: off)",
@@ -56,7 +64,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--sdopt-compile-cache",
-        type=Path,
+        type=a_path,
         metavar="FILE",
         help="take compiled code from this file, and renew it if the run passes; it runs as code, "
         "so trust it as code (default: the compilers' own caches)",
@@ -66,6 +74,8 @@ def add_options(parser: pytest.Parser) -> None:
 def settings_of(config: pytest.Config) -> Settings:
     """What the options ask for. Raises UsageError for those that do not go together."""
     option = config.option
+    refuse_empty_values(option)
+    refuse_other_measurements(option)
     if option.benchmark_compare_fail:
         raise pytest.UsageError(
             "--benchmark-compare-fail cannot see memory or pictures and passes when a benchmark "
@@ -91,7 +101,7 @@ def settings_of(config: pytest.Config) -> Settings:
         baselines_root=root or config.rootpath / "baselines",
         accept=option.sdopt_accept,
         compare="" if compare is True else compare,
-        unfit=_unfit(config),
+        unfit=unfit(option),
         command=_command(option),
     )
 
@@ -132,15 +142,3 @@ def _command(option: Any) -> str:
     return shlex.join(
         [*RUN.split(), *(f"{name}={value}" for name, value in choices.items() if value)]
     )
-
-
-def _unfit(config: pytest.Config) -> str | None:
-    """Why pytest-benchmark will not measure in this run, if it will not."""
-    option = config.option
-    if os.environ.get("PYTEST_XDIST_WORKER") or getattr(option, "dist", "no") != "no":
-        return "benchmarks are distributed by xdist (-n), so their timings mean nothing; drop it"
-    if option.benchmark_disable and not option.benchmark_enable:
-        return "benchmarks are disabled (--benchmark-disable); drop it"
-    if option.benchmark_skip:
-        return "benchmarks are skipped (--benchmark-skip); drop it"
-    return None

@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sdopt.levels import Level, get_level
+from sdopt.selftest.between import (
+    judge_request_fault,
+    judge_round_fault,
+    request_faults,
+    round_faults,
+)
 from sdopt.selftest.engine import engine_faults
 from sdopt.selftest.fault import Finding
 from sdopt.selftest.harness import (
@@ -119,6 +125,14 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
         )
     for fault in picture_faults():
         finders[fault.id] = lambda fault=fault: judge_picture_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    for fault in request_faults():
+        finders[fault.id] = lambda fault=fault: judge_request_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    for fault in round_faults():
+        finders[fault.id] = lambda fault=fault: judge_round_fault(  # type: ignore[misc]
             fault, suite, level, bench.pipeline(level)
         )
     for fault in engine_faults():

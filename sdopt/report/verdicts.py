@@ -10,7 +10,7 @@ from typing import Any
 from sdopt.baselines import write_whole
 from sdopt.verdict import ExitCode, Verdict
 
-SCHEMA = "sdopt-verdicts/1"
+SCHEMA = "sdopt-verdicts/2"
 
 
 def as_dict(verdict: Verdict) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from sdopt.children import python_path
 from sdopt.history import RUN_NAME
 from sdopt.selftest.fault import Finding
+from sdopt.soundness import statistics_of
 from sdopt.verdict import ExitCode
 
 LEVEL = "baseline"
@@ -114,7 +115,8 @@ class HarnessFault:
 def _scaled(factor: float) -> Change:
     def change(data: dict[str, Any]) -> None:
         for entry in data["benchmarks"]:
-            entry["stats"]["data"] = [factor * seconds for seconds in entry["stats"]["data"]]
+            rounds = [factor * seconds for seconds in entry["stats"]["data"]]
+            entry["stats"] |= statistics_of(rounds)
 
     return lambda folder: folder.edit_run(change)
 
@@ -125,6 +127,18 @@ def _of_another_gpu(data: dict[str, Any]) -> None:
 
 def _foreign(data: dict[str, Any]) -> None:
     del data["sdopt"]
+
+
+def _of_other_rounds(data: dict[str, Any]) -> None:
+    data["benchmarks"][0]["stats"]["mean"] *= 2
+
+
+def _of_another_machine(data: dict[str, Any]) -> None:
+    data["machine_info"]["sdopt"] = "nvidia-a100-80gb-500-w"
+
+
+def _without_settings(data: dict[str, Any]) -> None:
+    data["benchmarks"][0]["extra_info"]["level_fields"] = None
 
 
 def _truncated(folder: Folder) -> None:
@@ -190,8 +204,24 @@ def harness_faults() -> list[HarnessFault]:
             says="is of another hardware",
             change=lambda folder: folder.edit_run(_of_another_gpu),
         ),
+        HarnessFault(name="a stored 0", code=broken, says="a round took 0.0 s", change=_scaled(0)),
         HarnessFault(
-            name="a stored 0", code=broken, says="the stored value is 0.0", change=_scaled(0)
+            name="statistics of other rounds",
+            code=broken,
+            says="is not sound: [baseline] its mean is",
+            change=lambda folder: folder.edit_run(_of_other_rounds),
+        ),
+        HarnessFault(
+            name="another machine's machine_info",
+            code=broken,
+            says="its machine_info says",
+            change=lambda folder: folder.edit_run(_of_another_machine),
+        ),
+        HarnessFault(
+            name="a null in the settings",
+            code=broken,
+            says="level_fields is None",
+            change=lambda folder: folder.edit_run(_without_settings),
         ),
         HarnessFault(
             name="a stored time a hundred times shorter",

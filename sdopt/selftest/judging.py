@@ -28,7 +28,7 @@ def judge_picture_fault(
     from sdopt import measure
 
     with fault.inject(pipeline) as faulty:
-        gate = _fresh_gate(suite.gate)
+        gate = fresh_gate(suite.gate)
         _judge_drawn(suite, gate, level, _drawn(suite, faulty))
     found = finding(fault, gate.verdicts)
     if found.caught or fault.or_by is None:
@@ -55,7 +55,7 @@ def numeric_verdicts(
     from sdopt.measure.repeat import repeat_of
 
     first = suite.workload.requests[0]
-    gate = _fresh_gate(suite.gate)
+    gate = fresh_gate(suite.gate)
     with fault.inject(pipeline) as faulty:
         drawn = _drawn(suite, faulty)
         again = draw(faulty, first)
@@ -78,7 +78,7 @@ def judge_repeat_fault(
     from sdopt.measure.repeat import repeat_of
 
     first = suite.workload.requests[0]
-    gate = _fresh_gate(suite.gate)
+    gate = fresh_gate(suite.gate)
     with fault.inject(pipeline) as faulty:
         gate.repeat(level, repeat_of(first.name, draw(faulty, first), draw(faulty, first)))
     return finding(fault, gate.verdicts)
@@ -93,7 +93,7 @@ def judge_optimization_fault(
     request = suite.workload.requests[0]
     with fault.inject(pipeline) as faulty:
         measure.first_call(faulty, request)  # what the fault itself compiles is not its effect
-        gate = _fresh_gate(suite.gate)
+        gate = fresh_gate(suite.gate)
         seen = _judge_effect(suite, gate, level, faulty)
         gate.work(level, measure.work_of(faulty, seen))
     return finding(fault, gate.verdicts)
@@ -127,7 +127,7 @@ def _judge_effect(suite: Suite, gate: Gate, level: Level, pipeline: LevelPipelin
     return seen
 
 
-def _fresh_gate(gate: Gate) -> Gate:
+def fresh_gate(gate: Gate) -> Gate:
     """The run's gate without what it kept; compared with pictures, limits and work only."""
     return Gate(
         device=gate.device,

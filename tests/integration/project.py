@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from sdopt.soundness import statistics_of
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FAKE_LATENCY = """
 from sdopt.measure.timing import FirstCall, Latency
@@ -104,7 +106,7 @@ def set_latency(milliseconds: float) -> Callable[[dict[str, Any]], None]:
 
     def change(data: dict[str, Any]) -> None:
         for entry in data["benchmarks"]:
-            entry["stats"]["data"] = [milliseconds / 1e3]
+            entry["stats"] |= statistics_of([milliseconds / 1e3])
 
     return change
 
@@ -114,6 +116,7 @@ def scale_latency(factor: float) -> Callable[[dict[str, Any]], None]:
 
     def change(data: dict[str, Any]) -> None:
         for entry in data["benchmarks"]:
-            entry["stats"]["data"] = [factor * seconds for seconds in entry["stats"]["data"]]
+            rounds = [factor * seconds for seconds in entry["stats"]["data"]]
+            entry["stats"] |= statistics_of(rounds)
 
     return change

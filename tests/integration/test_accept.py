@@ -81,10 +81,22 @@ def empty(path: Path) -> str:
 
 def make_foreign(path: Path) -> str:
     Image.new("RGB", (64, 64), "red").save(path)
+    return "*castle.png says nothing about how it was made*"
+
+
+def change_request(path: Path) -> str:
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_text("sdopt", image.text["sdopt"].replace('"seed": 2', '"seed": 3'))
+        image.save(path, pnginfo=text)
     return "*castle.png was made for another request*"
 
 
-@pytest.mark.parametrize("damage", [remove, truncate, empty, make_foreign])
+DAMAGED = {truncate, empty, make_foreign}
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, empty, make_foreign, change_request])
 def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
     damage: object, stored: Project
 ) -> None:
@@ -96,6 +108,10 @@ def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
     result.assert_outcomes(failed=1, skipped=2)
     assert result.ret == ExitCode.FAULT
     result.stdout.fnmatch_lines([complaint])
+    first = (
+        f"git checkout -- {path}  # brings back what was stored" if damage in DAMAGED else COMMAND
+    )
+    result.stdout.fnmatch_lines([f"*next: {first}*"])
     result.stdout.fnmatch_lines([f"*{COMMAND}*", "baseline*FAIL ssim_drift"])
     assert "Traceback" not in result.stdout.str()
     assert (path.read_bytes() if path.exists() else None) == before

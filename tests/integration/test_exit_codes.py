@@ -1,4 +1,4 @@
-"""A run ends with 0 pass, 1 regression, 2 fault, 3 insufficient data; JUnit says it in words."""
+"""A run ends with 0 pass, 1 regression, 2 fault, 10 insufficient data; JUnit says it in words."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_a_value_that_means_nothing_is_2(judged: Project) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--benchmark-compare",)])
-def test_a_void_measurement_is_3(options: tuple[str, ...], judged: Project) -> None:
+def test_a_void_measurement_is_10(options: tuple[str, ...], judged: Project) -> None:
     judged.fake_latency(100.0, disturbances=BUSY)
     result = judged.latency(*options)
-    assert result.ret == ExitCode.INSUFFICIENT == 3
+    assert result.ret == ExitCode.INSUFFICIENT == 10
     result.assert_outcomes(failed=1, passed=len(options))
     result.stdout.fnmatch_lines(
         [

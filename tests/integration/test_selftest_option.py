@@ -19,7 +19,7 @@ def found(caught: bool) -> Any:
 def test_a_missed_fault_fails(
     caught: bool, code: int, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = ("optimization", "picture", "engine", "harness")
+    groups = ("optimization", "picture", "request", "round", "engine", "harness")
     for name in (f"{group}_faults" for group in groups):
         monkeypatch.setattr(selftest, name, list)
     monkeypatch.setattr(selftest, "judge_saving_at_once", found(caught))

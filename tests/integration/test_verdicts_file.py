@@ -116,10 +116,11 @@ def test_each_run_replaces_the_file(stored: Project) -> None:
     assert metrics == ["latency_ms"]
 
 
-def test_a_run_that_judged_nothing_leaves_the_file_alone(stored: Project) -> None:
+def test_only_a_run_of_benchmarks_replaces_the_file(stored: Project) -> None:
     stored.fake_latency(100.0)
     stored.latency()
     before = (stored.path / "verdicts.json").read_bytes()
     assert stored.latency("--collect-only").ret == 0
-    assert stored.run("-k", "nothing").ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert (stored.path / "verdicts.json").read_bytes() == before
+    assert stored.run("-k", "nothing").ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert stored.verdicts()["outcome"] == "unfinished"
