@@ -11,7 +11,15 @@ from pathlib import Path
 
 from sdopt import engine
 
-KERNEL_FILES = ("kernels.py", "launch.py", "tiles.py", "tuned.json")
+KERNEL_FILES = (
+    "epilogue.py",
+    "kernels.py",
+    "launch.py",
+    "specialized.py",
+    "specialized_launch.py",
+    "tiles.py",
+    "tuned.json",
+)
 """Of the engine: what its Triton kernels are compiled from, and for which shapes."""
 CPU_FLAGS = Path("/proc/cpuinfo")
 TRITON_PACKAGES = ("triton", "pytorch-triton")

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdopt.engine.modules import fuse_modules
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:
@@ -86,8 +85,8 @@ def _in_double(pipeline: LevelPipeline) -> Iterator[None]:
     finally:
         for module in modules:
             torch.nn.Module.to(module, before)
-        if pipeline.fused_unet is not None:
-            fuse_modules(pipeline)  # the weights that it joined are float64
+        if pipeline.fused is not None:
+            pipeline.fused.refresh()  # the weights that it joined are float64
 
 
 @contextmanager
