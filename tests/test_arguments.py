@@ -235,6 +235,7 @@ def test_an_eager_level_does_under_autocast_what_stock_diffusers_does(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
 def test_a_compiled_level_does_under_autocast_what_the_eager_one_does(
     traced: LevelPipeline, micro_source: Source
 ) -> None:

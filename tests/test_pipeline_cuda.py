@@ -84,6 +84,7 @@ def test_more_sizes_than_graphs_are_kept_each_compiled_once(
     assert compiled_graphs() == before
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
 def test_autocast_is_not_captured(final: LevelPipeline, eager: LevelPipeline) -> None:
     plain = draw(final)
     for _ in range(2):
