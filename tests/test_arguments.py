@@ -201,7 +201,7 @@ def test_nor_do_they_on_a_compiled_level(
 ) -> None:
     wanted = draw(traced)
     without(peft, monkeypatch)
-    found = draw(traced, cross_attention_kwargs={"scale": 0.5})
+    found = draw(traced, cross_attention_kwargs={"scale": 0.5, "other": 1})
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
