@@ -15,7 +15,12 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from sdopt.arguments import DEFAULTS, arguments_of, without_defaults
+from sdopt.arguments import (
+    DEFAULTS,
+    arguments_of,
+    known_to_processors,
+    without_defaults,
+)
 from sdopt.engine.call import drawn_whole
 from sdopt.engine.modules import Fused, fuse_modules
 from sdopt.engine.ops import LEAST_CAPABILITY
@@ -79,6 +84,9 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         ):
             if self.engine is not None:
                 return drawn_whole(self, self.engine, arguments)
+            if self.level.compiled and arguments.get("cross_attention_kwargs"):
+                own = known_to_processors(self.unet, arguments["cross_attention_kwargs"])
+                arguments["cross_attention_kwargs"] = own or None
             if self.step_callback is not None:
                 self._add_step_callback(arguments)
             return super().__call__(**arguments)

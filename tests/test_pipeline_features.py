@@ -6,19 +6,24 @@ import copy
 import gc
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForImage2Image,
     ControlNetModel,
     EulerDiscreteScheduler,
     StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     T2IAdapter,
 )
@@ -26,11 +31,12 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from lora import ATTENTION, CONVOLUTIONS, PRODUCTS, TEXT, lora
 from torch import Tensor
 
+from sdopt.arguments import DEFAULTS
 from sdopt.errors import SdoptError
 from sdopt.levels import DPM_20, HOISTED, Level
-from sdopt.optimizations import compilation
+from sdopt.optimizations import shapes
 from sdopt.pipeline import LevelPipeline, build
-from sdopt.sources import Source
+from sdopt.sources import Source, resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "pipelines.md"
 FAMILIES: dict[str, Level] = {
@@ -42,6 +48,7 @@ FAMILIES: dict[str, Level] = {
 CPU = torch.device("cpu")
 STEPS = 2
 PROMPT: dict[str, Any] = {"prompt": "a cat", "negative_prompt": "a dog"}
+UNCHECKED: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
 SAME, CHANGED = 1e-4, 1e-3
 """The largest difference of a pixel by another order of sums, and the least of a change."""
 
@@ -546,6 +553,133 @@ def deleted(trial: Trial) -> None:
         gc.enable()
 
 
+@feature("many sizes, and several images at once")
+def sizes(trial: Trial) -> None:
+    """More of them than the eight that Dynamo allows one code object."""
+    wanted = {(64 * h, 64 * w): None for h in (1, 2, 3) for w in (1, 2, 3)}
+    for height, width in (*wanted, *reversed(wanted)):
+        trial.is_as_stock(changed=(height, width) != (64, 64), height=height, width=width)
+    trial.is_as_stock(changed=False, num_images_per_prompt=2)
+
+
+@feature("two threads on one pipeline")
+def threads_on_one(trial: Trial) -> None:
+    asked = [{"num_inference_steps": steps} for steps in (2, 3, 4, 5)]
+    wanted = [image(trial.stock, **one) for one in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        found = list(pool.map(lambda one: image(trial.pipeline, **one), asked))
+    for one, other in zip(found, wanted, strict=True):
+        assert np.abs(one - other).max() < SAME
+
+
+@feature("two threads on pipelines of other settings")
+def threads_on_two(trial: Trial) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    other = build(trial.source, replace(FAMILIES["eager"], tf32=False), CPU)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(image, [trial.pipeline, other] * 4))
+    assert all(np.abs(one - trial.first).max() < SAME for one in found)
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@feature("`callback_on_step_end`")
+def callback(trial: Trial) -> None:
+    def louder(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"] * 1.1}
+
+    trial.is_as_stock(callback_on_step_end=louder)
+    trial.is_as_stock(changed=False)
+
+
+@feature("a callback that draws with its own pipeline")
+def nested(trial: Trial) -> None:
+    def again(pipeline: Any, step: int, timestep: Any, tensors: Any) -> dict[str, Any]:
+        inner.append(image(pipeline))
+        return {}
+
+    inner: list[Any] = []
+    found = image(trial.pipeline, callback_on_step_end=again)
+    assert len(inner) == STEPS
+    assert all(np.array_equal(one, trial.first) for one in (found, *inner))
+
+
+@feature("every argument given as its own default")
+def defaults(trial: Trial) -> None:
+    given = {"prompt", "generator", "output_type", "num_inference_steps", "guidance_scale"}
+    said = {name: value for name, value in DEFAULTS.items() if name not in given}
+    del said["negative_prompt"]
+    assert "callback_on_step_end_tensor_inputs" in said
+    trial.is_as_stock(changed=False, **said)
+    trial.is_as_stock(changed=False, callback_on_step_end_tensor_inputs=None)
+
+
+@feature("`clip_skip`")
+def clip_skip(trial: Trial) -> None:
+    """Stock diffusers gets the name that it asks for, which transformers has no more."""
+    vars(trial.stock.text_encoder)["text_model"] = trial.stock.text_encoder
+    trial.is_as_stock(clip_skip=1)
+    trial.is_as_stock(changed=False)
+
+
+@feature("a call under `torch.autocast`, then one without")
+def autocast(trial: Trial) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, wanted = trial.draw(num_inference_steps=3)
+    reduced = trial.pipeline.engine is None
+    assert differs(wanted, image(trial.stock, num_inference_steps=3))
+    assert np.array_equal(found, image(trial.pipeline, num_inference_steps=3)) != reduced
+    trial.is_as_stock(num_inference_steps=3)
+    trial.is_as_stock(changed=False)
+
+
+@feature("`save_pretrained`, loaded by stock diffusers")
+def saved(trial: Trial) -> None:
+    with TemporaryDirectory() as folder:
+        trial.pipeline.save_pretrained(folder)
+        loaded = StableDiffusionPipeline.from_pretrained(folder, **UNCHECKED)
+    assert np.abs(image(loaded) - trial.first).max() < SAME
+
+
+@feature("`save_pretrained`, its folder as a source")
+def saved_source(trial: Trial) -> None:
+    with TemporaryDirectory() as folder:
+        trial.pipeline.save_pretrained(folder)
+        again = build(resolve(folder), trial.pipeline.level, CPU)
+    assert np.abs(image(again) - trial.first).max() < SAME
+
+
+@feature("`StableDiffusionPipeline.from_pipe`")
+def from_pipe(trial: Trial) -> None:
+    derived = StableDiffusionPipeline.from_pipe(trial.pipeline)
+    assert np.abs(image(derived) - trial.first).max() < SAME
+
+
+@feature(
+    "`AutoPipelineForImage2Image.from_pipe`, "
+    "`StableDiffusionImg2ImgPipeline(**pipeline.components)`"
+)
+def image_to_image(trial: Trial) -> None:
+    begin = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    given = {"image": begin, "strength": 0.8, "num_inference_steps": 4}
+    trial.other(AutoPipelineForImage2Image.from_pipe, **given)
+    trial.other(
+        lambda pipeline: StableDiffusionImg2ImgPipeline(
+            **pipeline.components, requires_safety_checker=False
+        ),
+        **given,
+    )
+
+
+@feature("`LevelPipeline.from_pipe`")
+def level_from_pipe(trial: Trial) -> None:
+    LevelPipeline.from_pipe(trial.pipeline)
+
+
+@feature("`LevelPipeline.from_pretrained`")
+def level_from_pretrained(trial: Trial) -> None:
+    image(LevelPipeline.from_pretrained(trial.source.folder, **UNCHECKED))
+
+
 IP_WIDTH = 4
 
 
@@ -613,12 +747,12 @@ class ForgetfulTorch:
         return getattr(torch, name)
 
     def compile(self, function: Any, **_: Any) -> Any:
-        kept: list[Any] = []
+        kept: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
         def run(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if not kept:
-                kept.append(with_own_structure(module))
-            return function(kept[0], *args, **kwargs)
+            if module not in kept:
+                kept[module] = with_own_structure(module)
+            return function(kept[module], *args, **kwargs)
 
         return run
 
@@ -653,15 +787,17 @@ def test_every_cell_says_works_or_refused_and_in_which_words() -> None:
 @pytest.fixture
 def trial(
     micro_source: Source, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Trial:
-    monkeypatch.setattr(compilation, "torch", ForgetfulTorch())
+) -> Iterator[Trial]:
+    monkeypatch.setattr(shapes, "torch", ForgetfulTorch())
+    shapes.forget()
     pipeline = build(micro_source, FAMILIES[request.param], CPU)
     parts = build(micro_source, FAMILIES["eager"], CPU)
     stock = StableDiffusionPipeline(**parts.components, requires_safety_checker=False)
     stock.set_progress_bar_config(disable=True)
     first = image(pipeline)
     assert np.abs(first - image(stock)).max() < SAME
-    return Trial(pipeline=pipeline, stock=stock, source=micro_source, first=first)
+    yield Trial(pipeline=pipeline, stock=stock, source=micro_source, first=first)
+    shapes.forget()
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")

@@ -57,7 +57,7 @@ def forget(key: Hashable | None = None) -> None:
     Inductor keeps kernels and constants of its own for the process, so that CUDA graphs which were
     captured over this code stay right.
     """
-    from torch._dynamo.eval_frame import reset_code
+    from torch._dynamo import reset_code  # type: ignore[attr-defined]
 
     with _turn:
         for one in [*_kept] if key is None else [key]:
