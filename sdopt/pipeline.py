@@ -17,7 +17,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from sdopt.arguments import DEFAULTS, arguments_of, without_defaults
 from sdopt.engine.call import drawn_whole
-from sdopt.engine.modules import fuse_modules
+from sdopt.engine.modules import Fused, fuse_modules
 from sdopt.engine.ops import LEAST_CAPABILITY
 from sdopt.engine.picture import PictureEngine
 from sdopt.engine.unet import FusedUNet
@@ -50,7 +50,12 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     step_callback: Any = None
     engine: PictureEngine | None = None
     drawing: bool = False
-    fused_unet: FusedUNet | None = None
+    fused: Fused | None = None
+
+    @property
+    def fused_unet(self) -> FusedUNet | None:
+        """The engine's forward pass of the UNet as it is now, of a level with our kernels."""
+        return self.fused.unet if self.fused is not None else None
 
     @property
     def device(self) -> torch.device:

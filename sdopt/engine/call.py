@@ -34,6 +34,7 @@ ARGUMENTS = (
     "latents",
     "output_type",
     "return_dict",
+    "cross_attention_kwargs",
 )
 OUTPUT_TYPES = ("pil", "np", "pt")
 IGNORED: Mapping[str, Any] = {"eta": 0.0, "guidance_rescale": 0.0}
@@ -66,7 +67,11 @@ def _drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, given: dict[str
     ids = token_ids(pipeline, prompts, _negatives(given, prompts) if guided else [])
     _check_latents(pipeline, given.get("latents"), len(prompts), (height, width))
     noise = first_noise(pipeline, len(prompts), (height, width), given)
-    picture = engine.draw(ids, noise, guidance_scale, int(given["num_inference_steps"]))
+    scale = float((given.get("cross_attention_kwargs") or {}).get("scale", 1.0))
+    if given.get("cross_attention_kwargs"):
+        # As diffusers notes it: a LoRA of the text encoder that is loaded later begins with it.
+        pipeline._lora_scale = scale
+    picture = engine.draw(ids, noise, guidance_scale, int(given["num_inference_steps"]), scale)
     picture, flagged = pipeline.run_safety_checker(picture, pipeline.device, picture.dtype)
     images = finished(pipeline, picture, given.get("output_type", "pil"), flagged)
     if not given.get("return_dict", True):
@@ -154,6 +159,14 @@ def _are_generators(value: Any) -> bool:
     return bool(several) and all(isinstance(one, torch.Generator) for one in several)
 
 
+def _is_scale(value: Any) -> bool:
+    given = value or {}
+    return isinstance(given, Mapping) and all(
+        name == "scale" and isinstance(one, Real) and math.isfinite(one)
+        for name, one in given.items()
+    )
+
+
 _WANTED = (
     ("prompt", _are_texts, "a string or a list of strings"),
     ("negative_prompt", lambda v: v in (None, []) or _are_texts(v), "strings like `prompt`"),
@@ -166,6 +179,7 @@ _WANTED = (
     ),
     ("generator", lambda v: v is None or _are_generators(v), "torch.Generators"),
     ("latents", lambda v: v is None or isinstance(v, Tensor), "a tensor"),
+    ("cross_attention_kwargs", _is_scale, "{'scale': NUMBER}, the scale of LoRA, and nothing else"),
     (
         "output_type",
         lambda v: v in OUTPUT_TYPES,
@@ -176,14 +190,9 @@ _WANTED = (
 
 
 def check_additions(pipeline: LevelPipeline, level: str) -> None:
-    """Raise SdoptError for LoRA adapters and FreeU, which would silently be left out."""
-    parts = (pipeline.unet, pipeline.text_encoder)
-    if any(getattr(part, "peft_config", None) for part in parts):
-        raise SdoptError(
-            f"level {level!r} computes with kernels of its own, which know no adapters; fuse the "
-            "LoRA into the weights, save the pipeline and give its folder as the source, or use "
-            "a level without the engine, such as 'final'"
-        )
+    """Raise SdoptError for FreeU, which the engine's own kernels do not compute."""
+    if not pipeline.level.fused:
+        return
     if any(getattr(block, "s1", None) is not None for block in pipeline.unet.up_blocks):
         raise SdoptError(
             f"level {level!r} does not compute FreeU; call disable_freeu(), or use a level without "

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import InitVar, dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -18,9 +19,17 @@ import torch
 from torch import Tensor
 
 from sdopt.engine import ops
-from sdopt.engine.modules import Hoisted, fuse_modules
-from sdopt.engine.solver import GUIDANCE, Solver, solver_for
-from sdopt.engine.watch import Watch
+from sdopt.engine.adapters import scaled_adapters
+from sdopt.engine.fingerprint import differing
+from sdopt.engine.modules import OTHER_LEVEL, Fused, Hoisted
+from sdopt.engine.parts import GraphParts, Roots, parts_of
+from sdopt.engine.solver import (
+    GUIDANCE,
+    Solver,
+    check_unpatched,
+    settings_of,
+    solver_for,
+)
 from sdopt.errors import SdoptError
 from sdopt.levels import Level
 from sdopt.optimizations import cuda_graphs
@@ -28,6 +37,8 @@ from sdopt.optimizations import cuda_graphs
 MOST_GRAPHS = 4
 """Kinds of pictures whose graphs are kept: sizes, numbers of steps or of pictures."""
 STAGES = ("text", "denoise", "decode")
+UNKNOWN = 2
+"""What a flag is that the device has not written yet."""
 
 _one_at_a_time = threading.RLock()
 """Graphs share their inputs, outputs and memory: a second thread waits for the first."""
@@ -99,6 +110,8 @@ class Captured:
     """A graph with the tensors it reads and writes; `ticks` are events between its stages.
 
     `latents` are what the decoder reads; `factors` is the table whose values its inputs hold.
+    `flag`, on the host, says from `looked` on whether weights had other values when the graph
+    began, and UNKNOWN until then.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -107,6 +120,8 @@ class Captured:
     latents: Tensor
     ticks: list[Tick]
     factors: Tensor
+    flag: Tensor
+    looked: Any
 
     def read(self, inputs: Inputs) -> None:
         """Take their values over; the times are part of what a graph was captured for."""
@@ -122,9 +137,10 @@ class PictureEngine:
     """Draws the pictures of one pipeline; `captures` counts the graphs that it made.
 
     `latents` are what the decoder got for the last picture, (B, 4, H, W), until the next one.
+    The pipeline has the engine, and so is not kept alive by it.
     """
 
-    pipeline: Any
+    pipeline: InitVar[Any]
     level: Level
     captures: int = 0
     steps_run: int = 0
@@ -133,32 +149,58 @@ class PictureEngine:
     ticks: Sequence[Tick] = ()
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
     _pool: Any = None
-    _watch: Watch = field(init=False)
-    _built_of: tuple[Any, ...] = ()
+    _owner: Any = field(init=False)
+    _built_of: tuple[Any, ...] = field(init=False)
+    _parts: Fused | GraphParts = field(init=False)
+    _roots: Roots = field(init=False)
+    _version: Hashable = None
+    _scheduled: Hashable = None
     _tables_of: tuple[int, float, torch.device] | None = None
     _kept: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
     _done: Any = None
 
-    def __post_init__(self) -> None:
-        self._built_of = self._parts()
-        self._watch = Watch(self._built_of[:3])
+    def __post_init__(self, pipeline: Any) -> None:
+        self._owner = weakref.ref(pipeline)
+        self._built_of = tuple(map(weakref.ref, parts_of(pipeline).values()))
+        self._roots = Roots(pipeline, self.level.name)
+        self._parts = pipeline.fused or GraphParts(pipeline, self.level.name)
+        self._version = self._parts.version
+        self._scheduled = settings_of(pipeline.scheduler)
 
-    def draw(self, ids: Tensor, noise: Tensor, guidance_scale: float, steps: int) -> Tensor:
+    @property
+    def owner(self) -> Any:
+        """The pipeline."""
+        pipeline = self._owner()
+        if pipeline is None:
+            raise SdoptError(f"level {self.level.name!r}: the pipeline of this engine is gone")
+        return pipeline
+
+    def draw(
+        self,
+        ids: Tensor,
+        noise: Tensor,
+        guidance_scale: float,
+        steps: int,
+        adapter_scale: float = 1.0,
+    ) -> Tensor:
         """Pictures (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
 
         `ids` holds the prompts' tokens, with guidance the negative prompts' before them; `noise` is
         (B, 4, H, W). Both may still be on the host: what it sends later, the GPU waits for less.
+        `adapter_scale` multiplies LoRA for this call.
         """
-        with _one_at_a_time, torch.no_grad():
+        adapted = (self.owner.unet, self.owner.text_encoder)
+        with _one_at_a_time, torch.no_grad(), scaled_adapters(adapted, adapter_scale):
             images, _, height, width = noise.shape
             guided = self.level.guided_steps(steps) if ids.shape[0] > images else 0
             kind = Kind(images, height, width, ids.shape[1], steps, guided)
-            self._check_parts()
-            device = self.pipeline.unet.conv_in.weight.device
+            device = self.owner.unet.conv_in.weight.device
+            replayed = device.type == "cuda" and cuda_graphs.replaying()
+            self._check_parts(replayed)
             times, factors = self._tables(steps, guidance_scale, device)
             noise = noise.permute(0, 2, 3, 1).contiguous()
             inputs = Inputs(ids=ids, noise=noise, factors=factors, times=times)
-            if device.type == "cuda" and cuda_graphs.replaying():
+            if replayed:
                 return self._replay_checked(inputs, kind)
             self._forget_what_changed()
             self.ticks = [HostTick() for _ in range(len(STAGES) + 1)]
@@ -192,11 +234,11 @@ class PictureEngine:
 
     def _solver(self, steps: int) -> Solver:
         if steps not in self.solvers:
-            self.solvers[steps] = solver_for(self.pipeline.scheduler, steps)
+            self.solvers[steps] = solver_for(self.owner.scheduler, steps)
         return self.solvers[steps]
 
     def _replay_checked(self, inputs: Inputs, kind: Kind) -> Tensor:
-        """Look at the weights while the GPU draws with them, a millisecond that nobody waits for.
+        """Look at the modules while the GPU draws, milliseconds that nobody waits for.
 
         A graph of other weights has drawn for nothing then; the watch keeps what it read.
         """
@@ -204,7 +246,18 @@ class PictureEngine:
             self._forget_what_changed()
             return self._replay(inputs, kind)
         picture = self._replay(inputs, kind)
+        if not self._parts.has_changed() and not self._wrote_unseen(self.graphs[kind]):
+            return picture
         return self._replay(inputs, kind) if self._forget_what_changed() else picture
+
+    def _wrote_unseen(self, captured: Captured) -> bool:
+        """Whether weights had other values when a graph began, long before its end."""
+        if not self._parts.fingerprints:
+            return False
+        captured.looked.synchronize()
+        if captured.flag.item() == UNKNOWN:
+            torch.cuda.current_stream().synchronize()
+        return bool(captured.flag.item())
 
     def _replay(self, inputs: Inputs, kind: Kind) -> Tensor:
         if self._done is not None:
@@ -217,6 +270,7 @@ class PictureEngine:
                 self.graphs.popitem(last=False)
         self.graphs.move_to_end(kind)
         captured.read(inputs)
+        captured.flag.fill_(UNKNOWN)
         captured.graph.replay()
         self.ticks, self.latents = captured.ticks, captured.latents
         picture = captured.picture.clone()
@@ -227,36 +281,40 @@ class PictureEngine:
     def _forget_what_changed(self) -> bool:
         """Drop all graphs if the modules or the weights that they read are others now.
 
-        Raises SdoptError for modules that were patched: graphs and kernels would leave that out.
+        Raises SdoptError for what graphs and kernels would leave out.
         """
-        if patch := self._watch.patched():
-            raise SdoptError(
-                f"level {self.level.name!r} draws with graphs and kernels of its own, which would "
-                f"leave out the {patch} that was put into a module; undo that, or use a level "
-                "without the engine, such as 'final'"
-            )
-        changed = self._watch.has_changed()
+        self._parts.refresh()
+        changed = self._version != self._parts.version
         if changed:
-            if self.graphs:
-                torch.cuda.synchronize()  # one of them may still draw
-            self.graphs.clear()
-            self._pool = None  # it ended with the last of its graphs
-            if self.level.fused:
-                fuse_modules(self.pipeline)  # its joined weights are those of before
-            self._watch = Watch(self._built_of[:3])
+            self._drop_graphs()
+            self._version = self._parts.version
         return changed
 
-    def _parts(self) -> tuple[Any, ...]:
-        pipeline = self.pipeline
-        return pipeline.text_encoder, pipeline.unet, pipeline.vae, pipeline.scheduler
+    def _drop_graphs(self) -> None:
+        if self.graphs:
+            torch.cuda.synchronize()  # one of them may still draw
+        self.graphs.clear()
+        self._pool = None  # it ended with the last of its graphs
 
-    def _check_parts(self) -> None:
-        """Raise SdoptError if a part of the pipeline is another one now."""
-        if any(now is not then for now, then in zip(self._parts(), self._built_of, strict=True)):
-            raise SdoptError(
-                f"level {self.level.name!r}: a part of the pipeline was replaced after it was "
-                "built; replace parts in the source's folder and load the level again"
-            )
+    def _check_parts(self, replayed: bool) -> None:
+        """Raise SdoptError if a part of the pipeline is another one now; see the scheduler's."""
+        parts = parts_of(self.owner)
+        for (name, now), then in zip(parts.items(), self._built_of, strict=True):
+            if now is not then():
+                raise SdoptError(
+                    f"level {self.level.name!r}: a part of the pipeline was replaced after it was "
+                    f"built, its {name}; replace parts in the source's folder and load the level "
+                    f"again, or {OTHER_LEVEL}"
+                )
+        scheduler = self.owner.scheduler
+        if cuda_graphs.replaying():  # else somebody watches what is called, and all of it is
+            self._roots.check(replayed=replayed)
+            check_unpatched(scheduler)
+        if (scheduled := settings_of(scheduler)) != self._scheduled:
+            self._drop_graphs()
+            self.solvers.clear()
+            self._tables_of = None
+            self._scheduled = scheduled
 
     def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
         static = inputs.on(inputs.factors.device)
@@ -271,8 +329,14 @@ class PictureEngine:
             torch.cuda.current_stream().wait_stream(side)
             torch.cuda.synchronize()
             ticks = _external_events()
+            flag = torch.zeros((), dtype=torch.uint8, pin_memory=True)
+            looked: Any = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                if self._parts.fingerprints:
+                    differs = differing(self._parts.fingerprints).to(torch.uint8)
+                    flag.copy_(differs, non_blocking=True)
+                looked.record()
                 picture = self._run(static, kind, ticks)
         return Captured(
             graph=graph,
@@ -281,17 +345,26 @@ class PictureEngine:
             latents=self.latents,
             ticks=ticks,
             factors=inputs.factors,
+            flag=flag,
+            looked=looked,
         )
 
     def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
-        """Draw without a graph, or while one records."""
+        """Draw without a graph, or while one records; what changed was taken over before."""
+        self._parts.looked_at = True
+        try:
+            return self._drawn(inputs, kind, ticks)
+        finally:
+            self._parts.looked_at = False
+
+    def _drawn(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
         marks = iter(ticks)
         _tick(marks)
-        text = self.pipeline.text_encoder(inputs.ids)[0]
+        text = self.owner.text_encoder(inputs.ids)[0]
         _tick(marks)
         sample = self._denoise(inputs, kind, text)
         _tick(marks)
-        vae = self.pipeline.vae
+        vae = self.owner.vae
         self.latents = self._as_module_input((sample / vae.config.scaling_factor).to(text.dtype))
         picture: Tensor = vae.decode(self.latents, return_dict=False)[0]
         _tick(marks)
@@ -299,7 +372,7 @@ class PictureEngine:
 
     def _denoise(self, inputs: Inputs, kind: Kind, text: Tensor) -> Tensor:
         """The loop over all steps; latents (B, H, W, 4), float32."""
-        sample: Tensor = inputs.noise.float() * self.pipeline.scheduler.init_noise_sigma
+        sample: Tensor = inputs.noise.float() * self.owner.scheduler.init_noise_sigma
         before = torch.zeros_like(sample)
         copies = 2 if kind.guided_steps else 1
         x = torch.cat([sample.to(text.dtype)] * copies)
@@ -327,7 +400,7 @@ class PictureEngine:
         if self.level.feature_cache:
             more |= {"store": True} if deep is None else {"deep": deep}
         sample = self._as_module_input(x)
-        noise, *stored = self.pipeline.unet(
+        noise, *stored = self.owner.unet(
             sample, time, encoder_hidden_states=text, return_dict=False, **more
         )
         return noise.permute(0, 2, 3, 1).contiguous(), stored[0] if stored else deep
@@ -341,7 +414,7 @@ class PictureEngine:
         """What each step needs from its timestep and the prompts, or nothing if not hoisted."""
         if not self.level.hoisted:
             return []
-        fused = self.pipeline.fused_unet
+        fused = self.owner.fused_unet
         context = fused.context(text)
         shifts = fused.shifts(times)
         return [

@@ -7,7 +7,8 @@ Source: https://arxiv.org/abs/2211.01095, as diffusers' DPMSolverMultistepSchedu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,15 @@ LINEAR: Mapping[str, Any] = {
     "thresholding": False,
 }
 """The options of a DPMSolverMultistepScheduler that make each step linear."""
+SCHEDULER = "DPMSolverMultistepScheduler"
+STATE = frozenset(
+    {
+        *("timesteps", "sigmas", "num_inference_steps", "model_outputs", "lower_order_nums"),
+        *("_step_index", "_begin_index", "this_order", "_internal_dict"),
+    }
+)
+"""Attributes of a scheduler that `set_timesteps` and `step` set; and its configuration."""
+METHODS = ("step", "set_timesteps", "scale_model_input", "convert_model_output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +55,14 @@ def solver_for(scheduler: Any, steps: int) -> Solver:
 
     Raises SdoptError for one whose steps are not linear or look further back.
     """
+    check_scheduler(scheduler)
     for option, value in LINEAR.items():
         if scheduler.config[option] != value:
             raise SdoptError(
                 f"the engine draws with {option}={value!r}, the scheduler has "
                 f"{scheduler.config[option]!r}; use a level without the engine, such as 'final'"
             )
-    own = type(scheduler).from_config(scheduler.config)
+    own = _own(scheduler)
     own.set_timesteps(steps)
     own.set_begin_index(0)
     sample, noise, before = torch.eye(3, dtype=torch.float32)
@@ -65,6 +76,62 @@ def solver_for(scheduler: Any, steps: int) -> Solver:
         rest = moved - of_estimate * estimate
         rows.append([0.0, *estimate[:2].tolist(), float(rest[0]), of_estimate, float(moved[2])])
     return Solver(timesteps=own.timesteps, factors=torch.tensor(rows, dtype=torch.float32))
+
+
+def settings_of(scheduler: Any) -> Hashable:
+    """All that a scheduler's steps depend on, so that another one is noticed."""
+    kind = type(scheduler)
+    return (
+        kind,
+        *(getattr(kind, name, None) for name in METHODS),
+        repr(sorted(scheduler.config.items(), key=lambda item: str(item[0]))),
+        *(
+            (name, _content(value))
+            for name, value in vars(scheduler).items()
+            if name not in STATE and not callable(value)
+        ),
+    )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise SdoptError for a scheduler whose steps the engine does not make."""
+    kind = type(scheduler)
+    patched = [
+        name
+        for name in METHODS
+        if getattr(getattr(kind, name, None), "__qualname__", "") != f"{SCHEDULER}.{name}"
+    ]
+    if kind.__name__ != SCHEDULER or patched:
+        what = kind.__name__ if kind.__name__ != SCHEDULER else f"one whose {patched[0]} is another"
+        raise SdoptError(
+            f"the engine draws with a {SCHEDULER}, the pipeline has {what}; use a level without "
+            "the engine, such as 'final'"
+        )
+
+
+def check_unpatched(scheduler: Any) -> None:
+    """Raise SdoptError for methods that were put into a scheduler: the engine never calls them."""
+    patched = [name for name, value in vars(scheduler).items() if callable(value)]
+    if patched:
+        raise SdoptError(
+            f"the engine would leave out the {patched[0]} that was put into the scheduler; undo "
+            "that, or use a level without the engine, such as 'final'"
+        )
+
+
+def _own(scheduler: Any) -> Any:
+    """A copy, also of what was changed after it was made, without methods that were put in."""
+    methods = [name for name, value in vars(scheduler).items() if callable(value)]
+    own = copy.copy(scheduler)
+    for name in methods:
+        del vars(own)[name]
+    return copy.deepcopy(own)
+
+
+def _content(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return (value.shape, value.dtype, value.detach().cpu().contiguous().numpy().tobytes())
+    return repr(value)
 
 
 def _ratio(moved: Tensor, estimate: Tensor, sample: Tensor, noise: Tensor) -> float:

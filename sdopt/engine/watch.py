@@ -1,73 +1,167 @@
-"""Notice that modules or weights changed since a graph was captured or weights were joined."""
+"""Notice that modules, what they compute or their weights changed since a fast path was built."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
+from typing import Any
 
-import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
-Places = tuple[tuple[int, ...], tuple[int, ...]]
 _version = attrgetter("_version")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+UNREAD = frozenset(
+    {
+        *(f"_forward_hooks_{how}" for how in ("with_kwargs", "always_called")),
+        "_forward_pre_hooks_with_kwargs",
+        *("_parameters", "_non_persistent_buffers_set", "_is_full_backward_hook"),
+        *("_backward_hooks", "_backward_pre_hooks", "_caches"),
+        *("_state_dict_hooks", "_state_dict_pre_hooks"),
+        *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    }
+)
+"""Attributes of a module that no forward pass depends on, and weights, which have places."""
+FUNCTIONS = (
+    *("scaled_dot_product_attention", "linear", "conv2d", "group_norm", "layer_norm"),
+    *("silu", "gelu", "relu", "interpolate", "embedding", "dropout"),
+)
+"""Functions of torch.nn.functional that the modules of a pipeline call."""
 
 
 class Watch:
-    """The modules and weights of some parts as they are now.
+    """Some parts as they are now: modules, classes, attributes, hooks, and weights.
+
+    `called` are modules that are called from outside, such as the parts themselves: what is put
+    around their forward pass runs by itself, so their own `forward` and hooks are not looked at.
+    They are not kept alive, since their `forward` may lead back here.
 
     The memory of the weights is kept: a graph may read it once more before it is known that they
     moved, and none can take a freed one's place. Writing in place through a weight's `.data`, or to
-    an inference tensor, leaves no trace.
+    an inference tensor, leaves no trace here: see `sdopt.engine.fingerprint`.
     """
 
-    def __init__(self, parts: Sequence[torch.nn.Module]) -> None:
-        # Their dictionaries: walking the modules at each picture would take milliseconds.
+    def __init__(self, parts: Sequence[nn.Module], called: Sequence[nn.Module] = ()) -> None:
+        # Their dictionaries: walking the modules at each image would take milliseconds.
+        outer = {id(module): module for module in (*parts, *called)}
         modules = [module for part in parts for module in part.modules()]
-        self._modules = modules
-        self._attentions = [module for module in modules if hasattr(module, "processor")]
-        self._classes, self._processors = self._classes_now(), self._processors_now()
-        self._submodules = [module._modules for module in modules if module._modules]
-        self._parameters = [module._parameters for module in modules if module._parameters]
-        self._children, self._places = self._children_now(), _places(self._weights_now())
-        self._memory = [weight.detach() for weight in self._weights_now()]
+        self._called = [weakref.ref(module) for module in outer.values()]
+        self._modules = [module for module in modules if id(module) not in outer]
+        self._classes = {type(module) for module in modules}
+        self._dicts, self._lists, self._empty = _containers(modules, outer)
+        self._parameters = [m._parameters for m in modules if m._parameters]
+        self._buffers = [m._buffers for m in modules if m._buffers]
+        self._structure = self._structure_now()
+        weights = self._weights_now()
+        self._places, self._versions = _places(weights), _versions(weights)
+        self._memory = [weight.detach() for weight in weights]
 
     def has_changed(self) -> bool:
-        """Whether a module was replaced, or a weight moved, was replaced or was written to."""
-        return (
-            self._children_now() != self._children or _places(self._weights_now()) != self._places
-        )
+        """Whether anything is another one now, or a weight was written to."""
+        if self.structure_changed():
+            return True
+        weights = self._weights_now()
+        return _places(weights) != self._places or _versions(weights) != self._versions
 
-    def patched(self) -> str | None:
-        """The class that was put in the place of a module's own, or of its attention processor."""
-        pairs = (
-            (self._classes_now(), self._classes),
-            (self._processors_now(), self._processors),
-        )
-        for now, then in pairs:
-            if now != then:
-                return next(a.__name__ for a, b in zip(now, then, strict=True) if a is not b)
-        return None
+    def structure_changed(self) -> bool:
+        """Whether a module, a class, an attribute, a hook or a function is another one now."""
+        try:
+            return self._structure_now() != self._structure
+        except (RuntimeError, ValueError):  # two tensors or arrays, which have no one answer
+            return True
 
-    def _classes_now(self) -> list[type]:
-        return [*map(type, self._modules)]
+    def weights_moved(self) -> bool:
+        """Whether a weight is elsewhere now; one that was written to in place is not."""
+        return _places(self._weights_now()) != self._places
 
-    def _processors_now(self) -> list[type]:
-        return [type(module.processor) for module in self._attentions]
-
-    def _children_now(self) -> list[torch.nn.Module | None]:
-        return [child for children in self._submodules for child in children.values()]
+    def _structure_now(self) -> list[Any]:
+        called = [ref() for ref in self._called]
+        return [
+            [*map(type, self._modules), *map(type, called)],
+            [*map(tuple, map(dict.values, self._dicts))],
+            [*map(tuple, self._lists)],
+            [*map(len, self._empty)],
+            [_own_values(module) for module in called if module is not None],
+            _functions(self._classes),
+        ]
 
     def _weights_now(self) -> list[Tensor]:
-        return [w for weights in self._parameters for w in weights.values() if w is not None]
+        named: Iterable[Mapping[str, Tensor | None]] = chain(self._parameters, self._buffers)
+        return [w for weights in named for w in weights.values() if w is not None]
 
 
-def _places(weights: Sequence[Tensor]) -> Places:
-    """Where each weight is, and how often it was written to, which inference tensors don't tell.
+def _containers(
+    modules: Iterable[nn.Module], outer: dict[int, nn.Module]
+) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
+    """Dictionaries, lists and sets of modules' attributes, each once; and those empty by now."""
+    dicts: dict[int, Any] = {}
+    lists: dict[int, Any] = {}
+    empty: dict[int, Any] = {}
+    for module in modules:
+        if id(module) not in outer:
+            dicts[id(module.__dict__)] = module.__dict__
+        for held in _held(module, is_outer=id(module) in outer):
+            kind = empty if not held else dicts if isinstance(held, dict) else lists
+            kind[id(held)] = held
+    return list(dicts.values()), list(lists.values()), list(empty.values())
+
+
+def _held(module: nn.Module, *, is_outer: bool) -> Iterator[Any]:
+    """The containers that a module holds, also as the attributes of its processor or config."""
+    skipped = UNREAD.union(HOOKS, ["_modules"]) if is_outer else UNREAD
+    for name, value in module.__dict__.items():
+        if name in skipped:
+            continue
+        if isinstance(value, (dict, list, set)):
+            yield value
+        elif _is_record(value):
+            yield vars(value)
+
+
+def _is_record(value: Any) -> bool:
+    """Whether it is an object whose attributes may be read by a forward pass."""
+    plain = isinstance(value, (type, nn.Module, Tensor)) or callable(value)
+    return hasattr(value, "__dict__") and (not plain or "Processor" in type(value).__name__)
+
+
+def _own_values(module: nn.Module) -> Any:
+    """The attributes of a module that is called from outside, without its `forward`.
+
+    Its children are not kept alive either: one of them may be called from outside too.
+    """
+    children = [child and weakref.ref(child) for child in module._modules.values()]
+    own = {name: value for name, value in vars(module).items() if name not in _ITS_OWN}
+    return own, children
+
+
+_ITS_OWN = ("forward", "_modules", "text_model")
+"""The last is a text encoder itself, while diffusers encodes prompts."""
+
+
+def _functions(classes: Iterable[type]) -> list[Any]:
+    """What is called for a module whatever its attributes are, and hooks of all modules."""
+    return [
+        *((kind.forward, kind.__call__) for kind in classes if hasattr(kind, "forward")),
+        *(tuple(getattr(torch_modules, name).values()) for name in GLOBAL_HOOKS),
+        *(getattr(F, name) for name in FUNCTIONS),
+    ]
+
+
+def _places(weights: Sequence[Tensor]) -> tuple[int, ...]:
+    """Where each weight is.
 
     A thousand weights of which none is in the processor's cache: `map` saves what it can.
     """
+    return tuple(map(Tensor.data_ptr, weights))
+
+
+def _versions(weights: Sequence[Tensor]) -> tuple[int, ...]:
+    """How often each weight was written to, which inference tensors don't tell."""
     try:
-        versions = tuple(map(_version, weights))
+        return tuple(map(_version, weights))
     except RuntimeError:
-        versions = tuple(0 if weight.is_inference() else weight._version for weight in weights)
-    return tuple(map(Tensor.data_ptr, weights)), versions
+        return tuple(0 if weight.is_inference() else weight._version for weight in weights)

@@ -152,7 +152,8 @@ def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
     """Make the request's picture while the device is watched."""
     calls: list[Call] = []
     with ExitStack() as stack:
-        for part, module in parts(pipeline).items():
+        # The engine calls no module when it replays a graph, and refuses hooks for that reason.
+        for part, module in parts(pipeline).items() if pipeline.engine is None else ():
             stack.enter_context(_recording(part, module, calls))
         with profiled(ProfilerActivity.CPU, ProfilerActivity.CUDA) as profiler:
             generate(pipeline, request)

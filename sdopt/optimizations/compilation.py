@@ -6,20 +6,28 @@ one frees its weights. What would part them is the input: Euler's timesteps are 
 DPM-Solver's int64, and every switch of scheduler would compile anew. Each kind of shapes has a code
 object of its own, see `sdopt.optimizations.shapes`.
 
-On CUDA the compiled code is captured in CUDA graphs, one set for each pipeline.
+On CUDA the compiled code is captured in CUDA graphs, one set for each pipeline. Both hold for the
+module as it was built: see `CompiledForward`.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
+from sdopt.engine.adapters import keeping_scales
+from sdopt.engine.stock import foreign
+from sdopt.engine.watch import Watch
 from sdopt.levels import CompileMode
 from sdopt.optimizations.cuda_graphs import GraphedFunction
-from sdopt.optimizations.shapes import compiled_by_shapes
+from sdopt.optimizations.shapes import compiled_by_shapes, copy_of
+
+logger = logging.getLogger(__name__)
 
 INDUCTOR_MODES: dict[CompileMode, str] = {
     "default": "default",
@@ -34,7 +42,7 @@ def compile_unet(unet: Any, mode: CompileMode = "default") -> None:
     The timestep becomes float32 before it reaches compiled code, which is what the UNet's
     sinusoidal embedding makes of it anyway.
     """
-    compiled = _compiled(unet, mode)
+    compiled = CompiledForward(unet, mode, "unet")
 
     def forward(sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
@@ -45,16 +53,71 @@ def compile_unet(unet: Any, mode: CompileMode = "default") -> None:
 
 def compile_decoder(vae: Any, mode: CompileMode = "default") -> None:
     """Compile the decoder of an AutoencoderKL or an AutoencoderTiny in place."""
-    vae.decoder.forward = _compiled(vae.decoder, mode)
+    vae.decoder.forward = CompiledForward(vae.decoder, mode, "vae.decoder")
 
 
-def _compiled(module: Any, mode: CompileMode) -> Callable[..., Any]:
-    """The class's forward pass, compiled; the module's own `forward` does not keep it alive."""
-    compiled = compiled_by_shapes(type(module).forward, INDUCTOR_MODES[mode])
-    owner = weakref.ref(module)
+class CompiledForward:
+    """A module's forward pass, compiled and captured for what the module is at that time.
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return compiled(owner(), *args, **kwargs)
+    Dynamo guards on much of a module, but not on hooks, and what a CUDA graph has captured it
+    guards on no more. So each call looks whether the module, the modules below it, their
+    attributes, classes, hooks or attention processors are others now. If so, what was compiled and
+    captured is left aside until the change is undone, and other code is compiled for what is
+    there now. What is no stock code may do anything at each call: then the module runs eagerly.
+    The module is not kept alive, since its `forward` leads here.
+    """
 
-    weights = [*module.parameters(), *module.buffers()]
-    return GraphedFunction(run, weights)
+    def __init__(self, module: nn.Module, mode: CompileMode, name: str) -> None:
+        self.name = name
+        self._module = weakref.ref(module)
+        self._mode = INDUCTOR_MODES[mode]
+        # That of like modules is the class's, so they share what is compiled for it.
+        self._built = self._compiled(type(module).forward)
+        self._watch_built = Watch([module])
+        self._run: Callable[..., Any] = self._built
+        self._watch = self._watch_built
+        if foreign({name: module}):
+            self._adapt(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the class's own forward pass returns."""
+        module = self._module()
+        if module is None:
+            raise ReferenceError(f"the {self.name} is gone")
+        if self._watch.structure_changed():
+            self._adapt(module)
+        elif self._watch.weights_moved():
+            self._forget()
+            self._watch = Watch([module])
+            if self._run is self._built:
+                self._watch_built = self._watch
+        if not kwargs.get("cross_attention_kwargs"):
+            return self._run(*args, **kwargs)
+        with keeping_scales([module]):
+            return self._run(*args, **kwargs)
+
+    def _adapt(self, module: nn.Module) -> None:
+        """Go on with what the module is now."""
+        self._forget()
+        if not self._watch_built.structure_changed():
+            self._run, self._watch = self._built, self._watch_built
+            return
+        self._watch = Watch([module])
+        if patch := foreign({self.name: module}):
+            logger.warning("%s runs eagerly, not compiled: %s", self.name, patch)
+            self._run = self._called(type(module).forward)
+        else:
+            self._run = self._compiled(copy_of(type(module).forward))
+
+    def _compiled(self, forward: Any) -> GraphedFunction:
+        return GraphedFunction(self._called(compiled_by_shapes(forward, self._mode)), [])
+
+    def _called(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward pass of the module, which leads neither to it nor back here."""
+        module = self._module
+        return lambda *args, **kwargs: forward(module(), *args, **kwargs)
+
+    def _forget(self) -> None:
+        """Drop what was captured: it has read other weights."""
+        if isinstance(self._run, GraphedFunction):
+            self._run.forget()

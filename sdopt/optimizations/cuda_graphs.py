@@ -92,11 +92,15 @@ class GraphedFunction:
     def _forget_moved_weights(self) -> None:
         places = tuple(map(Tensor.data_ptr, self.weights))
         if places != self.places:
-            if self.graphs and torch.cuda.is_available():
-                torch.cuda.synchronize()  # one of them may still be replayed
-            self.graphs.clear()
-            self.pool = None  # it ended with the last of its graphs
+            self.forget()
             self.places = places
+
+    def forget(self) -> None:
+        """Drop all graphs: what they have captured holds no more."""
+        if self.graphs and torch.cuda.is_available():
+            torch.cuda.synchronize()  # one of them may still be replayed
+        self.graphs.clear()
+        self.pool = None  # it ended with the last of its graphs
 
     def _capture(self, leaves: list[Any], structure: Any) -> _Captured:
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
