@@ -6,7 +6,7 @@ import copy
 import gc
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -654,17 +654,17 @@ def test_every_cell_says_works_or_refused_and_in_which_words() -> None:
 @pytest.fixture
 def trial(
     micro_source: Source, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Trial:
+) -> Iterator[Trial]:
     monkeypatch.setattr(shapes, "torch", ForgetfulTorch())
     shapes.forget()
-    request.addfinalizer(shapes.forget)
     pipeline = build(micro_source, FAMILIES[request.param], CPU)
     parts = build(micro_source, FAMILIES["eager"], CPU)
     stock = StableDiffusionPipeline(**parts.components, requires_safety_checker=False)
     stock.set_progress_bar_config(disable=True)
     first = image(pipeline)
     assert np.abs(first - image(stock)).max() < SAME
-    return Trial(pipeline=pipeline, stock=stock, source=micro_source, first=first)
+    yield Trial(pipeline=pipeline, stock=stock, source=micro_source, first=first)
+    shapes.forget()
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")

@@ -76,8 +76,7 @@ class CompiledForward:
         self._watch_built = Watch([module])
         self._run: Callable[..., Any] = self._built
         self._watch = self._watch_built
-        if foreign({name: module}):
-            self._adapt(module)
+        self._adapt(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the class's own forward pass returns."""
@@ -99,15 +98,13 @@ class CompiledForward:
     def _adapt(self, module: nn.Module) -> None:
         """Go on with what the module is now."""
         self._forget()
-        if not self._watch_built.structure_changed():
-            self._run, self._watch = self._built, self._watch_built
-            return
-        self._watch = Watch([module])
+        as_built = not self._watch_built.structure_changed()
+        self._watch = self._watch_built if as_built else Watch([module])
         if patch := foreign({self.name: module}):
             logger.warning("%s runs eagerly, not compiled: %s", self.name, patch)
             self._run = self._called(type(module).forward)
         else:
-            self._run = self._compiled(copy_of(type(module).forward))
+            self._run = self._built if as_built else self._compiled(copy_of(type(module).forward))
 
     def _compiled(self, forward: Any) -> GraphedFunction:
         return GraphedFunction(self._called(compiled_by_shapes(forward, self._mode)), [])
