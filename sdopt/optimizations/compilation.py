@@ -98,13 +98,14 @@ class CompiledForward:
     def _adapt(self, module: nn.Module) -> None:
         """Go on with what the module is now."""
         self._forget()
+        forward: Any = type(module).forward
         as_built = not self._watch_built.structure_changed()
         self._watch = self._watch_built if as_built else Watch([module])
         if patch := foreign({self.name: module}):
             logger.warning("%s runs eagerly, not compiled: %s", self.name, patch)
-            self._run = self._called(type(module).forward)
+            self._run = self._called(forward)
         else:
-            self._run = self._built if as_built else self._compiled(copy_of(type(module).forward))
+            self._run = self._built if as_built else self._compiled(copy_of(forward))
 
     def _compiled(self, forward: Any) -> GraphedFunction:
         return GraphedFunction(self._called(compiled_by_shapes(forward, self._mode)), [])
