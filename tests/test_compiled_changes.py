@@ -13,7 +13,7 @@ from lora import lora
 from torch import Tensor
 
 from sdopt.levels import DPM_20
-from sdopt.optimizations import compilation
+from sdopt.optimizations import shapes
 from sdopt.optimizations.compilation import CompiledForward, compile_unet
 from sdopt.pipeline import LevelPipeline, build
 from sdopt.sources import Source
@@ -40,11 +40,13 @@ class SparedTorch:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Compiled:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
     """What was compiled."""
     found: Compiled = []
-    monkeypatch.setattr(compilation, "torch", SparedTorch(found))
-    return found
+    monkeypatch.setattr(shapes, "torch", SparedTorch(found))
+    shapes.forget()
+    yield found
+    shapes.forget()
 
 
 class Inner(torch.nn.Module):
@@ -76,9 +78,8 @@ Outer.__module__ = Outer.forward.__module__ = Inner.__module__
 
 
 @pytest.fixture
-def outer() -> Iterator[Outer]:
-    yield Outer()
-    torch._dynamo.reset_code(Outer.forward.__code__)
+def outer() -> Outer:
+    return Outer()
 
 
 X = torch.ones(1, 2)
@@ -145,6 +146,7 @@ def test_dynamo_alone_sees_no_hook(outer: Outer) -> None:
     outer.inner.layer.register_forward_hook(louder)
     assert torch.equal(compiled(X, torch.tensor(1.0)), before)
     assert not torch.equal(plain(outer), before)
+    torch._dynamo.reset_code(Outer.forward.__code__)
 
 
 @torch.no_grad()
@@ -187,7 +189,6 @@ def test_a_change_before_the_first_call_is_followed_beside_a_like_module(graphs:
     other.inner.register_forward_hook(louder)
     compile_unet(other)
     assert torch.equal(other(X, 1), plain(other))
-    torch._dynamo.reset_code(Outer.forward.__code__)
 
 
 def test_captured_graphs_are_dropped_and_their_memory_waited_for(

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lora import lora
 from torch import Tensor
 
+from sdopt.levels import LEVELS
 from sdopt.optimizations import cuda_graphs
 from sdopt.optimizations.cuda_graphs import GraphedFunction, eager_calls
+from sdopt.pipeline import build
+from sdopt.sources import resolve
+from sdopt.workload import EMBEDDED_REQUESTS
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -148,3 +154,38 @@ def test_a_graphs_memory_goes_with_it() -> None:
     del graphed
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() == before
+
+
+@needs_cuda
+@pytest.mark.parametrize("level", ["dpm-20", "final"])
+def test_what_is_done_to_a_compiled_level_after_an_image_is_drawn(level: str) -> None:
+    """Replays ignored all of this; `tests/test_pipeline_features.py` has every feature."""
+    pipeline = build(resolve("embedded"), LEVELS[level], torch.device("cuda"))
+
+    def draw() -> Any:
+        seed = torch.Generator().manual_seed(1)
+        request = EMBEDDED_REQUESTS[0]
+        return pipeline(request.prompt, generator=seed, output_type="np").images
+
+    def is_drawn(changed: bool = True) -> None:
+        found = draw()
+        with eager_calls():
+            assert np.array_equal(found, draw())
+        assert np.array_equal(found, before) != changed
+
+    before = draw()
+    pipeline.load_lora_weights(lora(pipeline), adapter_name="one")
+    is_drawn()
+    pipeline.unload_lora_weights()
+    is_drawn(changed=False)
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    is_drawn()
+    pipeline.disable_freeu()
+    is_drawn(changed=False)
+    handle = pipeline.unet.mid_block.register_forward_hook(lambda m, args, output: output * 1.5)
+    is_drawn()
+    handle.remove()
+    is_drawn(changed=False)
+    layer = pipeline.unet.conv_out
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 1.5)
+    is_drawn()

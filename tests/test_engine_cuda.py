@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora import ATTENTION, TEXT, lora
 
+from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
 from sdopt.optimizations.cuda_graphs import eager_calls
 from sdopt.pipeline import LevelPipeline, build
@@ -115,6 +117,70 @@ def test_a_changed_weight_is_drawn_with(how: str, part: str, pipeline: LevelPipe
     assert np.array_equal(again, wanted)
     assert not np.array_equal(changed, before)
     assert np.array_equal(draw(pipeline), before)
+
+
+@pytest.mark.parametrize("part", ["merged", "doubled"])
+def test_a_write_that_no_version_counter_tells_is_drawn_with(
+    part: str, pipeline: LevelPipeline
+) -> None:
+    """By the fingerprint that the graph itself takes."""
+    unet = pipeline.unet
+    owners = {
+        "merged": unet.mid_block.attentions[0].proj_out,
+        "doubled": unet.up_blocks[0].upsamplers[0].conv,
+    }
+    weight = owners[part].weight
+    before, version = draw(pipeline), weight._version
+    weight.data.mul_(4)
+    assert weight._version == version
+    changed, wanted = draw(pipeline), without_graphs(pipeline)
+    weight.data.mul_(0.25)
+    assert np.array_equal(changed, wanted)
+    assert not np.array_equal(changed, before)
+    assert np.array_equal(draw(pipeline), before)
+
+
+def test_lora_is_drawn_with_and_gone_when_unloaded(pipeline: LevelPipeline) -> None:
+    before = draw(pipeline)
+    captures = pipeline.engine.captures  # type: ignore[union-attr]
+    pipeline.load_lora_weights(lora(pipeline, (*ATTENTION, *TEXT)), adapter_name="one")
+    loaded, wanted = draw(pipeline), without_graphs(pipeline)
+    assert np.array_equal(loaded, wanted)
+    assert not np.array_equal(loaded, before)
+    assert np.array_equal(draw(pipeline), loaded)
+    assert pipeline.engine.captures == captures + 1  # type: ignore[union-attr]
+    scaled = draw(pipeline, cross_attention_kwargs={"scale": 0.3})
+    assert not np.array_equal(scaled, loaded)
+    pipeline.unload_lora_weights()
+    assert np.array_equal(draw(pipeline), before)
+
+
+def test_hooks_and_another_forward_are_refused_after_an_image(pipeline: LevelPipeline) -> None:
+    before = draw(pipeline)
+    for module in (pipeline.unet, pipeline.unet.mid_block, pipeline.vae.decoder):
+        handle = module.register_forward_hook(lambda *_: None)
+        with pytest.raises(SdoptError, match="the forward hook of a module"):
+            draw(pipeline)
+        handle.remove()
+    assert np.array_equal(draw(pipeline), before)
+
+
+@pytest.mark.parametrize("level", ["turbo", "one-graph", "final"])
+def test_a_deleted_pipelines_memory_comes_back_at_once(level: str) -> None:
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    own = build(resolve("embedded"), LEVELS[level], torch.device("cuda"))
+    draw(own)
+    gc.collect()
+    gc.disable()
+    try:
+        del own
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_allocated() <= before + 2**20
+    finally:
+        gc.enable()
 
 
 def test_a_pipeline_that_went_to_the_host_and_came_back(pipeline: LevelPipeline) -> None:

@@ -136,8 +136,8 @@ class Captured:
 class PictureEngine:
     """Draws the pictures of one pipeline; `captures` counts the graphs that it made.
 
-    The pipeline has the engine, and so is not kept alive by it. `latents` are what the decoder got
-    for the last picture, (B, 4, H, W), until the next one.
+    `latents` are what the decoder got for the last picture, (B, 4, H, W), until the next one.
+    The pipeline has the engine, and so is not kept alive by it.
     """
 
     pipeline: InitVar[Any]
@@ -163,7 +163,7 @@ class PictureEngine:
         self._owner = weakref.ref(pipeline)
         self._built_of = tuple(map(weakref.ref, parts_of(pipeline).values()))
         self._roots = Roots(pipeline, self.level.name)
-        self._parts = pipeline.fused if self.level.fused else GraphParts(pipeline, self.level.name)
+        self._parts = pipeline.fused or GraphParts(pipeline, self.level.name)
         self._version = self._parts.version
         self._scheduled = settings_of(pipeline.scheduler)
 
@@ -306,9 +306,9 @@ class PictureEngine:
                     f"built, its {name}; replace parts in the source's folder and load the level "
                     f"again, or {OTHER_LEVEL}"
                 )
-        self._roots.check(replayed=replayed)
         scheduler = self.owner.scheduler
-        if cuda_graphs.replaying():  # else somebody may watch what is called
+        if cuda_graphs.replaying():  # else somebody watches what is called, and all of it is
+            self._roots.check(replayed=replayed)
             check_unpatched(scheduler)
         if (scheduled := settings_of(scheduler)) != self._scheduled:
             self._drop_graphs()
@@ -339,9 +339,15 @@ class PictureEngine:
                 looked.record()
                 picture = self._run(static, kind, ticks)
         return Captured(
-            graph=graph, inputs=static, picture=picture, latents=self.latents, ticks=ticks,
-            factors=inputs.factors, flag=flag, looked=looked,
-        )  # fmt: skip
+            graph=graph,
+            inputs=static,
+            picture=picture,
+            latents=self.latents,
+            ticks=ticks,
+            factors=inputs.factors,
+            flag=flag,
+            looked=looked,
+        )
 
     def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
         """Draw without a graph, or while one records; what changed was taken over before."""

@@ -138,7 +138,8 @@ def _own_values(module: nn.Module) -> Any:
     return own, children
 
 
-_ITS_OWN = ("forward", "_modules")
+_ITS_OWN = ("forward", "_modules", "text_model")
+"""The last is a text encoder itself, while diffusers encodes prompts."""
 
 
 def _functions(classes: Iterable[type]) -> list[Any]:

@@ -71,13 +71,12 @@ class CompiledForward:
         self.name = name
         self._module = weakref.ref(module)
         self._mode = INDUCTOR_MODES[mode]
-        # Those of like modules share the class's code, and with it what is compiled for it.
+        # That of like modules is the class's, so they share what is compiled for it.
         self._built = self._compiled(type(module).forward)
         self._watch_built = Watch([module])
         self._run: Callable[..., Any] = self._built
         self._watch = self._watch_built
-        if foreign({name: module}):
-            self._adapt(module)
+        self._adapt(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the class's own forward pass returns."""
@@ -99,18 +98,16 @@ class CompiledForward:
     def _adapt(self, module: nn.Module) -> None:
         """Go on with what the module is now."""
         self._forget()
-        if not self._watch_built.structure_changed():
-            self._run, self._watch = self._built, self._watch_built
-            return
-        self._watch = Watch([module])
+        forward: Any = type(module).forward
+        as_built = not self._watch_built.structure_changed()
+        self._watch = self._watch_built if as_built else Watch([module])
         if patch := foreign({self.name: module}):
             logger.warning("%s runs eagerly, not compiled: %s", self.name, patch)
-            self._run = self._called(type(module).forward)
+            self._run = self._called(forward)
         else:
-            self._run = self._compiled(copy_of(type(module).forward))
+            self._run = self._built if as_built else self._compiled(copy_of(forward))
 
-    def _compiled(self, forward: Callable[..., Any]) -> GraphedFunction:
-        """Compiled for each kind of shapes, on a GPU captured."""
+    def _compiled(self, forward: Any) -> GraphedFunction:
         return GraphedFunction(self._called(compiled_by_shapes(forward, self._mode)), [])
 
     def _called(self, forward: Callable[..., Any]) -> Callable[..., Any]:
