@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +16,9 @@ import torch
 from sdopt.measure.observation import compiled_graphs
 
 MIB = 2**20
+SUSPICIOUS_MIB = 0.5
+"""Growth in timed rounds from which it is measured again, see `growth_of`."""
+ROUNDS = 8
 APART = 2
 """Rounds between two readings that are compared: what leaks at every second image shows too."""
 
@@ -77,6 +80,20 @@ def watched_rounds(device: torch.device) -> Iterator[Rounds]:
         yield rounds
     finally:
         owner.capture_begin = original
+
+
+def growth_of(draw: Callable[[], object], device: torch.device) -> float | None:
+    """Memory that each call leaves behind, measured without a clock.
+
+    Free memory is given back before each reading, which would slow down timed rounds: a heap in
+    pieces grows for a while though nothing is kept.
+    """
+    rounds = Rounds(device=device)
+    for _ in range(ROUNDS):
+        draw()
+        give_back_free_memory()
+        rounds.read()
+    return rounds.growth_mib(0)
 
 
 def held_mib(device: torch.device) -> float:

@@ -14,7 +14,7 @@ import torch
 from sdopt.levels import Level
 from sdopt.measure.gpu_state import GpuState, watched
 from sdopt.measure.observation import compiled_graphs
-from sdopt.measure.rounds import watched_rounds
+from sdopt.measure.rounds import SUSPICIOUS_MIB, growth_of, watched_rounds
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
             warmup_rounds=WARMUP_ROUNDS,
         )
         seen.read()
+    growth_mib = seen.growth_mib(WARMUP_ROUNDS)
+    if growth_mib is not None and growth_mib > SUSPICIOUS_MIB:
+        growth_mib = growth_of(one_picture, device)
     rounds = () if benchmark.disabled else benchmark.stats.stats.data
     return Latency(
         rounds_ms=tuple(1e3 * seconds for seconds in rounds),
@@ -99,7 +102,7 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
         gpu=watch.state,
         disturbances=watch.disturbances,
         graphs_in_rounds=seen.new_graphs(WARMUP_ROUNDS),
-        growth_mib=seen.growth_mib(WARMUP_ROUNDS),
+        growth_mib=growth_mib,
     )
 
 

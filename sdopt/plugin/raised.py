@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,14 +27,14 @@ class Raised:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[Any]
-    ) -> Iterator[None]:
+    ) -> Generator[None, Any, Any]:
         """Judge the level at its first such failure, and shorten the others."""
         report: Any = yield
         if call.excinfo and report.failed and "gate" in getattr(item, "fixturenames", ()):
             level = raising_level(call.excinfo)
             if level is not None:
                 self._note(level, call.excinfo.value, item, report)
-        return report  # type: ignore[misc] - pluggy takes what a wrapper returns
+        return report
 
     def _note(self, level: str, error: BaseException, item: pytest.Item, report: Any) -> None:
         try:

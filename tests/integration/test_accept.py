@@ -18,7 +18,7 @@ COMMAND = 'pytest benchmarks/ --sdopt-source=*micro -k "[[]baseline]" --sdopt-ac
 
 def test_accepting_stores_the_pictures_and_says_so(project: Project) -> None:
     result = project.run("--sdopt-accept", tests=QUALITY)
-    result.assert_outcomes(passed=1, skipped=2)
+    result.assert_outcomes(passed=4, skipped=2)
     result.stdout.fnmatch_lines([f"stored 2 baseline images in {project.images.parent}"])
     assert sorted(path.name for path in project.images.iterdir()) == ["astronaut.png", "castle.png"]
     with Image.open(project.images / "castle.png") as image:
@@ -29,7 +29,7 @@ def test_accepting_stores_the_pictures_and_says_so(project: Project) -> None:
 def test_the_same_pictures_pass(stored: Project) -> None:
     before = {path: path.read_bytes() for path in stored.images.iterdir()}
     result = stored.run(tests=QUALITY)
-    result.assert_outcomes(passed=1, skipped=2)
+    result.assert_outcomes(passed=4, skipped=2)
     result.stdout.fnmatch_lines(["baseline*1.000000*pass"])
     assert {path: path.read_bytes() for path in stored.images.iterdir()} == before
 
@@ -46,7 +46,7 @@ def repaint(path: Path) -> None:
 def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
     repaint(stored.images / "castle.png")
     result = stored.run(tests=QUALITY)
-    result.assert_outcomes(failed=1, skipped=2)
+    result.assert_outcomes(failed=1, passed=3, skipped=2)
     assert result.ret == ExitCode.REGRESSION
     result.stdout.fnmatch_lines(
         [
@@ -60,8 +60,8 @@ def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
 
 def test_accepting_again_replaces_the_picture(stored: Project) -> None:
     repaint(stored.images / "castle.png")
-    stored.run("--sdopt-accept", tests=QUALITY).assert_outcomes(passed=1, skipped=2)
-    stored.run(tests=QUALITY).assert_outcomes(passed=1, skipped=2)
+    stored.run("--sdopt-accept", tests=QUALITY).assert_outcomes(passed=4, skipped=2)
+    stored.run(tests=QUALITY).assert_outcomes(passed=4, skipped=2)
 
 
 def remove(path: Path) -> str:
@@ -105,7 +105,7 @@ def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
     complaint = damage(path)
     before = path.read_bytes() if path.exists() else None
     result = stored.run(tests=QUALITY)
-    result.assert_outcomes(failed=1, skipped=2)
+    result.assert_outcomes(failed=1, passed=3, skipped=2)
     assert result.ret == ExitCode.FAULT
     result.stdout.fnmatch_lines([complaint])
     first = (
@@ -125,7 +125,7 @@ def test_a_picture_of_another_size_fails(stored: Project) -> None:
         text.add_text("sdopt", image.text["sdopt"])
         image.resize((32, 32)).save(path, pnginfo=text)
     result = stored.run(tests=QUALITY)
-    result.assert_outcomes(failed=1, skipped=2)
+    result.assert_outcomes(failed=1, passed=3, skipped=2)
     result.stdout.fnmatch_lines(
         ["*castle.png has the shape (32, 32, 3), this run's is (64, 64, 3)*"]
     )

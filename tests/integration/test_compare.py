@@ -21,7 +21,7 @@ NEXT = [
 def test_without_it_times_are_recorded_only(stored: Project) -> None:
     stored.edit_history(scale_latency(0.01))
     result = stored.run()
-    result.assert_outcomes(passed=4, skipped=3)
+    result.assert_outcomes(passed=7, skipped=3)
     result.stdout.fnmatch_lines(["baseline*pass (latency recorded)"])
     result.stdout.no_fnmatch_line("*saved this run*")
 
@@ -29,7 +29,7 @@ def test_without_it_times_are_recorded_only(stored: Project) -> None:
 def test_a_run_that_is_no_worse_passes(stored: Project) -> None:
     before = stored.histories()[0].read_bytes()
     result = stored.run("--benchmark-compare")
-    result.assert_outcomes(passed=5, skipped=3)
+    result.assert_outcomes(passed=8, skipped=3)
     assert result.ret == 0
     result.stdout.fnmatch_lines([f"sdopt: comparing with {stored.histories()[0]}"])
     assert [path.read_bytes() for path in stored.histories()] == [before]
@@ -38,7 +38,7 @@ def test_a_run_that_is_no_worse_passes(stored: Project) -> None:
 def test_a_slower_run_fails_by_level_and_metric_alone(stored: Project) -> None:
     path = stored.edit_history(scale_latency(0.01))
     result = stored.run("--benchmark-compare", "-rf")
-    result.assert_outcomes(failed=1, passed=4, skipped=3)
+    result.assert_outcomes(failed=1, passed=7, skipped=3)
     result.stdout.fnmatch_lines(
         [
             "*[[]baseline] latency_ms: regression: +* % against the stored run, * % may be chance, "
@@ -206,7 +206,7 @@ def test_a_stored_run_is_accepted_only_if_it_moved_the_baseline(stored: Project)
 def test_a_run_with_failed_tests_is_not_saved(stored: Project) -> None:
     next(stored.images.glob("castle.png")).unlink()
     result = stored.run("--benchmark-autosave")
-    result.assert_outcomes(failed=1, passed=3, skipped=3)
+    result.assert_outcomes(failed=1, passed=6, skipped=3)
     assert result.ret == ExitCode.FAULT
     result.stdout.fnmatch_lines(["this run was not saved: 1 of its tests failed"])
     assert len(stored.histories()) == 1

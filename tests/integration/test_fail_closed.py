@@ -274,18 +274,18 @@ def test_a_benchmark_file_that_is_gone(stored: Project) -> None:
     (stored.path / "benchmarks" / "test_work.py").unlink()
     result = stored.run("--benchmark-compare")
     assert result.ret == ExitCode.FAULT
-    result.assert_outcomes(failed=1, passed=2, skipped=3)
+    result.assert_outcomes(failed=1, passed=5, skipped=3)
     result.stdout.fnmatch_lines(["2 tests of the stored run * reached no verdict in this run: *"])
 
 
 def test_what_was_collected_and_deselected_was_left_out_on_request(stored: Project) -> None:
     result = stored.run("--benchmark-compare", "--deselect=benchmarks/test_work.py")
-    result.assert_outcomes(passed=3, skipped=3)
+    result.assert_outcomes(passed=6, skipped=3)
 
 
 def test_what_was_never_collected_is_missing(stored: Project) -> None:
     result = stored.run("--benchmark-compare", "--ignore=benchmarks/test_work.py")
-    result.assert_outcomes(failed=1, passed=2, skipped=3)
+    result.assert_outcomes(failed=1, passed=5, skipped=3)
 
 
 def test_an_exact_selection_judges_only_that(stored: Project) -> None:
@@ -319,7 +319,7 @@ def test_an_empty_folder_does_not_pass(stored: Project) -> None:
         path.unlink()
     result = stored.run("--benchmark-compare")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["4 tests of the stored run * reached no verdict in this run: *"])
+    result.stdout.fnmatch_lines(["7 tests of the stored run * reached no verdict in this run: *"])
 
 
 def test_the_step_after_a_broken_file_names_it(stored: Project) -> None:

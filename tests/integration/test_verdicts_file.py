@@ -69,8 +69,12 @@ def test_every_verdict_of_a_run_is_written(stored: Project) -> None:
     assert content["failed_without_verdict"] == []
     assert {verdict["metric"]: verdict["outcome"] for verdict in content["verdicts"]} == {
         "latency_ms": "improvement",
+        "graphs_in_rounds": "pass",
         "ssim_drift": "pass",
         "block_drift": "pass",
+        "latent_drift": "pass",
+        "latent_drift_float64": "pass",
+        "repeat": "pass",
         "effect": "pass",
         "recompiles": "pass",
         "graph_breaks": "pass",
