@@ -1,6 +1,6 @@
 """A picture's final latents in float64, where machines agree to 1e-14 and small faults show.
 
-In float32 final latents differ by about 4e-7 for no reason but rounding; an attention of the
+In float32 final latents differ by about 5e-7 for no reason but rounding; an attention of the
 miniature's middle block that is 2 % off moves them by less. Copies of the level's very modules and
 weights draw here, with PyTorch's operations, in steps enough for each kind that a level has.
 """
