@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sdopt import baselines, limits
+from sdopt import baselines, latent_limits, limits
+from sdopt import latents as stored
 from sdopt.embedded.scenes import parse_caption, render
 from sdopt.errors import BrokenFileError
 from sdopt.gate import Limits
+from sdopt.latent_limits import LATENT_MARGIN, LEAST_DISTANCE, measured_latent_limits
 from sdopt.measure.quality import likeness
 
 CAPTION = "a red star at the center on a blue background"
@@ -130,3 +133,70 @@ def test_a_truncated_picture_is_named(folders: list[Path]) -> None:
     picture.write_bytes(picture.read_bytes()[:200])
     with pytest.raises(BrokenFileError, match=r"star\.png cannot be decoded"):
         limits.measured_limits(folders)
+
+
+def save_latents(
+    folder: Path, level: str, off_by: float, name: str = "star", *, double: bool = False
+) -> None:
+    """Latents of length 2 whose first value is off by so much."""
+    values = np.ones((4, 1, 1), np.float64 if double else np.float32)
+    values[0] += off_by
+    beside = stored.latents_beside(folder)
+    path = stored.latents_path(beside.parent.parent, beside.name, level, name, double=double)
+    stored.save_latents(path, values, {"level_fields": {}})
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> list[Path]:
+    """Three machines' folders: the second has both levels, the third the last alone."""
+    folders = [tmp_path / name / "images" / "set" for name in ("here", "there", "elsewhere")]
+    for folder, off_by in zip(folders, (0.0, 1e-3, 4e-3), strict=True):
+        for level in ("baseline", "tuned"):
+            if off_by < 4e-3 or level == "tuned":
+                save(folder, level, noisy(3))
+                save_latents(folder, level, off_by)
+                save_latents(folder, level, off_by * 1e-9, double=True)
+    return folders
+
+
+def test_all_levels_share_the_largest_distance_of_latents(machines: list[Path]) -> None:
+    beside = [*map(stored.latents_beside, machines)]
+    rows = measured_latent_limits(beside)
+    assert set(rows) == {"baseline", "tuned"}
+    for row in rows.values():
+        assert row["measured"] == pytest.approx(2e-3, rel=0.01)
+        assert row["limit"] == pytest.approx(LATENT_MARGIN * 2e-3, rel=0.01)
+    exact = measured_latent_limits(beside, "float64")["tuned"]
+    assert exact["measured"] == pytest.approx(2e-12, rel=0.01)
+    assert exact["limit"] == LEAST_DISTANCE["float64"]
+
+
+def test_limits_of_latents_are_renewed_without_the_others(machines: list[Path]) -> None:
+    path = machines[0] / "limits.json"
+    assert run(*machines[:2]) == 0
+    before = json.loads(path.read_text())
+    assert before["levels"]["baseline"]["latents"]["limit"] == pytest.approx(2e-3, rel=0.01)
+    assert limits.main(["--latents", *map(str, machines), "--made-by", "a third one"]) == 0
+    after = json.loads(path.read_text())
+    assert after["levels"]["baseline"]["latents"]["limit"] == pytest.approx(8e-3, rel=0.01)
+    assert (after["made_by"], after["latents_made_by"]) == ("two machines", "a third one")
+    assert after["levels"]["tuned"]["drift"] == before["levels"]["tuned"]["drift"]
+    read = {level: Limits(**kinds) for level, kinds in baselines.load_limits(path).items()}
+    assert read["tuned"].latents == after["levels"]["tuned"]["latents"]["limit"]
+    assert read["tuned"].float64 == LEAST_DISTANCE["float64"]
+
+
+def test_latents_that_nobody_else_has_are_named(
+    machines: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(stored.latents_beside(machines[1]))
+    assert run(*machines[:2]) == 2
+    assert "no float32 latents of a level that another folder has" in capsys.readouterr().err
+    save_latents(machines[1], "tuned", 0.0, "ring")
+    assert run(*machines[:2]) == 2
+    assert "latents ['ring', 'star'] of level 'tuned' are in only one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "rounded"), [(0.0, 0.0), (4e-9, 4e-9), (1.2341e-7, 1.24e-7)])
+def test_a_limit_has_three_digits(value: float, rounded: float) -> None:
+    assert latent_limits._rounded_up(value) == rounded

@@ -1,8 +1,8 @@
 """A picture's final latents in float64, where machines agree to 1e-14 and small faults show.
 
-In float32 final latents differ by about 4e-7 for no reason but rounding; an attention of the
-miniature's middle block that is 2 % off moves them by less. The very modules and weights of the
-level draw here, with PyTorch's operations, in steps enough for each kind that a level has.
+In float32 final latents differ by about 5e-7 for no reason but rounding; an attention of the
+miniature's middle block that is 2 % off moves them by less. Copies of the level's very modules and
+weights draw here, with PyTorch's operations, in steps enough for each kind that a level has.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdopt.engine.modules import fuse_modules
+from sdopt.engine.picture import PictureEngine
 from sdopt.workload import Request, generate
 
 if TYPE_CHECKING:
@@ -34,20 +37,39 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
     """The request's latents (4, H, W) after STEPS steps, float64; None for a pipeline on a GPU.
 
     What is compiled runs uncompiled, and noise is drawn in float64: in float32 its last bit depends
-    on the instruction set. The weights are the same float32 values before and after.
+    on the instruction set. A copy draws: the pipeline stays as it is.
     """
     if pipeline.device.type != "cpu":
         return None
-    with (
-        torch.compiler.set_stance("force_eager"),
-        _in_double(pipeline),
-        _exact_waves(),
-        _stopped_before_decoding(pipeline.vae) as given,
-        suppress(_Decoding),
-    ):
-        generate(pipeline, request, num_inference_steps=STEPS)
+    twin = _in_double(pipeline)
+    with _exact_waves(), _stopped_before_decoding(twin.vae) as given, suppress(_Decoding):
+        generate(twin, request, num_inference_steps=STEPS)
     latents: NDArray[np.float64] = given[0][0].detach().contiguous().numpy()
     return latents
+
+
+def _in_double(pipeline: LevelPipeline) -> LevelPipeline:
+    """A pipeline with copies of the modules, whose weights are the same values in float64."""
+    twin = copy(pipeline)
+    for name in ("text_encoder", "unet", "vae"):
+        part = _uncompiled_copy(getattr(pipeline, name))
+        # torch's own method: those of diffusers and transformers warn of what this is about.
+        object.__setattr__(twin, name, torch.nn.Module.to(part, torch.float64))
+    if pipeline.fused_unet is not None:
+        fuse_modules(twin)
+    if pipeline.engine is not None:
+        twin.engine = PictureEngine(pipeline=twin, level=pipeline.engine.level)
+    return twin
+
+
+def _uncompiled_copy(part: Any) -> Any:
+    """The module without forward passes that were put into it, which belong to the original."""
+    inner = [module for module in part.modules() if "forward" in vars(module)]
+    # What `deepcopy` finds in its notes it does not copy.
+    copied = deepcopy(part, {id(vars(module)["forward"]): None for module in inner})
+    for module in copied.modules():
+        vars(module).pop("forward", None)
+    return copied
 
 
 class _Decoding(Exception):
@@ -57,36 +79,13 @@ class _Decoding(Exception):
 @contextmanager
 def _stopped_before_decoding(vae: Any) -> Iterator[list[Tensor]]:
     given: list[Tensor] = []
-    had, original = "decode" in vars(vae), vae.decode
 
     def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         given.append(latents)
         raise _Decoding
 
     object.__setattr__(vae, "decode", decode)
-    try:
-        yield given
-    finally:
-        if had:
-            object.__setattr__(vae, "decode", original)
-        else:
-            object.__delattr__(vae, "decode")
-
-
-@contextmanager
-def _in_double(pipeline: LevelPipeline) -> Iterator[None]:
-    """The weights that predict noise widened, and narrowed again to what they were."""
-    modules, before = (pipeline.text_encoder, pipeline.unet), pipeline.unet.dtype
-    try:
-        for module in modules:
-            # torch's own method: those of diffusers and transformers warn of what this is about.
-            torch.nn.Module.to(module, torch.float64)
-        yield
-    finally:
-        for module in modules:
-            torch.nn.Module.to(module, before)
-        if pipeline.fused is not None:
-            pipeline.fused.refresh()  # the weights that it joined are float64
+    yield given
 
 
 @contextmanager

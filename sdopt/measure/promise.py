@@ -132,7 +132,9 @@ def _loop(promise: Promise, solver: SeenSolver) -> Iterator[str]:
     scheduler = promise.scheduler
     timesteps = torch.stack([step.timestep for step in solver.steps])
     differing = [*_same("solver: the timesteps", timesteps, scheduler.timesteps)]
-    if solver.sigmas is not None:
+    if solver.sigmas is None:
+        differing.append("solver: it has no sigmas")
+    else:
         differing += _same("solver: the sigmas", solver.sigmas, scheduler.sigmas)
     yield from differing or _steps(scheduler, solver.steps)
 

@@ -56,7 +56,8 @@ def watched_solver(pipeline: LevelPipeline) -> Iterator[SeenSolver]:
         times, factors = pipeline.engine.tables
         seen.table = (times.cpu(), factors.cpu())
     elif seen.steps:
-        seen.sigmas = scheduler.sigmas.detach().cpu().clone()
+        sigmas = getattr(scheduler, "sigmas", None)  # PNDM has none
+        seen.sigmas = None if sigmas is None else sigmas.detach().cpu().clone()
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--sdopt-accept",
         action="store_true",
-        help="store this run's images and counts of work as the new baseline, and let a stored run "
-        "start a new history (default: compare with the stored ones)",
+        help="store this run's images, latents and counts of work as the new baseline, and let a "
+        "stored run start a new history (default: compare with the stored ones)",
     )
     group.addoption(
         "--sdopt-ab",
