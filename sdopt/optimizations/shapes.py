@@ -26,7 +26,7 @@ _kept: OrderedDict[Hashable, tuple[FunctionType, Callable[..., Any]]] = OrderedD
 _turn = threading.RLock()
 
 
-def compiled_by_shapes(function: FunctionType, mode: str) -> Callable[..., Any]:
+def compiled_by_shapes(function: Any, mode: str) -> Callable[..., Any]:
     """The function, compiled by `torch.compile` for each kind of shapes it is called with.
 
     `fullgraph` turns a graph break into an error. A shape whose own limit is reached, by eight
@@ -66,7 +66,7 @@ def forget(key: Hashable | None = None) -> None:
                 reset_code(own.__code__)
 
 
-def _compiled(key: Hashable, function: FunctionType, mode: str) -> Callable[..., Any]:
+def _compiled(key: Hashable, function: Any, mode: str) -> Callable[..., Any]:
     with _turn:
         if key not in _kept:
             own = copy_of(function)
@@ -78,7 +78,7 @@ def _compiled(key: Hashable, function: FunctionType, mode: str) -> Callable[...,
         return _kept[key][1]
 
 
-def copy_of(function: FunctionType) -> FunctionType:
+def copy_of(function: Any) -> FunctionType:
     """The same function with a code object of its own, for which nothing was compiled yet."""
     own = FunctionType(
         function.__code__.replace(),
