@@ -311,3 +311,21 @@ def test_drawing_changes_nothing_that_is_watched(pipeline: LevelPipeline) -> Non
         draw(pipeline)
     assert not watch.has_changed()
     assert pipeline.fused.version == version  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [("vae", "decode"), ("unet.mid_block.attentions.0", "_operate_on_continuous_inputs")],
+)
+def test_another_method_of_one_module_is_refused_by_name(
+    part: str, method: str, pipeline: LevelPipeline
+) -> None:
+    before = draw(pipeline)
+    name, _, path = part.partition(".")
+    module: Any = getattr(pipeline, name).get_submodule(path)
+    own = getattr(module, method)
+    setattr(module, method, lambda *args, **kwargs: own(*args, **kwargs))
+    with pytest.raises(SdoptError, match=f"the {method} that was put into a module, {part}"):
+        draw(pipeline)
+    delattr(module, method)
+    assert np.array_equal(draw(pipeline), before)

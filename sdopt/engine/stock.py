@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch.nn.functional as F
@@ -38,19 +39,20 @@ def _foreign(parts: dict[str, nn.Module], called: set[int]) -> Iterator[str]:
             if kind not in seen and not is_stock(kind):
                 yield f"the {kind.__name__} that was put into a module, {path}"
             seen.add(kind)
-            if id(module) not in called:
-                yield from _around(path, module)
+            yield from _inserted(path, module, but=("forward",) if id(module) in called else ())
+            if id(module) not in called and any(getattr(module, name) for name in HOOKS):
+                yield f"the forward hook of a module, {path}"
             processor = getattr(module, "processor", None)
             if processor is not None and not _is_of_package(type(processor)):
                 yield f"the {type(processor).__name__} that was put into a module, {path}"
 
 
-def _around(path: str, module: nn.Module) -> Iterator[str]:
-    """What runs instead of a module's forward pass, or besides it."""
-    if "forward" in vars(module):
-        yield f"the forward that was put into a module, {path}"
-    if any(getattr(module, name) for name in HOOKS):
-        yield f"the forward hook of a module, {path}"
+def _inserted(path: str, module: nn.Module, but: Sequence[str]) -> Iterator[str]:
+    """Methods of a module that are not its class's."""
+    for name, value in vars(module).items():
+        own = getattr(type(module), name, None)
+        if isinstance(own, FunctionType) and callable(value) and name not in but:
+            yield f"the {name} that was put into a module, {path}"
 
 
 def is_stock(kind: type) -> bool:
