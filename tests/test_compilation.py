@@ -29,6 +29,10 @@ class TinyUNet(torch.nn.Module):
         return self.layer(sample) + timestep * scale
 
 
+# Whatever is of no known package runs eagerly, since it may do anything at each call.
+TinyUNet.__module__ = TinyUNet.forward.__module__ = "torch.of_these_tests"
+
+
 class TinyVae(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

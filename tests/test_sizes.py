@@ -37,6 +37,10 @@ class TinyUNet(torch.nn.Module):
         return self.layer(sample).sin() + timestep * scale
 
 
+# Whatever is of no known package runs eagerly, since it may do anything at each call.
+TinyUNet.__module__ = TinyUNet.forward.__module__ = "torch.of_these_tests"
+
+
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
     forget()
