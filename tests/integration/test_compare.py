@@ -182,6 +182,9 @@ def test_a_stored_run_says_what_was_measured_on_what(stored: Project) -> None:
         for test in (
             "latency.py::test_latency",
             "quality.py::test_drift",
+            "quality.py::test_latents",
+            "quality.py::test_latents_float64",
+            "quality.py::test_repeat",
             "work.py::test_effect",
             "work.py::test_work",
         )

@@ -21,13 +21,13 @@ def write(project: Project, *lines: str) -> str:
 def test_own_prompts_have_their_own_pictures(stored: Project) -> None:
     option = write(stored, json.dumps(GOOD))
     result = stored.run(option, tests=QUALITY)
-    result.assert_outcomes(failed=1, skipped=2)
+    result.assert_outcomes(failed=3, passed=1, skipped=2)
     result.stdout.fnmatch_lines(["sdopt: source micro*, 1 prompts"])
     result.stdout.fnmatch_lines(["*no baseline image *micro--mine/baseline/own.png*"])
-    stored.run(option, "--sdopt-accept", tests=QUALITY).assert_outcomes(passed=1, skipped=2)
+    stored.run(option, "--sdopt-accept", tests=QUALITY).assert_outcomes(passed=4, skipped=2)
     own = stored.baselines / "images" / "micro--mine" / "baseline"
     assert [path.name for path in own.iterdir()] == ["own.png"]
-    stored.run(option, tests=QUALITY).assert_outcomes(passed=1, skipped=2)
+    stored.run(option, tests=QUALITY).assert_outcomes(passed=4, skipped=2)
 
 
 def test_own_prompts_are_not_compared_with_the_built_in_ones(stored: Project) -> None:

@@ -74,7 +74,7 @@ def test_the_whole_ladder(project: Project, ladder: dict[str, Rung]) -> None:
     # Memory and truth need CUDA and the embedded source; `baseline` has no reference; peers are not
     # installed.
     levels = len(LEVELS)
-    result.assert_outcomes(passed=5 * levels - 1, skipped=2 * levels + 1 + len(RECIPES))
+    result.assert_outcomes(passed=8 * levels - 1, skipped=2 * levels + 1 + len(RECIPES))
     rows = lines_after_the_ladder(result)[1 : 1 + levels]
     assert [row.split()[0] for row in rows] == list(LEVELS)
     evaluations = [str(full_evaluations(level)) for level in LEVELS.values()]
