@@ -21,7 +21,7 @@ from sdopt.baselines import SCHEMA, load_picture, read_json, write_whole
 from sdopt.embedded.scenes import parse_caption, render
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.latent_limits import LATENT_MARGIN, STORED_AS, measured_latent_limits
-from sdopt.latents import latents_beside
+from sdopt.latents import FLOAT64, latents_beside
 from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
 from sdopt.measure.quality import likeness
 
@@ -176,6 +176,8 @@ def with_latents(
     levels = {name: dict(rows) for name, rows in content["levels"].items()}
     beside = [*map(latents_beside, folders)]
     for kind in STORED_AS:
+        if kind == "float64" and not any(beside[0].glob(f"*/{FLOAT64}/*")):
+            continue  # a GPU draws none
         for name, row in measured_latent_limits(beside, kind).items():
             levels.setdefault(name, {})[kind] = row
     described = {
