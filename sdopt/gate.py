@@ -13,7 +13,6 @@ from sdopt.statistics import Prior
 from sdopt.verdict import Outcome, Verdict, fault, first_failure, recorded, void
 
 if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does not
-    from pathlib import Path
 
     from sdopt.errors import BrokenFileError
     from sdopt.measure import Comparison, FirstCall, Latency, Memory, Work
@@ -162,7 +161,7 @@ class Gate:
         """
         if unusable:
             verdict = fault(level.name, "ssim_drift", "; ".join(map(str, unusable.values())))
-            step = self._step_to_stored_pictures(level, unusable)
+            step = self._mended(level, unusable)
             return self._keep([replace(verdict, next_step=step)])
         if comparison.faults:
             return self._broken(level, "ssim_drift", comparison)
@@ -226,7 +225,7 @@ class Gate:
     ) -> Verdict:
         if unusable:
             verdict = fault(level.name, metric, "; ".join(map(str, unusable.values())))
-            next_step = self._mended(level, [error.path for error in unusable.values()])
+            next_step = self._mended(level, unusable)
             return self._keep([replace(verdict, next_step=next_step)])
         worst = max(distances, key=lambda name: (math.isnan(distances[name]), distances[name]))
         self._record(level, **{metric: distances[worst]})
@@ -239,13 +238,6 @@ class Gate:
             what = f"NaN or infinite values in the final latents of {worst}"
             verdict = replace(verdict, outcome=Outcome.REGRESSION, reason=what)
         return self._keep([verdict], file=self.limits_file)
-
-    def _mended(self, level: Level, damaged: Sequence[Path | None]) -> str:
-        """The command that brings stored files back, or that stores them for the first time."""
-        files = " ".join(str(path) for path in damaged if path)
-        if files:
-            return f"git checkout -- {files}  # or remove what git has no whole one of"
-        return f"{self._again(level.name)} --sdopt-accept  # stores this run's latents and pictures"
 
     def repeat(self, level: Level, repeat: Repeat) -> Verdict:
         """Judge two drawings of one request: not a bit may differ, unless a library forbids it."""
@@ -266,9 +258,9 @@ class Gate:
         )
         return self._keep([verdict])
 
-    def _step_to_stored_pictures(self, level: Level, unusable: Mapping[str, Any]) -> str:
+    def _mended(self, level: Level, unusable: Mapping[str, Any]) -> str:
         """Git's before this run's: on a regressed tree those would be the wrong ones."""
-        accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's pictures"
+        accept = f"{self._again(level.name)} --sdopt-accept  # stores this run's images and latents"
         paths = [path for error in unusable.values() if (path := getattr(error, "path", None))]
         if not paths:
             return accept

@@ -439,7 +439,7 @@ def test_drift_without_a_stored_picture_is_a_fault_that_says_how_to_store_one() 
     verdict = a_gate().drift(FINAL, alike(1.0), {"p1": "no baseline image p1.png"})
     assert (verdict.outcome, verdict.reason) == (Outcome.FAULT, "no baseline image p1.png")
     assert verdict.next_step == (
-        'pytest benchmarks/ -k "[final]" --sdopt-accept  # stores this run\'s pictures'
+        'pytest benchmarks/ -k "[final]" --sdopt-accept  # stores this run\'s images and latents'
     )
 
 

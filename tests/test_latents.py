@@ -161,7 +161,7 @@ def test_a_set_without_latents_fails_and_names_the_command(suite: Suite) -> None
     assert (kept, verdict.outcome) == ({}, Outcome.FAULT)
     assert "no baseline latents" in verdict.reason
     accept = 'pytest benchmarks/ -k "[baseline]" --sdopt-accept'
-    assert verdict.next_step == f"{accept}  # stores this run's latents and pictures"
+    assert verdict.next_step == f"{accept}  # stores this run's images and latents"
 
 
 def other_made_by(**changes: Any) -> Any:
@@ -227,7 +227,8 @@ def test_a_stored_file_that_cannot_be_used_is_named(
     assert (verdict.outcome, says in verdict.reason) == (Outcome.FAULT, True), verdict.reason
     assert str(path) in verdict.reason
     assert verdict.next_step.startswith(f"git checkout -- {path}") is damaged
-    assert ("--sdopt-accept" in verdict.next_step) is not damaged
+    assert verdict.next_step.startswith("pytest") is not damaged
+    assert "--sdopt-accept" in verdict.next_step
     assert (path.read_bytes() if path.exists() else None) == before
 
 

@@ -42,10 +42,20 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
     if pipeline.device.type != "cpu":
         return None
     twin = _in_double(pipeline)
-    with _exact_waves(), _stopped_before_decoding(twin.vae) as given, suppress(_Decoding):
-        generate(twin, request, num_inference_steps=STEPS)
-    latents: NDArray[np.float64] = given[0][0].detach().contiguous().numpy()
-    return latents
+    with _exact_waves():
+        latents = _final_latents(twin, request)[0].detach().contiguous()
+    values: NDArray[np.float64] = latents.numpy()
+    return values
+
+
+def _final_latents(pipeline: LevelPipeline, request: Request) -> Tensor:
+    """Those of an engine, which lets nobody into its decoder, or what the decoder would get."""
+    if pipeline.engine is not None:
+        generate(pipeline, request, num_inference_steps=STEPS)
+        return pipeline.engine.latents
+    with _stopped_before_decoding(pipeline.vae) as given, suppress(_Decoding):
+        generate(pipeline, request, num_inference_steps=STEPS)
+    return given[0]
 
 
 def _in_double(pipeline: LevelPipeline) -> LevelPipeline:
