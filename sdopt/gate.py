@@ -13,7 +13,6 @@ from sdopt.statistics import Prior
 from sdopt.verdict import Outcome, Verdict, fault, first_failure, recorded, void
 
 if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does not
-
     from sdopt.errors import BrokenFileError
     from sdopt.measure import Comparison, FirstCall, Latency, Memory, Work
     from sdopt.measure.repeat import Repeat

@@ -291,7 +291,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     # The controller of a distributed run has no items of its own.
     judging = judging or bool(suite.settings.unfit and suite.settings.compare is not None)
     judging = judging and not unfinished.only_shows(config.option)
-    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not judging:
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return
+    if not judging:
+        if session.items and not unfinished.only_shows(config.option):
+            unfinished.end_without_verdicts(config)
         return
     if os.environ.get("PYTEST_XDIST_WORKER"):
         return  # its controller does this for all

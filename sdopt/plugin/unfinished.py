@@ -37,6 +37,15 @@ def begin(config: pytest.Config) -> None:
         mark(config)
 
 
+def end_without_verdicts(config: pytest.Config) -> None:
+    """Remove the mark of a run that ended well and judged nothing, such as one of peers alone."""
+    path = config.rootpath / VERDICTS
+    if os.environ.get("PYTEST_XDIST_WORKER") or not _asks_for_benchmarks(config, config.option):
+        return
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("outcome") == OUTCOME:
+        path.unlink()
+
+
 def only_shows(options: Any) -> bool:
     """Whether pytest will end without running a test."""
     return any(getattr(options, name, None) for name in ONLY_SHOW)

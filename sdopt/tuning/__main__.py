@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def tune_levels(options: argparse.Namespace) -> int:
 
 def check_machine_code(options: argparse.Namespace) -> int:
     """Compile all that can be chosen, for Hopper, without a GPU; 1 if anything races."""
+    if find_spec("triton") is None:
+        raise SdoptError("kernels are compiled with Triton, and there is none; pip install triton")
     work = chosen.together(
         [*chosen.stored(tiles_of(read_table(options.out))), *chosen.by_rule()]
     )  # fmt: skip
@@ -143,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     which.add_argument(
         "--static", action="store_true",
-        help="only check the machine code of what --out and the rules can choose; without a GPU",
+        help="only check the machine code of what --out and the rules choose; needs Triton, no GPU",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=TUNED, help="table to write (the engine's own)")
     return parser
