@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from own_code import own_code
 
 from sdopt.arguments import DEFAULTS, without_defaults
 from sdopt.errors import SdoptError
 from sdopt.levels import BASELINE, COMPILED, DPM_20_CUTOFF, EXPRESS, ONE_GRAPH, TURBO, Level
-from sdopt.optimizations.shapes import forget
 from sdopt.pipeline import (
     LevelPipeline,
     apply_channels_last,
@@ -59,15 +59,13 @@ def engine(request: pytest.FixtureRequest, micro_source: Source) -> LevelPipelin
 def traced(micro_source: Source) -> Iterator[LevelPipeline]:
     """A compiled level, as Dynamo traces it; the C++ compiler is spared."""
     compiles = torch.compile
-    forget()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, own_code():
         patch.setattr(
             torch,
             "compile",
             lambda function, mode, **how: compiles(function, backend="eager", **how),
         )
         yield built(micro_source, TRACED)
-    forget()
 
 
 def stock(source: Source, level: Level) -> StableDiffusionPipeline:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from micro import Rung
+from own_code import own_code
 
 from sdopt.levels import LEVELS
 from sdopt.measure import observe
 from sdopt.measure.observation import compiled_graphs
 from sdopt.optimizations.compilation import compile_decoder, compile_unet
-from sdopt.optimizations.shapes import forget
 from sdopt.workload import Request
 
 
@@ -56,9 +56,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, ..
     monkeypatch.setattr(
         torch, "compile", lambda model, **how: compile_with_inductor(model, backend=backend, **how)
     )
-    forget()
-    yield found
-    forget()
+    with own_code():
+        yield found
 
 
 @torch.no_grad()

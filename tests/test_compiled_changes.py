@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from lora import lora
+from own_code import own_code
 from torch import Tensor
 
 from sdopt.levels import DPM_20
@@ -44,9 +45,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
     """What was compiled."""
     found: Compiled = []
     monkeypatch.setattr(shapes, "torch", SparedTorch(found))
-    shapes.forget()
-    yield found
-    shapes.forget()
+    with own_code():
+        yield found
 
 
 class Inner(torch.nn.Module):

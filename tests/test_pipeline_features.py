@@ -29,6 +29,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from lora import ATTENTION, CONVOLUTIONS, PRODUCTS, TEXT, lora
+from own_code import own_code
 from torch import Tensor
 
 from sdopt.arguments import DEFAULTS
@@ -789,15 +790,16 @@ def trial(
     micro_source: Source, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Trial]:
     monkeypatch.setattr(shapes, "torch", ForgetfulTorch())
-    shapes.forget()
-    pipeline = build(micro_source, FAMILIES[request.param], CPU)
-    parts = build(micro_source, FAMILIES["eager"], CPU)
-    stock = StableDiffusionPipeline(**parts.components, requires_safety_checker=False)
-    stock.set_progress_bar_config(disable=True)
-    first = image(pipeline)
-    assert np.abs(first - image(stock)).max() < SAME
-    yield Trial(pipeline=pipeline, stock=stock, source=micro_source, first=first)
-    shapes.forget()
+    with own_code():
+        pipeline = build(micro_source, FAMILIES[request.param], CPU)
+        parts = build(micro_source, FAMILIES["eager"], CPU)
+        stock = StableDiffusionPipeline(**parts.components, requires_safety_checker=False)
+        stock.set_progress_bar_config(disable=True)
+        first = image(pipeline)
+        assert np.abs(first - image(stock)).max() < SAME
+        made = Trial(pipeline=pipeline, stock=stock, source=micro_source, first=first)
+        del pipeline  # or this frame would keep it
+        yield made
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")

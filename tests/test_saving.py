@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,10 @@ def test_a_tiny_vae_that_stock_diffusers_saved_is_used(
     )
     stock.register_modules(vae=load_tiny_vae(micro_source, CPU, torch.float32))
     stock.save_pretrained(tmp_path / "saved")
+    # Its own scheduler's spacing stands in the folder now, and would be honoured.
+    shutil.copytree(
+        micro_source.folder / "scheduler", tmp_path / "saved/scheduler", dirs_exist_ok=True
+    )
     found, wanted = (
         draw(build(one, express)) for one in (resolve(str(tmp_path / "saved")), micro_source)
     )

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_code import own_code
 
 from sdopt.levels import FINAL, ONE_GRAPH
 from sdopt.measure.observation import compiled_graphs
 from sdopt.optimizations import shapes
 from sdopt.optimizations.compilation import compile_unet
-from sdopt.optimizations.shapes import compiled_by_shapes, forget
+from sdopt.optimizations.shapes import compiled_by_shapes
 from sdopt.pipeline import build
 from sdopt.sources import Source
 
@@ -43,9 +44,8 @@ TinyUNet.__module__ = TinyUNet.forward.__module__ = "torch.of_these_tests"
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
-    forget()
-    yield
-    forget()
+    with own_code():
+        yield
 
 
 @pytest.fixture
