@@ -329,3 +329,20 @@ def test_another_method_of_one_module_is_refused_by_name(
         draw(pipeline)
     delattr(module, method)
     assert np.array_equal(draw(pipeline), before)
+
+
+def test_an_option_set_as_an_attribute_of_a_configuration_is_seen(pipeline: LevelPipeline) -> None:
+    """diffusers reads `config.name`, which may be set beside the item of that name."""
+    before = draw(pipeline)
+    pipeline.scheduler.config.prediction_type = "v_prediction"
+    changed = draw(pipeline)
+    assert not np.array_equal(changed, before)
+    pipeline.scheduler.config.prediction_type = "epsilon"
+    assert np.array_equal(draw(pipeline), before)
+    pipeline.scheduler.config.algorithm_type = "sde-dpmsolver++"
+    with pytest.raises(SdoptError, match="algorithm_type"):
+        draw(pipeline)
+    pipeline.scheduler.config.algorithm_type = "dpmsolver++"
+    pipeline.unet.config.center_input_sample = True
+    with pytest.raises(SdoptError, match=r"config\.center_input_sample is True"):
+        draw(pipeline)

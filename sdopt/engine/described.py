@@ -76,7 +76,8 @@ def _facts(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield path, type(module).__name__
     for name, value in module.__dict__.items():
         if name == "_internal_dict":  # the configuration
-            yield from ((f"{path}.config.{k}", v) for k, v in value.items() if _matters(k))
+            options = ((k, getattr(value, k, v)) for k, v in value.items() if _matters(k))
+            yield from ((f"{path}.config.{k}", v) for k, v in options)
         elif name == "processor":
             yield f"{path}.processor", type(value).__name__
         elif _matters(name) and _is_plain(value):

@@ -57,10 +57,11 @@ def solver_for(scheduler: Any, steps: int) -> Solver:
     """
     check_scheduler(scheduler)
     for option, value in LINEAR.items():
-        if scheduler.config[option] != value:
+        found = getattr(scheduler.config, option)
+        if found != value:
             raise SdoptError(
                 f"the engine draws with {option}={value!r}, the scheduler has "
-                f"{scheduler.config[option]!r}; use a level without the engine, such as 'final'"
+                f"{found!r}; use a level without the engine, such as 'final'"
             )
     own = _own(scheduler)
     own.set_timesteps(steps)
@@ -84,7 +85,10 @@ def settings_of(scheduler: Any) -> Hashable:
     return (
         kind,
         *(getattr(kind, name, None) for name in METHODS),
-        repr(sorted(scheduler.config.items(), key=lambda item: str(item[0]))),
+        # diffusers reads options as attributes, which somebody may have set beside the items.
+        repr(
+            sorted((str(k), getattr(scheduler.config, k, v)) for k, v in scheduler.config.items())
+        ),
         *(
             (name, _content(value))
             for name, value in vars(scheduler).items()

@@ -118,6 +118,8 @@ def _held(module: nn.Module, *, is_outer: bool) -> Iterator[Any]:
             continue
         if isinstance(value, (dict, list, set)):
             yield value
+            if hasattr(value, "__dict__"):  # a configuration, whose options are attributes too
+                yield vars(value)
         elif _is_record(value):
             yield vars(value)
 
