@@ -78,11 +78,10 @@ def tune_levels(options: argparse.Namespace) -> int:
 
 def check_machine_code(options: argparse.Namespace) -> int:
     """Compile all that can be chosen, for Hopper, without a GPU; 1 if anything races."""
+    stored = tiles_of(read_table(options.out))
     if find_spec("triton") is None:
         raise SdoptError("kernels are compiled with Triton, and there is none; pip install triton")
-    work = chosen.together(
-        [*chosen.stored(tiles_of(read_table(options.out))), *chosen.by_rule()]
-    )  # fmt: skip
+    work = chosen.together([*chosen.stored(stored), *chosen.by_rule()])
     with Compilers(options.processes, HOPPER) as compilers:
         verdicts = compilers.check(work)
     known = [(job, tile, verdicts[make_of(job, tile)]) for job, tiles in work for tile in tiles]
