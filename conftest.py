@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-pytest_plugins = ("sdopt.plugin", "pytester")
-UNFINISHED = Path(__file__).parent / "sdopt" / "plugin" / "unfinished.py"
+pytest_plugins = ("sdopt.bench.plugin", "studies.peers.plugin", "pytester")
+UNFINISHED = Path(__file__).parent / "sdopt" / "bench" / "plugin" / "unfinished.py"
 
 
 def pytest_addoption(parser, pluginmanager):

@@ -1,6 +1,6 @@
 """Every level stays as fast as its stored history on this hardware."""
 
-from sdopt import measure
+from sdopt.bench import measure
 
 
 def test_latency(level, pipeline, first_call, image_request, benchmark, gate):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdopt.peers import RECIPES
+from studies.peers import RECIPES
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)

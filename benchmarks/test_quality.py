@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdopt import measure
+from sdopt.bench import measure
 
 
 def test_drift(level, pictures, suite, gate):

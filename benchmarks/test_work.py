@@ -1,6 +1,6 @@
 """Every level does the work it promises, in the way it promises."""
 
-from sdopt import measure
+from sdopt.bench import measure
 
 
 def test_effect(level, observation, promise, dtype, kept_state, gate):

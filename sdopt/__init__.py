@@ -4,7 +4,7 @@
 
 A *source* gives the weights, a *level* says which optimizations to apply, `build` makes the
 *pipeline*; *measure* returns plain numbers, the *gate* judges them, the *report* prints them.
-Earlier boxes never import later ones, and only `sdopt.plugin` imports pytest.
+Earlier boxes never import later ones, and only `sdopt.bench.plugin` imports pytest.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdopt.levels import LEVELS, Level, get_level
-from sdopt.startup import collector_paused
+from sdopt.util.startup import collector_paused
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sdopt.pipeline import LevelPipeline
+    from sdopt.pipelines.pipeline import LevelPipeline
 
 __version__ = "0.1.0"
 __all__ = ["LEVELS", "Level", "__version__", "load_pipeline", "use_compile_cache"]
@@ -39,7 +39,7 @@ def load_pipeline(
         from sdopt.engine.prepare import prepared  # imports torch, which its thread needs whole
 
         with prepared(chosen, device):
-            from sdopt import pipeline
+            from sdopt.pipelines import pipeline
 
             return pipeline.load_pipeline(level, source=source, device=device)
 

@@ -1,4 +1,4 @@
-"""Stands for `sdopt.ab.worker`: answers its protocol with what the tree's script.json says.
+"""Stands for `sdopt.bench.ab.worker`: answers its protocol with what the tree's script.json says.
 
     {"levels": {NAME: {"definition": {...}, "ms": [...] or null, "peak_mib": ...}}, "device": "cpu",
      "faults": {COMMAND: "crash" | "hang" | "garbage" | "list" | "error" | "two lines"}}

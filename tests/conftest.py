@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sdopt.levels import LEVELS
-from sdopt.sources import Source, resolve
-from sdopt.workload import Request
+from sdopt.pipelines.workload import Request
+from sdopt.weights.sources import Source, resolve
 
 if TYPE_CHECKING:
     from micro import Rung

@@ -9,13 +9,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sdopt.embedded.architecture import Parts, save_folder
-from sdopt.embedded.tokenizer import END, MAX_TOKENS, START, token_ids, vocabulary_size
+from sdopt.bench.measure import FirstCall, Observation, Work, first_call, observe, work_of
 from sdopt.levels import Level
-from sdopt.measure import FirstCall, Observation, Work, first_call, observe, work_of
-from sdopt.pipeline import LevelPipeline, build
-from sdopt.sources import Source
-from sdopt.workload import Request
+from sdopt.miniature.architecture import Parts, save_folder
+from sdopt.miniature.tokenizer import END, MAX_TOKENS, START, token_ids, vocabulary_size
+from sdopt.pipelines.pipeline import LevelPipeline, build
+from sdopt.pipelines.workload import Request
+from sdopt.weights.sources import Source
 
 WIDTH = 8
 TEXT_WIDTH = 16

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sdopt.optimizations import shapes
+from sdopt.pipelines import shapes
 
 
 @contextmanager

@@ -1,11 +1,15 @@
-"""The way of the data holds in the imports: source -> level -> pipeline -> ... -> plugin."""
+"""The walls of the house hold in the imports: five layers, and nothing but studies above the bench.
+
+Imports for annotations count too: what a module's types name, it depends on.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,77 +17,108 @@ import pytest
 import sdopt
 
 PACKAGE = Path(sdopt.__file__).parent
+STUDIES = PACKAGE.parent / "studies"
 
-# A module may import from its own box and from the boxes before it.
-BOXES = (
-    {"errors"},
-    {"startup"},
-    {"children"},
-    {"cache_schedule"},
-    {"levels"},
-    {"feature_cache"},
-    {"embedded"},
-    {"hub"},
-    {"sources"},
-    {"workload"},
-    {"sd15"},
-    {"arguments", "nested", "saving", "pipeline", "optimizations", "engine"},
-    {"measure"},
-    {"soundness"},
-    {"stored_image"},
-    {"baselines"},
-    {"latents"},
-    {"history"},
-    {"latent_limits"},
-    {"limits"},
-    {"statistics"},
-    {"verdict"},
-    {"rules"},
-    {"gate"},
-    {"report"},
-    {"ab", "spread"},
-    {"suite"},
-    {"peers"},
-    {"throughput", "tuning", "compile_cache"},
-    {"selftest"},
-    {"plugin"},
+LAYERS = (
+    {"errors", "levels", "util"},
+    {"miniature", "weights"},
+    {"engine"},
+    {"pipelines", "compile_cache", "tuning"},
+    {"bench"},
 )
-BOX_OF = {name: number for number, box in enumerate(BOXES) for name in box}
+"""A module may import from its own layer and from those before it."""
+LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+
+ROOMS = ("measure", "stored", "judge", "report", "ab", "session", "faults", "plugin")
+"""Of the bench, in the order that numbers flow in: a room imports from those before it."""
+
+BENCH_ONLY = {"pytest", "skimage", "scipy", "pytest_benchmark", "_pytest"}
+NEVER = {"matplotlib", "hypothesis"}
+
 MODULES = {
-    str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(PACKAGE.rglob("*.py"))
+    str(path.relative_to(PACKAGE.parent)): ast.parse(path.read_text(encoding="utf-8"))
+    for folder in (PACKAGE, STUDIES)
+    for path in sorted(folder.rglob("*.py"))
 }
-BOXED = [file for file in MODULES if file != "__init__.py"]
+OWN = [file for file in MODULES if file.startswith("sdopt/") and file != "sdopt/__init__.py"]
+BENCH = [file for file in OWN if file.startswith("sdopt/bench/") and file.count("/") > 2]
 
 
-def box_name(file: str) -> str:
-    """'measure' for 'measure/timing.py', 'gate' for 'gate.py'."""
-    return Path(file).parts[0].removesuffix(".py")
+def place(file: str, depth: int) -> str:
+    """'bench' for 'sdopt/bench/judge/gate.py' at depth 1, 'judge' at depth 2."""
+    return Path(file).parts[depth].removesuffix(".py")
 
 
-def imports(node: ast.AST) -> Iterator[str]:
-    """The full names that running this code imports, inside functions too."""
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        nodes: list[ast.AST] = [*node.orelse]
-    else:
-        nodes = list(ast.iter_child_nodes(node))
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "a relative import hides its box"
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
-    for child in nodes:
-        yield from imports(child)
+def imports(tree: ast.AST) -> set[str]:
+    """The full names that a module imports, inside functions and for annotations too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import hides its layer"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
-def imported_boxes(file: str) -> set[str]:
-    """The boxes of this package that a file imports from."""
-    names = (name.split(".") for name in imports(MODULES[file]))
-    return {parts[1] for parts in names if parts[0] == "sdopt" and len(parts) > 1}
+def named(file: str, prefix: str) -> set[str]:
+    """What follows `prefix` in the names that a file imports: 'measure' after 'sdopt.bench.'."""
+    names = (
+        name.removeprefix(prefix)
+        for name in imports(MODULES[file])
+        if name[: len(prefix)] == prefix
+    )
+    return {name.split(".")[0] for name in names}
 
 
-def imports_package(file: str, package: str) -> bool:
-    return any(name.split(".")[0] == package for name in imports(MODULES[file]))
+def packages(file: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(MODULES[file])}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {place(file, 1) for file in OWN} == set(LAYER_OF)
+    assert {place(file, 2) for file in BENCH} == set(ROOMS)
+
+
+@pytest.mark.parametrize("file", OWN)
+def test_lower_layers_never_import_higher_ones(file: str) -> None:
+    own = LAYER_OF[place(file, 1)]
+    assert {name for name in named(file, "sdopt.") if LAYER_OF.get(name, -1) > own} == set()
+    assert "studies" not in packages(file)
+
+
+@pytest.mark.parametrize("file", BENCH)
+def test_the_rooms_of_the_bench_are_in_order(file: str) -> None:
+    own = ROOMS.index(place(file, 2))
+    assert {room for room in named(file, "sdopt.bench.") if ROOMS.index(room) > own} == set()
+
+
+@pytest.mark.parametrize("file", OWN)
+def test_only_the_bench_imports_what_only_the_bench_installs(file: str) -> None:
+    used = packages(file)
+    assert used & NEVER == set()
+    if place(file, 1) != "bench":
+        assert used & BENCH_ONLY == set()
+
+
+def test_only_the_plugin_imports_pytest() -> None:
+    found = {file for file in OWN if packages(file) & {"pytest", "_pytest"}}
+    assert {place(file, 2) for file in found} == {"plugin"}
+
+
+def test_a_plain_installation_brings_nothing_of_the_bench() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    plain = {re.split(r"[^\w-]", line)[0] for line in project["project"]["dependencies"]}
+    assert "torch" in plain
+    assert plain & {"pytest", "pytest-benchmark", "scikit-image", "scipy", "matplotlib"} == set()
+
+
+@pytest.mark.parametrize("file", ["errors", "levels", "bench/judge", "util/startup"])
+@pytest.mark.parametrize("package", ["torch", "diffusers", "numpy"])
+def test_the_pure_modules_import_no_arrays(file: str, package: str) -> None:
+    pure = [name for name in OWN if name.startswith((f"sdopt/{file}.", f"sdopt/{file}/"))]
+    assert pure
+    assert all(package not in packages(name) for name in pure)
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -99,38 +134,21 @@ def loaded_by(statement: str) -> set[str]:
     return set(answer.stdout.split())
 
 
-def test_every_module_has_a_box() -> None:
-    assert {box_name(file) for file in BOXED} == set(BOX_OF)
-
-
-@pytest.mark.parametrize("file", BOXED)
-def test_earlier_boxes_never_import_later_ones(file: str) -> None:
-    own = BOX_OF[box_name(file)]
-    later = {name for name in imported_boxes(file) if BOX_OF.get(name, len(BOXES)) > own}
-    assert later == set()
-
-
-def test_only_the_plugin_imports_pytest() -> None:
-    found = {box_name(file) for file in MODULES if imports_package(file, "pytest")}
-    assert found == {"plugin"}
-
-
 @pytest.mark.parametrize(
-    "file",
-    ["errors.py", "startup.py", "levels.py", "verdict.py", "statistics.py", "rules.py", "gate.py"],
+    "statement", ["import sdopt", "import sdopt.bench.judge.gate, sdopt.bench.report.terminal"]
 )
-@pytest.mark.parametrize("package", ["torch", "diffusers", "numpy"])
-def test_the_pure_modules_import_no_arrays(file: str, package: str) -> None:
-    assert not imports_package(file, package)
-
-
-@pytest.mark.parametrize("statement", ["import sdopt", "import sdopt.gate, sdopt.report.terminal"])
 def test_an_import_of_the_pure_parts_loads_neither_torch_nor_diffusers(statement: str) -> None:
     loaded = loaded_by(statement)
     assert "sdopt" in loaded
     assert loaded & {"torch", "diffusers", "transformers", "pytest"} == set()
 
 
-def test_imports_for_annotations_do_not_count() -> None:
+def test_a_pipeline_loads_nothing_of_the_bench() -> None:
+    loaded = loaded_by("import sdopt.pipelines.pipeline, sdopt.compile_cache, sdopt.tuning.jobs")
+    assert "diffusers" in loaded
+    assert loaded & (BENCH_ONLY | NEVER | {"studies"}) <= {"scipy"}  # diffusers looks for scipy
+
+
+def test_imports_for_annotations_and_inside_functions_count() -> None:
     code = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    from c import d"
-    assert list(imports(ast.parse(code))) == ["b", "c.d"]
+    assert imports(ast.parse(code)) == {"a", "b", "c.d"}

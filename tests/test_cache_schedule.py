@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from sdopt.cache_schedule import full_steps
+from sdopt.levels import full_steps
 
 
 def test_the_schedule_of_twenty_steps() -> None:

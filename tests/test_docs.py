@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sdopt import plugin
+from sdopt.bench import plugin
 from sdopt.levels import LEVELS
 
 README = Path(__file__).parents[1] / "README.md"

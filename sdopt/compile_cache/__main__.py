@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdopt.children import python_path
 from sdopt.compile_cache import archive, files, place
 from sdopt.compile_cache.identity import made_here
 from sdopt.errors import SdoptError, WorkerError
 from sdopt.levels import get_level
-from sdopt.sources import resolve
+from sdopt.util.children import python_path
+from sdopt.weights.sources import resolve
 
 LEVELS = ("turbo",)
 DRAWING = "sdopt.compile_cache.drawing"

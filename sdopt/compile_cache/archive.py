@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdopt.baselines import write_whole
 from sdopt.errors import BrokenFileError
+from sdopt.util.files import write_whole
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

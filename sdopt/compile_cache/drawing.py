@@ -15,10 +15,10 @@ from collections.abc import Sequence
 def draw(source_name: str, levels: Sequence[str]) -> None:
     """Print the seconds of each level's first picture."""
     from sdopt.levels import get_level
-    from sdopt.pipeline import build, default_device
-    from sdopt.sources import resolve
-    from sdopt.suite import free_memory
-    from sdopt.workload import generate, load_workload
+    from sdopt.pipelines.pipeline import build, default_device
+    from sdopt.pipelines.workload import generate, load_workload
+    from sdopt.util.hardware import free_memory
+    from sdopt.weights.sources import resolve
 
     source, device = resolve(source_name), default_device()
     request = load_workload(source).requests[0]

@@ -75,7 +75,7 @@ def _cpu() -> dict[str, str]:
     """Inductor compiles C++ for the very CPU, and keys it by the folders of the headers."""
     import torch
 
-    from sdopt.baselines import hardware_of
+    from sdopt.util.hardware import hardware_of
 
     return {
         "CPU": hardware_of(torch.device("cpu")).name.removeprefix("cpu "),

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sdopt.engine import ops
+from sdopt.engine import cuda_graphs, ops
 from sdopt.engine.adapters import scaled_adapters
 from sdopt.engine.fingerprint import differing
 from sdopt.engine.modules import OTHER_LEVEL, Fused, Hoisted
@@ -32,7 +32,6 @@ from sdopt.engine.solver import (
 )
 from sdopt.errors import SdoptError
 from sdopt.levels import Level
-from sdopt.optimizations import cuda_graphs
 
 MOST_GRAPHS = 4
 """Kinds of pictures whose graphs are kept: sizes, numbers of steps or of pictures."""

@@ -69,9 +69,9 @@ class Job:
 
 def jobs_of_levels(names: Sequence[str], source: str) -> list[Job]:
     """The operations of one image of each level, in the order in which they first come."""
-    from sdopt.optimizations.cuda_graphs import eager_calls
-    from sdopt.pipeline import load_pipeline
-    from sdopt.workload import generate, load_workload
+    from sdopt.engine.cuda_graphs import eager_calls
+    from sdopt.pipelines.pipeline import load_pipeline
+    from sdopt.pipelines.workload import generate, load_workload
 
     jobs: dict[str, Job] = {}
     for name in names:

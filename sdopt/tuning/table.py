@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from sdopt.baselines import write_whole
 from sdopt.engine.tiles import Tile
 from sdopt.errors import BrokenFileError
+from sdopt.util.files import write_whole
 
 MEASURE = "measure a new one without --missing and --known"
 NUMBERS = ("us", "library_us", "own_us", "tflops")

@@ -1,0 +1,1 @@
+"""The regression suite: measure, store, judge, report. Needs `pip install sdopt[bench]`."""

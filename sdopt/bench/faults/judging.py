@@ -1,0 +1,173 @@
+"""Run a fault through the same measuring and judging as the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sdopt.bench.faults.fault import Fault, Finding
+from sdopt.bench.judge.gate import Gate
+from sdopt.bench.judge.verdict import Verdict
+from sdopt.levels import Level
+
+if TYPE_CHECKING:
+    from sdopt.bench.measure import Observation
+    from sdopt.bench.measure.latents import Drawn
+    from sdopt.bench.session.suite import Suite
+    from sdopt.pipelines.pipeline import LevelPipeline
+
+
+def judge_picture_fault(
+    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+) -> Finding:
+    """Draw every prompt with the fault inside and compare with the stored pictures and latents.
+
+    Where they do not show a fault that changes the work as well, the counts of one picture have to.
+    """
+    from sdopt.bench import measure
+
+    with fault.inject(pipeline) as faulty:
+        gate = fresh_gate(suite.gate)
+        _judge_drawn(suite, gate, level, _drawn(suite, faulty))
+    found = finding(fault, gate.verdicts)
+    if found.caught or fault.or_by is None:
+        return found
+    with fault.inject(pipeline) as faulty:
+        seen = measure.observe(faulty, suite.workload.requests[0])
+        gate.work(level, measure.work_of(faulty, seen))
+    return finding(replace(fault, caught_by=fault.or_by), gate.verdicts)
+
+
+def judge_numeric_fault(
+    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+) -> Finding:
+    """Judge by all that could see it: pictures, latents, a second drawing, the proof of effect."""
+    return finding(fault, numeric_verdicts(fault, suite, level, pipeline))
+
+
+def numeric_verdicts(
+    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+) -> list[Verdict]:
+    """With the fault inside all prompts are drawn, the first of them twice and once watched."""
+    from sdopt.bench.measure.double import double_latents
+    from sdopt.bench.measure.latents import draw, latent_drift
+    from sdopt.bench.measure.repeat import repeat_of
+
+    first = suite.workload.requests[0]
+    gate = fresh_gate(suite.gate)
+    with fault.inject(pipeline) as faulty:
+        drawn = _drawn(suite, faulty)
+        again = draw(faulty, first)
+        double = double_latents(faulty, first)
+        _judge_effect(suite, gate, level, faulty)
+    _judge_drawn(suite, gate, level, drawn)
+    if double is not None:
+        doubles = {first.name: double}
+        kept, missing = suite.stored_latents(level, doubles, double=True)
+        gate.latents_float64(level, latent_drift(doubles, kept), missing)
+    gate.repeat(level, repeat_of(first.name, drawn[first.name], again))
+    return gate.verdicts
+
+
+def judge_repeat_fault(
+    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+) -> Finding:
+    """Draw the first prompt twice with the fault inside."""
+    from sdopt.bench.measure.latents import draw
+    from sdopt.bench.measure.repeat import repeat_of
+
+    first = suite.workload.requests[0]
+    gate = fresh_gate(suite.gate)
+    with fault.inject(pipeline) as faulty:
+        gate.repeat(level, repeat_of(first.name, draw(faulty, first), draw(faulty, first)))
+    return finding(fault, gate.verdicts)
+
+
+def judge_optimization_fault(
+    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+) -> Finding:
+    """Watch one picture with the fault inside, and judge its effect and its work."""
+    from sdopt.bench import measure
+
+    request = suite.workload.requests[0]
+    with fault.inject(pipeline) as faulty:
+        measure.first_call(faulty, request)  # what the fault itself compiles is not its effect
+        gate = fresh_gate(suite.gate)
+        seen = _judge_effect(suite, gate, level, faulty)
+        gate.work(level, measure.work_of(faulty, seen))
+    return finding(fault, gate.verdicts)
+
+
+def _drawn(suite: Suite, pipeline: LevelPipeline) -> dict[str, Drawn]:
+    from sdopt.bench.measure.latents import draw
+
+    return {request.name: draw(pipeline, request) for request in suite.workload.requests}
+
+
+def _judge_drawn(suite: Suite, gate: Gate, level: Level, drawn: Mapping[str, Drawn]) -> None:
+    from sdopt.bench import measure
+
+    pictures = {name: one.picture for name, one in drawn.items()}
+    stored, unusable = suite.stored_pictures(level, pictures)
+    gate.drift(level, measure.compare(pictures, stored), unusable)
+    latents = {name: one.latents for name, one in drawn.items()}
+    kept, missing = suite.stored_latents(level, latents)
+    gate.latents(level, measure.latent_drift(latents, kept), missing)
+
+
+def _judge_effect(suite: Suite, gate: Gate, level: Level, pipeline: LevelPipeline) -> Observation:
+    from sdopt.bench import measure
+
+    request = suite.workload.requests[0]
+    seen = measure.observe(pipeline, request)
+    promise = measure.promise_of(suite.source, level, request, suite.dtype)
+    missing = measure.missing_effects(level, seen, suite.dtype)
+    gate.effect(level, [*missing, *measure.broken_promises(promise, seen)])
+    return seen
+
+
+def fresh_gate(gate: Gate) -> Gate:
+    """The run's gate without what it kept; compared with pictures, limits and work only."""
+    return Gate(
+        device=gate.device,
+        limits=gate.limits,
+        limits_file=gate.limits_file,
+        work_stored=gate.work_stored,
+        work_file=gate.work_file,
+    )
+
+
+def finding(fault: Fault, verdicts: Sequence[Verdict]) -> Finding:
+    """Whether the fault was caught by the verdict that has to; a control by none."""
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if fault.caught_by is None:
+        caught = not failed
+    else:
+        wanted = {fault.caught_by, *fault.and_by}
+        caught = wanted <= {v.metric for v in failed} and any(
+            v.metric in wanted and fault.says in v.reason for v in failed
+        )
+    return Finding(
+        id=fault.id,
+        caught=caught,
+        expected=" and ".join(filter(None, (fault.caught_by, *fault.and_by))) or "nothing",
+        seen="; ".join(_short(verdict) for verdict in failed) or "nothing",
+    )
+
+
+def _short(verdict: Verdict) -> str:
+    value = "" if verdict.measured is None else f" {verdict.measured:.6g}"
+    limit = "" if verdict.limit is None else f" (limit {verdict.limit:.6g}{_times(verdict)})"
+    return f"{verdict.metric}{value}{limit}: {verdict.reason}"
+
+
+def _times(verdict: Verdict) -> str:
+    """How far over its limit a distance is, in words."""
+    if (
+        not verdict.metric.startswith("latent_drift")
+        or not verdict.limit
+        or verdict.measured is None
+    ):
+        return ""
+    return f", {verdict.measured / verdict.limit:.3g} times that"

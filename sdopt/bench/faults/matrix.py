@@ -1,0 +1,41 @@
+"""The self-test's findings as a table, with how sure a count of so many makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scipy.special import betaincinv
+
+from sdopt.bench.faults.fault import Finding
+
+
+def interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """The Clopper-Pearson confidence interval of a probability, from 0 to 1."""
+    tail = (1 - level) / 2
+    low = betaincinv(successes, trials - successes + 1, tail) if successes else 0.0
+    high = betaincinv(successes + 1, trials - successes, 1 - tail) if successes < trials else 1.0
+    return float(low), float(high)
+
+
+def matrix(findings: Sequence[Finding]) -> list[str]:
+    """A Markdown table: each fault, what has to catch it, and what was seen."""
+    lines = ["| fault | has to be caught by | caught | seen |", "| --- | --- | --- | --- |"]
+    for finding in findings:
+        seen = finding.seen.splitlines()[0].replace("|", "/")
+        caught = "yes" if finding.caught else "**no**"
+        lines.append(f"| {finding.id} | {finding.expected} | {caught} | {seen} |")
+    return lines
+
+
+def totals(findings: Sequence[Finding]) -> list[str]:
+    """'picture: 17 of 17 right (95 % interval 80 to 100 %)' for each group."""
+    groups = dict.fromkeys(finding.id.split(":")[0] for finding in findings)
+    lines = []
+    for group in groups:
+        results = [f.caught for f in findings if f.id.startswith(f"{group}:")]
+        low, high = interval(sum(results), len(results))
+        lines.append(
+            f"{group}: {sum(results)} of {len(results)} right "
+            f"(95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+        )
+    return lines

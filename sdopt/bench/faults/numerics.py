@@ -1,0 +1,207 @@
+"""Faults of arithmetic that hardly move a picture: the solver's, an attention's, the noise's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from sdopt.bench.faults.fault import Fault
+
+if TYPE_CHECKING:
+    from sdopt.bench.faults.fault import Inject
+    from sdopt.pipelines.pipeline import LevelPipeline
+
+LARGER = 1.02
+"""So much are an attention's queries too large."""
+ATTENTION = "attentions.0.transformer_blocks.0.attn1"
+RACING_KEY = "doubled 2x32x32x640-640"
+"""A convolution of SD 1.5, whose stored tile was once the racing one."""
+RACING_TILE: dict[str, Any] = {
+    "height": 8,
+    "width": 16,
+    "columns": 128,
+    "depth": 64,
+    "stages": 3,
+    "warps": 8,
+}
+UNEVEN = 1e-3
+"""What the stand-in for a race adds to one value of each prediction, times the number of calls."""
+
+
+def numeric_faults(level: str, dtype: str) -> list[Fault]:
+    """Every one, for that level; `dtype` is what it computes in: 'float32' or 'float16'.
+
+    Latents in float64 are drawn on the CPU, whose levels compute in float32.
+    """
+    group = f"numerics of {level}"
+    on_cpu = dtype == "float32"
+    finest = "latent_drift_float64" if on_cpu else "latent_drift"
+    both = ("latent_drift", "effect") if on_cpu else ("effect",)
+    coarser = "float16" if on_cpu else "bfloat16"
+
+    def fault(name: str, inject: Inject, and_by: tuple[str, ...] = (), says: str = "") -> Fault:
+        return Fault(
+            group=group, name=name, inject=inject, caught_by=finest, and_by=and_by, says=says
+        )
+
+    return [
+        Fault(group=group, name="none (control)", inject=_unchanged, caught_by=None),
+        fault("queries 2 % larger in the middle block", _larger_queries(f"mid_block.{ATTENTION}")),
+        fault(
+            "queries 2 % larger in the first down block",
+            _larger_queries(f"down_blocks.0.{ATTENTION}"),
+            ("latent_drift",),
+        ),
+        fault(
+            "timestep spacing trailing",
+            _rescheduled(timestep_spacing="trailing"),
+            both,
+            "solver: timestep_spacing is 'trailing'",
+        ),
+        fault(
+            "solver type heun",
+            _rescheduled(solver_type="heun"),
+            both,
+            "solver: solver_type is 'heun'",
+        ),
+        fault(
+            f"noise rounded to {coarser}",
+            _rounded_noise(coarser),
+            ("effect",),
+            "noise: the values of the UNet's first sample differ",
+        ),
+    ]
+
+
+def racing_faults(level: str, device: str) -> list[Fault]:
+    """Levels that draw another picture each time.
+
+    The stand-in counts calls on the host, which no captured graph of the engine repeats.
+    """
+    stand_in = Fault(
+        group=f"numerics of {level}",
+        name="a racing kernel's stand-in",
+        inject=racing_stand_in,
+        caught_by="repeat",
+    )
+    return [stand_in] if device == "cpu" or level == "final" else []
+
+
+def racing_tile_fault() -> Fault:
+    """The engine with a tile that races on Hopper; needs CUDA and SD 1.5's shapes."""
+    return Fault(group="engine", name="racing tile", inject=_racing_tile, caught_by="repeat")
+
+
+@contextmanager
+def _unchanged(pipeline: LevelPipeline) -> Iterator[Any]:
+    yield pipeline
+
+
+def _larger_queries(attention: str) -> Inject:
+    @contextmanager
+    def inject(pipeline: LevelPipeline) -> Iterator[Any]:
+        import torch
+
+        weight = pipeline.unet.get_submodule(attention).to_q.weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(LARGER)
+        try:
+            yield pipeline
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)
+
+    return inject
+
+
+def _rescheduled(**changes: Any) -> Inject:
+    """The same scheduler with other options; the engine reads it anew."""
+
+    @contextmanager
+    def inject(pipeline: LevelPipeline) -> Iterator[Any]:
+        before, engine = pipeline.scheduler, pipeline.engine
+        changed = type(before).from_config(before.config, **changes)
+        pipeline.register_modules(scheduler=changed)
+        try:
+            pipeline.engine = _fresh_engine(pipeline)
+            yield pipeline
+        finally:
+            pipeline.register_modules(scheduler=before)
+            pipeline.engine = engine
+
+    return inject
+
+
+def _fresh_engine(pipeline: LevelPipeline) -> Any:
+    """One without graphs and tables, or None for a level without an engine."""
+    from sdopt.engine.picture import PictureEngine
+
+    if pipeline.engine is None:
+        return None
+    return PictureEngine(pipeline=pipeline, level=pipeline.engine.level)
+
+
+def _rounded_noise(dtype: str) -> Inject:
+    @contextmanager
+    def inject(pipeline: LevelPipeline) -> Iterator[Any]:
+        import torch
+
+        prepare = pipeline.prepare_latents
+
+        def rounded(*args: Any, **kwargs: Any) -> Any:
+            noise = prepare(*args, **kwargs)
+            return noise.to(getattr(torch, dtype)).to(noise.dtype)
+
+        object.__setattr__(pipeline, "prepare_latents", rounded)
+        try:
+            yield pipeline
+        finally:
+            object.__delattr__(pipeline, "prepare_latents")
+
+    return inject
+
+
+@contextmanager
+def racing_stand_in(pipeline: LevelPipeline) -> Iterator[Any]:
+    """One value of each prediction depends on how often the UNet was called before."""
+    calls = count()
+    unet, engine = pipeline.unet, pipeline.engine
+    had, forward = "forward" in vars(unet), unet.forward
+
+    def raced(*args: Any, **kwargs: Any) -> Any:
+        predicted, *stored = forward(*args, **kwargs)
+        predicted = predicted.clone()
+        predicted[0, 0, 0, 0] += UNEVEN * next(calls)
+        return predicted, *stored
+
+    unet.forward = raced
+    try:
+        pipeline.engine = _fresh_engine(pipeline)
+        yield pipeline
+    finally:
+        pipeline.engine = engine
+        if had:
+            unet.forward = forward
+        else:
+            del unet.forward
+
+
+@contextmanager
+def _racing_tile(pipeline: LevelPipeline) -> Iterator[Any]:
+    """Drawn by graphs that are captured with that tile."""
+    from sdopt.engine.tiles import Tile, tuned
+
+    engine, before = pipeline.engine, tuned().get(RACING_KEY)
+    tuned()[RACING_KEY] = Tile(**RACING_TILE)
+    try:
+        pipeline.engine = _fresh_engine(pipeline)
+        yield pipeline
+    finally:
+        pipeline.engine = engine
+        if before is None:
+            del tuned()[RACING_KEY]
+        else:
+            tuned()[RACING_KEY] = before

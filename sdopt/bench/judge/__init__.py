@@ -1,0 +1,1 @@
+"""Verdicts from plain numbers; imports no arrays."""

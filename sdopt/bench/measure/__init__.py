@@ -1,0 +1,34 @@
+"""Measurements of a pipeline; each returns plain frozen data."""
+
+from sdopt.bench.measure.cuda_memory import Memory, memory, memory_of
+from sdopt.bench.measure.effect import missing_effects
+from sdopt.bench.measure.latents import latent_drift
+from sdopt.bench.measure.observation import Observation, observe
+from sdopt.bench.measure.promise import Promise, broken_promises, promise_of
+from sdopt.bench.measure.quality import Comparison, Likeness, compare, picture_faults
+from sdopt.bench.measure.timing import FirstCall, Latency, first_call, latency, rounds_of
+from sdopt.bench.measure.work import Work, work_of
+
+__all__ = [
+    "Comparison",
+    "FirstCall",
+    "Latency",
+    "Likeness",
+    "Memory",
+    "Observation",
+    "Promise",
+    "Work",
+    "broken_promises",
+    "compare",
+    "first_call",
+    "latency",
+    "latent_drift",
+    "memory",
+    "memory_of",
+    "missing_effects",
+    "observe",
+    "picture_faults",
+    "promise_of",
+    "rounds_of",
+    "work_of",
+]

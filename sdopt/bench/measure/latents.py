@@ -1,0 +1,100 @@
+"""Final latents, which the decoder gets: taken while a picture is drawn, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdopt.pipelines.workload import Request, generate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdopt.pipelines.pipeline import LevelPipeline
+
+Latents = Mapping[str, NDArray[np.float32]]
+"""Final latents by prompt name, each of shape (4, height / 8, width / 8)."""
+Doubles = Mapping[str, NDArray[np.float64]]
+"""The same drawn in float64, see `sdopt.bench.measure.double`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A picture (height, width, 3) from 0 to 1, and what was decoded to it, both float32."""
+
+    picture: NDArray[np.float32]
+    latents: NDArray[np.float32]
+
+
+def draw(pipeline: LevelPipeline, request: Request) -> Drawn:
+    """The request's picture by the pipeline as it is, and its latents: nothing runs twice for them.
+
+    The engine keeps them beside the picture, since on a GPU its decoder is only called when a graph
+    is captured; elsewhere they are what `vae.decode` was given.
+    """
+    if pipeline.engine is not None:
+        picture = generate(pipeline, request)
+        return Drawn(picture=picture, latents=_first(pipeline.engine.latents))
+    with _given(pipeline.vae, "decode") as given:
+        picture = generate(pipeline, request)
+    return Drawn(picture=picture, latents=_first(given[-1]))
+
+
+def _first(latents: Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = latents[0].detach().float().cpu().contiguous().numpy()
+    return values
+
+
+@contextmanager
+def _given(owner: Any, method: str) -> Iterator[list[Any]]:
+    """The first argument of each call of the method."""
+    had, original = method in vars(owner), getattr(owner, method)
+    given: list[Any] = []
+
+    def noted(first: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(first)
+        return original(first, *args, **kwargs)
+
+    object.__setattr__(owner, method, noted)
+    try:
+        yield given
+    finally:
+        if had:
+            object.__setattr__(owner, method, original)
+        else:
+            object.__delattr__(owner, method)
+
+
+def latent_faults(latents: Latents) -> dict[str, str]:
+    """The prompts whose latents are worthless, with the reason."""
+    return {
+        name: "NaN or infinite latents"
+        for name, values in latents.items()
+        if not np.isfinite(values).all()
+    }
+
+
+def relative_distance(values: NDArray[Any], others: NDArray[Any]) -> float:
+    """The L2 norm of the difference over that of `others`; infinite where nothing is finite.
+
+    Raises ValueError for arrays of different shapes.
+    """
+    if values.shape != others.shape:
+        raise ValueError(f"latents of different shapes: {values.shape} and {others.shape}")
+    if not np.isfinite(values).all():
+        return float("inf")
+    apart = np.linalg.norm(values.astype(np.float64) - others.astype(np.float64))
+    length = np.linalg.norm(others.astype(np.float64))
+    return float(apart / length) if length else float("inf" if apart else 0.0)
+
+
+def latent_drift(
+    latents: Latents | Doubles, stored: Mapping[str, NDArray[Any]]
+) -> dict[str, float]:
+    """How far each prompt's latents are from the stored ones; `stored` may hold fewer prompts."""
+    return {name: relative_distance(latents[name], other) for name, other in stored.items()}

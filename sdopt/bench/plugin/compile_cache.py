@@ -1,0 +1,124 @@
+"""`--sdopt-compile-cache=FILE`: compiled code taken from a file, which a passed run renews.
+
+Nothing here is judged: a file that does not fit costs time, not the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdopt.bench.session.suite import Suite
+from sdopt.compile_cache import archive, files, place
+from sdopt.compile_cache.identity import made_here
+from sdopt.errors import SdoptError
+
+NAME = "sdopt-compile-cache"
+
+
+def begin(config: pytest.Config, suite: Suite) -> None:
+    """If the option was given: point both compilers at a private folder before anything compiles.
+
+    Raises UsageError if there can be no such folder.
+    """
+    if config.option.sdopt_compile_cache is None:
+        return
+    file = config.option.sdopt_compile_cache.absolute()
+    refuse_another_file(file)
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    try:
+        cache = SessionCache(file, suite, stack)
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--sdopt-compile-cache: no private folder can be made in {place.root()}: {error}; "
+            "let $XDG_CACHE_HOME name a folder that can be written"
+        ) from error
+    config.pluginmanager.register(cache, NAME)
+
+
+def refuse_another_file(file: Path) -> None:
+    """Raise UsageError for a folder, or a file that is no compile cache: a run would replace it."""
+    if file.is_dir():
+        raise pytest.UsageError(f"--sdopt-compile-cache: {file} is a folder; name a file in it")
+    if file.exists() and file.stat().st_size and not archive.is_packed(file):
+        raise pytest.UsageError(
+            f"--sdopt-compile-cache: {file} is no compile cache, not even a damaged one, and a run "
+            f"that passes would replace it; name another file, or delete it; {place.PACK} makes one"
+        )
+
+
+class SessionCache:
+    """The compile cache of one session: what came of the file, and what becomes of it."""
+
+    def __init__(self, file: Path, suite: Suite, stack: ExitStack) -> None:
+        self.file, self.suite = file, suite
+        self.placed: place.Placed | None = None
+        self.header = self.note = self.warning = ""
+        self.folder = self._place(stack)
+        stack.enter_context(place.pointed_at(self.folder))
+
+    def _place(self, stack: ExitStack) -> Path:
+        """The file's contents if they fit, else an empty folder that goes with the session."""
+        try:
+            self.placed = place.placed(self.file)
+        except SdoptError as error:
+            self.header = f"{error}: refused, it will be rebuilt if this run passes"
+            folder = place.make_folder()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            return folder
+        self.header = str(self.placed)
+        return self.placed.folder
+
+    def pytest_report_header(self) -> str:
+        """What the file is, or why it was refused."""
+        return f"sdopt: {self.header}"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the file anew if the run passed and compiled something that it lacks."""
+        if session.exitstatus != pytest.ExitCode.OK:
+            self.note = f"compile cache {self.file} was left as it is: this run did not pass"
+            return
+        contents = files.kept(self.folder)
+        known = self.placed.manifest.files if self.placed else {}
+        added = len(contents.keys() - known)
+        if added:
+            self._renew(contents, added)
+        elif not self.placed:
+            self.note = f"compile cache {self.file} was not written: nothing was compiled"
+
+    def _renew(self, contents: dict[str, bytes], added: int) -> None:
+        before = self.placed.manifest.levels if self.placed else ()
+        measured = self.suite.gate.measured if "gate" in vars(self.suite) else ()
+        try:
+            archive.pack(
+                self.file,
+                contents,
+                made_for=made_here(),
+                levels=tuple(dict.fromkeys((*before, *measured))),
+                source=self.suite.source.name,
+            )
+        except OSError as error:
+            self.warning = (
+                f"warning: compile cache {self.file} could not be written ({error}); the next run "
+                "compiles again. Name a file whose folder can be written"
+            )
+            return
+        size_mb = self.file.stat().st_size / 1e6
+        self.note = (
+            f"stored compile cache {self.file}: {size_mb:.1f} MB, {len(contents)} files, "
+            f"{added} of them new"
+        )
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """What became of the file."""
+        if self.warning:
+            terminalreporter.write_line(self.warning, yellow=True)
+        elif self.note:
+            terminalreporter.write_line(self.note)

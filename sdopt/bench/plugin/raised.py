@@ -1,0 +1,75 @@
+"""A level whose pipeline raises: one verdict and one traceback, and a line for its other tests."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sdopt.errors import OutOfMemoryError, SdoptError, SourceError
+
+if TYPE_CHECKING:
+    from sdopt.bench.session.suite import Suite
+
+MODULE = "sdopt.pipelines.pipeline"
+OF_A_LEVEL = "sdopt_level_raised"
+"""The attribute of reports whose failure is the level's."""
+
+
+class Raised:
+    """Tells failures of a level from those of the suite."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self.first: dict[str, str] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[Any]
+    ) -> Generator[None, Any, Any]:
+        """Judge the level at its first such failure, and shorten the others."""
+        report: Any = yield
+        if call.excinfo and report.failed and "gate" in getattr(item, "fixturenames", ()):
+            level = raising_level(call.excinfo)
+            if level is not None:
+                self._note(level, call.excinfo.value, item, report)
+        return report
+
+    def _note(self, level: str, error: BaseException, item: pytest.Item, report: Any) -> None:
+        try:
+            gate = self.suite.gate
+        except SdoptError:
+            return  # broken limits or counts: every test names that file
+        setattr(report, OF_A_LEVEL, True)
+        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if level in self.first:
+            report.longrepr = (
+                f"[{level}] was not judged: its pipeline raised {what}\n"
+                f"  the traceback stands at {self.first[level]}"
+            )
+        else:
+            self.first[level] = item.nodeid
+            verdict = gate.raised(level, what)
+            item.user_properties.append((f"sdopt {verdict.metric}", verdict.outcome.value))
+            report.sections.append(("verdict", verdict.message))
+        self.suite.judged.append(item.nodeid)
+
+
+def raising_level(excinfo: pytest.ExceptionInfo[BaseException]) -> str | None:
+    """The level whose pipeline the exception came from, None if it is a failure of the suite.
+
+    A level cannot help weights that are not there or a device that has too little memory; what
+    loading refuses by name is a mistake of its own kind as well.
+    """
+    if isinstance(excinfo.value, SourceError | OutOfMemoryError):
+        return None
+    for entry in excinfo.traceback:
+        frame = entry.frame.raw
+        if frame.f_globals.get("__name__") != MODULE:
+            continue
+        if frame.f_code.co_name == "__call__":
+            return str(frame.f_locals["self"].level.name)
+        if frame.f_code.co_name == "build" and not isinstance(excinfo.value, SdoptError):
+            return str(frame.f_locals["level"].name)
+    return None

@@ -1,0 +1,184 @@
+"""`--sdopt-selftest`: every fault that needs no statistics, as a test that fails if missed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sdopt.bench.faults.between import (
+    judge_request_fault,
+    judge_round_fault,
+    request_faults,
+    round_faults,
+)
+from sdopt.bench.faults.engine import engine_faults
+from sdopt.bench.faults.fault import Finding
+from sdopt.bench.faults.harness import (
+    Folder,
+    harness_faults,
+    judge_harness_fault,
+    judge_saving_at_once,
+    prepared,
+)
+from sdopt.bench.faults.judging import (
+    judge_numeric_fault,
+    judge_optimization_fault,
+    judge_picture_fault,
+    judge_repeat_fault,
+)
+from sdopt.bench.faults.matrix import matrix, totals
+from sdopt.bench.faults.numerics import (
+    RACING_KEY,
+    numeric_faults,
+    racing_faults,
+    racing_tile_fault,
+)
+from sdopt.bench.faults.optimizations import optimization_faults
+from sdopt.bench.faults.pictures import picture_faults
+from sdopt.levels import Level, get_level
+
+if TYPE_CHECKING:
+    from sdopt.bench.session.suite import Suite
+    from sdopt.pipelines.pipeline import LevelPipeline
+
+LEVEL = "final"
+"""It has every optimization of diffusers and Inductor, so every such fault can be put into it."""
+ENGINE_LEVEL = "turbo"
+"""It has every optimization of the engine."""
+
+
+class Bench:
+    """What the faults of one session share: warm pipelines, and a folder for harness runs."""
+
+    def __init__(self, suite: Suite, benchmarks: Path) -> None:
+        self.suite, self.benchmarks = suite, benchmarks
+        self.findings: list[Finding] = []
+        self._stack = ExitStack()
+        self._pipelines: dict[str, LevelPipeline] = {}
+        self._folder: Folder | None = None
+
+    def pipeline(self, level: Level) -> LevelPipeline:
+        """The level's pipeline, warm."""
+        if level.name not in self._pipelines:
+            warm = self.suite.warm_pipeline(level)
+            self._pipelines[level.name] = self._stack.enter_context(warm)[0]
+        return self._pipelines[level.name]
+
+    @property
+    def folder(self) -> Folder:
+        """A folder with benchmarks and one stored run."""
+        if self._folder is None:
+            temporary = tempfile.TemporaryDirectory(prefix="sdopt-selftest-")
+            root = Path(self._stack.enter_context(temporary))
+            with self.suite.progress.during("a folder with one stored run"):
+                self._folder = prepared(root / "template", self.benchmarks)
+        return self._folder
+
+    def close(self) -> None:
+        """Free the pipelines, remove the folder."""
+        self._stack.close()
+
+
+class FaultItem(pytest.Item):
+    """One fault."""
+
+    def __init__(self, *, bench: Bench, find: Callable[[], Finding], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bench, self.find = bench, find
+
+    def runtest(self) -> None:
+        """Fail if the fault was not caught, or a control was."""
+        finding = self.find()
+        self.bench.findings.append(finding)
+        self.user_properties.append(("sdopt caught", finding.caught))
+        if not finding.caught:
+            raise Missed(f"{finding.id}: expected {finding.expected}, seen {finding.seen}")
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> str:
+        """The message alone."""
+        if isinstance(excinfo.value, Missed):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo, style))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Where pytest says that this fault stands."""
+        return self.config.rootpath, None, self.name
+
+
+class Missed(Exception):
+    """A fault that the suite did not catch, or a control that it did."""
+
+
+def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
+    """One item for each fault; those that share the warm pipelines come first."""
+    suite = bench.suite
+    level, engine_level = get_level(LEVEL), get_level(ENGINE_LEVEL)
+    finders: dict[str, Callable[[], Finding]] = {}
+    for fault in optimization_faults():
+        finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    for fault in picture_faults():
+        finders[fault.id] = lambda fault=fault: judge_picture_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    for fault in request_faults():
+        finders[fault.id] = lambda fault=fault: judge_request_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    for fault in round_faults():
+        finders[fault.id] = lambda fault=fault: judge_round_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    for fault in engine_faults():
+        finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
+            fault, suite, engine_level, bench.pipeline(engine_level)
+        )
+    for name in (LEVEL, ENGINE_LEVEL):
+        finders |= _numeric_finders(bench, get_level(name))
+    for number, broken in enumerate(harness_faults()):
+        finders[broken.id] = lambda broken=broken, number=number: judge_harness_fault(  # type: ignore[misc]
+            broken, bench.folder, bench.folder.path.with_name(str(number))
+        )
+    finders["harness: two processes saving at once"] = lambda: judge_saving_at_once(
+        bench.folder, bench.folder.path.with_name("twins")
+    )
+    return [
+        FaultItem.from_parent(session, name=name, bench=bench, find=find)
+        for name, find in finders.items()
+    ]
+
+
+def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Finding]]:
+    """Faults that need latents, or a second drawing, to be seen."""
+    suite = bench.suite
+    finders: dict[str, Callable[[], Finding]] = {}
+    for fault in numeric_faults(level.name, suite.dtype):
+        finders[fault.id] = lambda fault=fault: judge_numeric_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    racing = racing_faults(level.name, suite.device.type)
+    if level.name == ENGINE_LEVEL and suite.device.type == "cuda" and _has_racing_tile(suite):
+        racing = [*racing, racing_tile_fault()]
+    for fault in racing:
+        finders[fault.id] = lambda fault=fault: judge_repeat_fault(  # type: ignore[misc]
+            fault, suite, level, bench.pipeline(level)
+        )
+    return finders
+
+
+def _has_racing_tile(suite: Suite) -> bool:
+    """Whether a picture of this source has the convolution whose tile raced."""
+    from sdopt.engine.tiles import tuned
+
+    return not suite.source.is_embedded and RACING_KEY in tuned()
+
+
+def summary(bench: Bench) -> list[str]:
+    """The matrix and how many were right."""
+    return [*matrix(bench.findings), "", *totals(bench.findings)]

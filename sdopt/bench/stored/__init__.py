@@ -1,0 +1,1 @@
+"""What is kept of former runs: histories, images, latents, limits and counts."""

@@ -1,0 +1,160 @@
+"""Baselines on disk: pictures, their limits, and counts of work."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdopt.bench.stored.soundness import Unsound, check_settings
+from sdopt.bench.stored.stored_image import TEXT_KEY, read_stored_image
+from sdopt.errors import BrokenFileError
+from sdopt.levels import Level
+from sdopt.pipelines.workload import Request
+from sdopt.util.files import damaged, read_json, write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SCHEMA = 1
+LIMIT_KINDS = ("drift", "cost", "truth", "latents", "float64")
+
+
+def image_path(root: Path, baseline_set: str, level: str, prompt: str) -> Path:
+    """Where the picture of a level and prompt is kept."""
+    return root / "images" / baseline_set / level / f"{prompt}.png"
+
+
+def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> None:
+    """Write a picture of shape (height, width, 3) as PNG, with how it was made inside."""
+    import io
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text, optimize=True)
+    write_whole(path, buffer.getvalue())
+
+
+def load_image(
+    path: Path,
+    request: Request,
+    level: Level,
+    guidance_scale: float,
+    shape: tuple[int, ...] | None = None,
+) -> NDArray[np.uint8]:
+    """The stored picture of a request, of shape (height, width, 3).
+
+    Raises BrokenFileError if it is missing, cannot be decoded, or is of another request, guidance
+    scale, shape or definition of the level.
+    """
+    if not path.is_file():
+        raise BrokenFileError(f"no baseline image {path}")
+    picture, made_by = load_picture(path)
+    here = request_fields(request)
+    stored = {name: made_by.get(name) for name in here}
+    if stored != here:
+        raise BrokenFileError(f"{path} was made for another request: {stored}, not {here}")
+    if changes := redefinition(made_by, level, guidance_scale):
+        raise BrokenFileError(f"{path} was made with other settings: {changes}")
+    if shape is not None and picture.shape != shape:
+        raise damaged(path, f"has the shape {picture.shape}, this run's is {shape}")
+    return picture
+
+
+def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """A stored picture of shape (height, width, 3), and how it was made.
+
+    Raises BrokenFileError if it cannot be decoded.
+    """
+    try:
+        return read_stored_image(path)
+    except (OSError, Unsound) as error:
+        what = f"cannot be read: {error}" if isinstance(error, OSError) else str(error)
+        raise damaged(path, what) from error
+
+
+def redefinition(stored: Mapping[str, Any], level: Level, guidance_scale: float) -> str | None:
+    """In what a stored picture or measurement is of other settings, or None.
+
+    `stored` holds the `level_fields` and the `guidance_scale` it was made with.
+    """
+    changes = level.changed_since(stored.get("level_fields", {}))
+    before = stored.get("guidance_scale")
+    if before != guidance_scale:
+        changes.append(f"guidance_scale {before} -> {guidance_scale}")
+    return ", ".join(changes) or None
+
+
+def request_fields(request: Request) -> dict[str, Any]:
+    """What identifies a request inside a stored picture."""
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": request.seed,
+    }
+
+
+def limits_path(root: Path, source: str) -> Path:
+    """Where the measured SSIM limits of a source are kept."""
+    return root / "images" / source / "limits.json"
+
+
+def load_limits(path: Path) -> dict[str, dict[str, float]]:
+    """What passes, per level and kind; empty if the file does not exist.
+
+    Of `latents` and `float64` the largest distance, of the others the lowest SSIM.
+    """
+    if not path.exists():
+        return {}
+    data = read_json(path)
+    try:
+        limits = {
+            level: {kind: float(row["limit"]) for kind, row in rows.items()}
+            for level, rows in data["levels"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"is incomplete: {error!r}") from error
+    for level, kinds in limits.items():
+        if not all(math.isfinite(limit) for limit in kinds.values()):
+            raise damaged(path, f"is not sound: the limits of level {level!r} are {kinds}")
+        if "drift" not in kinds or not set(kinds) <= set(LIMIT_KINDS):
+            raise damaged(
+                path,
+                f"is of another kind: level {level!r} has the limits {sorted(kinds)}; a level has "
+                "drift and maybe cost, truth, latents and float64",
+            )
+    return limits
+
+
+def work_path(root: Path, baseline_set: str) -> Path:
+    """Where the counts of work of each level are kept, which are the same on every machine."""
+    return root / "work" / f"{baseline_set}.json"
+
+
+def load_work(path: Path) -> dict[str, dict[str, Any]]:
+    """The stored counts of work by level; empty if the file does not exist."""
+    if not path.exists():
+        return {}
+    levels = read_json(path).get("levels")
+    if not isinstance(levels, dict) or not all(isinstance(row, dict) for row in levels.values()):
+        raise damaged(path, "holds no counts by level")
+    for level, row in levels.items():
+        try:
+            check_settings(row)
+        except Unsound as error:
+            raise damaged(path, f"is not sound: level {level!r}: {error}") from error
+    return levels
+
+
+def save_work(path: Path, level: str, counts: Mapping[str, Any]) -> None:
+    """Store a level's counts of work beside those of the others."""
+    levels = {**load_work(path), level: dict(counts)}
+    content = json.dumps({"schema": SCHEMA, "levels": levels}, indent=1, allow_nan=False)
+    write_whole(path, content.encode())

@@ -1,0 +1,235 @@
+"""Histories: the stored runs of one hardware and baseline set, and what is judged by them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sdopt.bench.stored import baselines
+from sdopt.bench.stored.soundness import Unsound, check_run
+from sdopt.errors import BrokenFileError
+from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.hardware import Hardware
+
+RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
+PARTIAL = "_partial"
+"""How the name of a run ends that left benchmarks out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """One run of a history: its metrics per level and the tests that reached a verdict.
+
+    `accepted` is whether it moved the baseline: its levels are not judged by earlier runs. `commit`
+    is what it ran, None if that is not known.
+    """
+
+    path: Path
+    metrics: Mapping[str, Mapping[str, Any]]
+    judged: tuple[str, ...]
+    environment: Mapping[str, str]
+    accepted: bool = False
+    commit: str | None = None
+
+
+def history_folder(root: Path, hardware: Hardware, baseline_set: str) -> Path:
+    """Where the runs of this hardware and baseline set are kept."""
+    return root / "history" / hardware.key / baseline_set
+
+
+def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool = False) -> Path:
+    """Store a run under the next free number and return its path; never replaces a file.
+
+    `partial` is for a run that left benchmarks out: see `find_run`.
+    """
+    content = json.dumps(run, indent=1, allow_nan=False).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((_number(path) for path in _runs(folder)), default=0)
+    while True:
+        number += 1
+        # Whoever makes this file has the number: two runs of different names would share it.
+        claim = folder / f"{number:04}.partial"
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            if all(_number(other) != number for other in _runs(folder)):
+                path = folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
+                write_whole(path, content)
+                return path
+        finally:
+            claim.unlink()
+
+
+def find_run(folder: Path, wanted: str | None) -> Path:
+    """The newest run of a folder, or the newest that `wanted` names by number, name or path.
+
+    A whole run comes before any partial one, or storing one level would hide all the others.
+    Raises BrokenFileError that names the newest choices if there is none.
+    """
+    if wanted and Path(wanted).is_file():
+        return Path(wanted)
+    runs = sorted(_runs(folder), key=_number)
+    found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
+    if not found:
+        which = f"run {wanted!r}" if wanted else "stored run"
+        choices = f"; choose from: {', '.join(path.name for path in runs[-5:])}" if runs else ""
+        raise BrokenFileError(f"no {which} for this hardware and source in {folder}{choices}")
+    whole = [path for path in found if not path.stem.endswith(PARTIAL)]
+    return (whole or found)[-1]
+
+
+def _is_called(path: Path, wanted: str) -> bool:
+    """Whether `wanted` is the run's number, its name, or how its file name begins."""
+    if wanted.isdecimal():
+        return _number(path) == int(wanted)
+    return path.name.startswith(wanted) or path.stem.split("_", 1)[1] == wanted
+
+
+def _runs(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.json") if RUN_NAME.fullmatch(path.name)]
+
+
+def _number(path: Path) -> int:
+    found = RUN_NAME.fullmatch(path.name)
+    return int(found.group(1)) if found else 0
+
+
+def read_runs(folder: Path) -> list[StoredRun]:
+    """Every run of a history folder, oldest first. Raises BrokenFileError if there is none."""
+    paths = sorted(_runs(folder), key=_number)
+    if not paths:
+        raise BrokenFileError(f"{folder} holds no stored run; give history/<hardware>/<source>")
+    return [_stored_run(path, *_checked(path)) for path in paths]
+
+
+def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
+    """A stored run, checked. Raises BrokenFileError for a broken or foreign one."""
+    data, block = _checked(path)
+    for name, here in (("hardware", hardware.key), ("baseline_set", baseline_set)):
+        if block.get(name) != here:
+            raise BrokenFileError(
+                f"{path} is of another {name.replace('_', ' ')}: {block.get(name)!r}, "
+                f"this run is {here!r}"
+            )
+    return _stored_run(path, data, block)
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The whole file and its block of this suite."""
+    data = read_json(path)
+    block = data.get("sdopt")
+    if not isinstance(block, dict) or block.get("schema") != baselines.SCHEMA:
+        raise BrokenFileError(
+            f"{path} was not written by this suite: its 'sdopt' block is "
+            f"{'of another schema' if block else 'missing'}"
+        )
+    return data, block
+
+
+def _stored_run(path: Path, data: dict[str, Any], block: dict[str, Any]) -> StoredRun:
+    try:
+        check_run(data, block)
+        return StoredRun(
+            path=path,
+            metrics=_metrics(data["benchmarks"]),
+            judged=tuple(block["judged"]),
+            environment=dict(block["environment"]),
+            accepted=block.get("accepted", False),
+            commit=_commit(data.get("commit_info") or {}),
+        )
+    except Unsound as error:
+        raise damaged(path, f"is not sound: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"is incomplete: {error!r}") from error
+
+
+def _metrics(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Metrics per level, with the latency from the raw rounds."""
+    metrics = {}
+    for entry in benchmarks:
+        info = dict(entry["extra_info"])
+        info["latency_ms"] = 1e3 * median(entry["stats"]["data"])
+        metrics[info["level"]] = info
+    return metrics
+
+
+def _commit(commit_info: Mapping[str, Any]) -> str | None:
+    """The abbreviated commit that pytest-benchmark noted, if there was one."""
+    commit = commit_info.get("id")
+    return commit[:12] if isinstance(commit, str) and re.fullmatch("[0-9a-f]{40}", commit) else None
+
+
+def read_judging_runs(folder: Path) -> list[StoredRun]:
+    """The runs that new ones are judged by: each level's from where it was last accepted on."""
+    kept: list[StoredRun] = []
+    accepted: set[str] = set()
+    for run in reversed(read_runs(folder)):
+        metrics = {name: row for name, row in run.metrics.items() if name not in accepted}
+        if metrics:
+            kept.append(replace(run, metrics=metrics))
+        if run.accepted:
+            accepted.update(run.metrics)
+    return kept[::-1]
+
+
+def load_until(path: Path, hardware: Hardware, baseline_set: str) -> list[StoredRun]:
+    """The run of that path and all earlier ones of its folder, checked, oldest first.
+
+    Raises BrokenFileError for a broken or foreign one: a limit made of the rest would be another.
+    """
+    last = _number(path)
+    paths = [other for other in _runs(path.parent) if _number(other) < last]
+    loaded = []
+    for each in (*sorted(paths, key=_number), path):
+        try:
+            loaded.append(load_run(each, hardware, baseline_set))
+        except BrokenFileError as error:
+            error.path = each
+            raise
+    return loaded
+
+
+def series(
+    runs: Sequence[StoredRun],
+    metrics: Iterable[str],
+    is_redefined: Callable[[str, Mapping[str, Any]], object],
+) -> dict[str, dict[str, list[float]]]:
+    """By level of the newest run and metric: the values to judge by, oldest first.
+
+    They reach back to the run that was accepted as a new baseline, or to where the level was
+    defined as it is now. A metric that the newest run does not know has none.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for level in runs[-1].metrics:
+        era = _era(runs, level, is_redefined)
+        known = [metric for metric in metrics if runs[-1].metrics[level].get(metric) is not None]
+        found[level] = {
+            metric: [row[metric] for row in era if row.get(metric) is not None] for metric in known
+        }
+    return found
+
+
+def _era(
+    runs: Sequence[StoredRun],
+    level: str,
+    is_redefined: Callable[[str, Mapping[str, Any]], object],
+) -> list[Mapping[str, Any]]:
+    """The level's metrics in the runs since it became what it is, oldest first."""
+    era: list[Mapping[str, Any]] = []
+    for run in reversed(runs):
+        row = run.metrics.get(level)
+        if row is None:
+            continue
+        if is_redefined(level, row):
+            break
+        era.append(row)
+        if run.accepted:
+            break
+    return era[::-1]

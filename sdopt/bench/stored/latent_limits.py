@@ -1,0 +1,76 @@
+"""Limits of final latents from how far they were seen apart; `limits` beside it writes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdopt.bench.measure.latents import relative_distance
+from sdopt.bench.stored.latents import FLOAT64, read_latents
+from sdopt.errors import BrokenFileError
+from sdopt.levels import LEVELS
+
+LATENT_MARGIN = 4.0
+"""How many times the largest distance of latents seen may pass, for machines nobody has tried."""
+LEAST_DISTANCE = {"latents": 1e-6, "float64": 4e-9}
+"""What may always pass: a few roundings of float32; in float64 two values of the engine's float32
+sample that round the other way."""
+STORED_AS = {"latents": "float32", "float64": FLOAT64}
+
+
+def measured_latent_limits(
+    folders: Sequence[Path], kind: str = "latents"
+) -> dict[str, dict[str, float]]:
+    """The limit of every level that the baseline has such latents of: 'latents' or 'float64'.
+
+    All levels share the largest distance. A folder may lack levels: what differs is a sum of
+    roundings, alike in all of them. Raises BrokenFileError if the others have none of them.
+    """
+    first, *others = folders
+    levels = [name for name in LEVELS if _files(first, name, kind)]
+    distances = [one for level in levels for one in _latents_apart(level, first, others, kind)]
+    if not distances:
+        raise BrokenFileError(
+            f"{first} has no {STORED_AS[kind]} latents of a level that another folder has too; "
+            "make them with python -m studies.latent_spread OUT"
+        )
+    largest = max(distances)
+    allowed = max(LATENT_MARGIN * largest, LEAST_DISTANCE[kind])
+    row = {"measured": _rounded_up(largest), "limit": _rounded_up(allowed)}
+    return {level: dict(row) for level in levels}
+
+
+def _files(folder: Path, level: str, kind: str) -> dict[str, Path]:
+    """The stored latents of a level by prompt."""
+    inside = folder / level / FLOAT64 if kind == "float64" else folder / level
+    return {path.stem: path for path in sorted(inside.glob("*.safetensors"))}
+
+
+def _latents_apart(level: str, first: Path, others: Sequence[Path], kind: str) -> list[float]:
+    """The distance of each prompt between the first folder and every other that has the level.
+
+    Raises BrokenFileError for latents that only one of two folders has.
+    """
+    here = _files(first, level, kind)
+    values = {name: read_latents(path, STORED_AS[kind])[0] for name, path in here.items()}
+    distances = []
+    for other in others:
+        there = _files(other, level, kind)
+        if there and (unpaired := sorted(set(here) ^ set(there))):
+            raise BrokenFileError(
+                f"latents {unpaired} of level {level!r} are in only one of {first} and {other}"
+            )
+        distances += [
+            relative_distance(read_latents(path, STORED_AS[kind])[0], values[name])
+            for name, path in there.items()
+        ]
+    return distances
+
+
+def _rounded_up(value: float, digits: int = 3) -> float:
+    """To so many digits."""
+    if not value:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.ceil(value / step - 1e-6) * step:.{digits - 1}e}")

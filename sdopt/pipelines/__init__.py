@@ -1,0 +1,1 @@
+"""A level built as a diffusers pipeline."""

@@ -1,0 +1,365 @@
+"""Build a working diffusers pipeline for one level: one small `apply_*` per field, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+from sdopt.engine.modules import Fused, fuse_modules
+from sdopt.engine.ops import LEAST_CAPABILITY
+from sdopt.engine.picture import PictureEngine
+from sdopt.engine.unet import FusedUNet
+from sdopt.errors import OutOfMemoryError, SdoptError, SourceError, UnknownNameError
+from sdopt.levels import Level, get_level
+from sdopt.pipelines.arguments import (
+    DEFAULTS,
+    arguments_of,
+    known_to_processors,
+    without_defaults,
+)
+from sdopt.pipelines.cfg_cutoff import cutoff_callback, in_turn
+from sdopt.pipelines.compilation import compile_decoder, compile_unet
+from sdopt.pipelines.engine_call import drawn_whole
+from sdopt.pipelines.nested import leaving_the_outer_call
+from sdopt.pipelines.saving import plainly_laid_out
+from sdopt.pipelines.settings import process_settings
+from sdopt.weights.sd15 import random_parts, random_tiny_vae
+from sdopt.weights.sources import Source, resolve
+
+HOW_TO_LOAD = (
+    "load it with sdopt.load_pipeline(LEVEL, source=FOLDER), or use StableDiffusionPipeline for "
+    "plain diffusers"
+)
+
+
+class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
+    """A StableDiffusionPipeline whose defaults are those of one level and one source.
+
+    Every argument of `StableDiffusionPipeline.__call__` works and overrides the level's own:
+    `num_inference_steps` and `guidance_scale` too. A `callback_on_step_end` runs
+    before the level's own.
+    """
+
+    level: Level
+    source: Source
+    step_callback: Any = None
+    engine: PictureEngine | None = None
+    drawing: bool = False
+    fused: Fused | None = None
+
+    @property
+    def fused_unet(self) -> FusedUNet | None:
+        """The engine's forward pass of the UNet as it is now, of a level with our kernels."""
+        return self.fused.unet if self.fused is not None else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is; diffusers' own property walks all modules, milliseconds a picture."""
+        device: torch.device = self.unet.conv_in.weight.device
+        return device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as StableDiffusionPipeline does, with the level's settings in force.
+
+        Calls of one process take turns, whatever threads and pipelines they come from.
+        """
+        self._check_level()
+        given = without_defaults(arguments_of(self, args, kwargs), but=self._defaults())
+        arguments = {**self._defaults(), **given}
+        self._check_prompts(arguments)
+        with (
+            process_settings(self.level, self.device),
+            naming_the_hungry(self.level, self.device),
+            leaving_the_outer_call(self),
+        ):
+            if self.engine is not None:
+                return drawn_whole(self, self.engine, arguments)
+            if self.level.compiled and arguments.get("cross_attention_kwargs"):
+                own = known_to_processors(self.unet, arguments["cross_attention_kwargs"])
+                arguments["cross_attention_kwargs"] = own or None
+            if self.step_callback is not None:
+                self._add_step_callback(arguments)
+            return super().__call__(**arguments)
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        """As StableDiffusionPipeline's, which asks for `text_encoder.text_model` now and then."""
+        with named_as_diffusers_does(self.text_encoder):
+            return super().encode_prompt(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as StableDiffusionPipeline does; it can load the folder, and `load_pipeline` too."""
+        parts = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+        with plainly_laid_out(parts):
+            super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, *_: Any, **__: Any) -> Any:
+        """Refuse: a level's fields are applied to the weights of a source, not of a pipeline."""
+        raise SdoptError(f"LevelPipeline.from_pipe gives no level; {HOW_TO_LOAD}")
+
+    def _check_level(self) -> None:
+        if "level" not in vars(self):
+            raise SdoptError(
+                "this LevelPipeline has no level: from_pretrained, from_single_file and components "
+                f"give it parts alone; {HOW_TO_LOAD}"
+            )
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            "num_inference_steps": self.level.steps,
+            "guidance_scale": self.source.guidance_scale,
+        }
+
+    def _check_prompts(self, arguments: dict[str, Any]) -> None:
+        for name in ("prompt", "negative_prompt"):
+            given = arguments.get(name)
+            for text in given if isinstance(given, list) else [given]:
+                if isinstance(text, str) and text:  # what is no text is refused further on
+                    self.source.check_prompt(text)
+
+    def _add_step_callback(self, arguments: dict[str, Any]) -> None:
+        own = arguments.get("callback_on_step_end")
+        name = "callback_on_step_end_tensor_inputs"
+        tensors = list(arguments.get(name, DEFAULTS[name]))
+        if isinstance(own, (PipelineCallback, MultiPipelineCallbacks)):
+            tensors = list(own.tensor_inputs)  # as diffusers does, for its own callback objects
+        arguments["callback_on_step_end"] = (
+            in_turn(own, self.step_callback) if own else self.step_callback
+        )
+        arguments[name] = [*tensors, *({"prompt_embeds"} - set(tensors))]
+
+
+# diffusers finds relatives by the name of the class: AutoPipelineForImage2Image.from_pipe, and
+# whoever loads a folder that names it.
+LevelPipeline.__name__ = StableDiffusionPipeline.__name__
+
+
+@contextmanager
+def named_as_diffusers_does(text_encoder: Any) -> Iterator[None]:
+    """`text_encoder.text_model`, which transformers had until 5 and diffusers 0.42 still asks for.
+
+    It asks for it where `clip_skip` is given, or the scale of a LoRA without peft.
+    """
+    if text_encoder is None or hasattr(text_encoder, "text_model"):
+        yield
+        return
+    vars(text_encoder)["text_model"] = text_encoder  # past Module's own: it is no part of itself
+    try:
+        yield
+    finally:
+        del vars(text_encoder)["text_model"]
+
+
+def default_device() -> torch.device:
+    """The CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """float16 on CUDA, float32 on the CPU, whose half precision is emulated."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def load_pipeline(
+    level: str = "final", *, source: str | None = None, device: str | None = None
+) -> LevelPipeline:
+    """The pipeline of a level by name; see `sdopt.load_pipeline`."""
+    return build(resolve(source), get_level(level), named_device(device) if device else None)
+
+
+def named_device(name: str) -> torch.device:
+    """The CPU or CUDA device of that name. Raises UnknownNameError if there is none."""
+    count = torch.cuda.device_count()
+    choices = ("cpu", *(("cuda",) if count else ()), *(f"cuda:{index}" for index in range(count)))
+    if str(name) not in choices:
+        raise UnknownNameError(
+            "device", str(name), choices, "leave it out for the first GPU, or the CPU"
+        )
+    return torch.device(name)
+
+
+def build(source: Source, level: Level, device: torch.device | None = None) -> LevelPipeline:
+    """Load the source's weights and apply the level's fields to them.
+
+    Raises SourceError if the weights cannot be loaded, OutOfMemoryError if they do not fit.
+    """
+    device = device or default_device()
+    with naming_the_hungry(level, device):
+        pipeline = load_weights(source, device, default_dtype(device))
+        apply_level(pipeline, source, level, device)
+    return pipeline
+
+
+def apply_level(
+    pipeline: LevelPipeline, source: Source, level: Level, device: torch.device
+) -> None:
+    """Apply the level's fields to an eager pipeline of the source's weights."""
+    pipeline.level, pipeline.source = level, source
+    for apply in APPLY:
+        apply(pipeline, level)
+        pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+
+
+def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> LevelPipeline:
+    """The source's parts as one eager pipeline; random ones are made on the device."""
+    unchecked = {"safety_checker": None, "requires_safety_checker": False}
+    if source.kind == "random":
+        parts = random_parts(device, dtype)
+        return LevelPipeline(**parts, feature_extractor=None, **unchecked)
+    local: dict[str, Any] = {"dtype": dtype, "local_files_only": True, **unchecked}
+    with quiet_loading(), reading(source):
+        pipeline: LevelPipeline
+        if source.kind == "checkpoint":
+            folder = str(source.folder)
+            pipeline = LevelPipeline.from_single_file(source.checkpoint, config=folder, **local)
+        else:
+            pipeline = LevelPipeline.from_pretrained(source.folder, **local)
+    return pipeline
+
+
+def load_tiny_vae(source: Source, device: torch.device, dtype: torch.dtype) -> AutoencoderTiny:
+    """The source's Tiny VAE (TAESD, https://github.com/madebyollin/taesd)."""
+    if source.kind == "random":
+        return random_tiny_vae(device, dtype)
+    folder = source.tiny_vae_folder
+    with reading(source):
+        return AutoencoderTiny.from_pretrained(folder, dtype=dtype)
+
+
+def apply_decoder(pipeline: LevelPipeline, level: Level) -> None:
+    """Swap in the Tiny VAE. Raises SourceError for a full VAE that the source does not have."""
+    if level.decoder == "full-vae" and isinstance(pipeline.vae, AutoencoderTiny):
+        raise SourceError(
+            f"source {pipeline.source.name!r} has no full VAE for level {level.name!r}: the vae/ "
+            "that it holds is a Tiny VAE, as a level with the Tiny VAE saves it; give the source "
+            "that it was made from, or pick a level with the Tiny VAE, such as 'final'"
+        )
+    if level.decoder == "tiny-vae":
+        unet = pipeline.unet
+        tiny = load_tiny_vae(pipeline.source, unet.device, unet.dtype)
+        pipeline.register_modules(vae=tiny)
+
+
+def apply_channels_last(pipeline: LevelPipeline, level: Level) -> None:
+    """NHWC weights, which convolutions on tensor cores read without a transposition."""
+    if level.channels_last:
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+
+
+def apply_scheduler(pipeline: LevelPipeline, level: Level) -> None:
+    """Euler Ancestral (k-diffusion) or DPM-Solver++ 2M, https://arxiv.org/abs/2211.01095."""
+    config = pipeline.scheduler.config
+    if level.scheduler == "dpm-solver++2m":
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            config, algorithm_type="dpmsolver++", solver_order=2
+        )
+    else:
+        scheduler = EulerAncestralDiscreteScheduler.from_config(config)
+    pipeline.register_modules(scheduler=scheduler)
+
+
+def apply_cfg_cutoff(pipeline: LevelPipeline, level: Level) -> None:
+    """Drop the unconditional branch after a fraction of the steps."""
+    if level.cfg_cutoff is not None:
+        pipeline.step_callback = cutoff_callback(level.cfg_cutoff)
+
+
+def apply_compiled(pipeline: LevelPipeline, level: Level) -> None:
+    """Compile the UNet and the decoder with Inductor; nothing runs until the first call."""
+    if level.compiled:
+        compile_unet(pipeline.unet, level.compile_mode)
+        compile_decoder(pipeline.vae, level.compile_mode)
+
+
+def apply_fused(pipeline: LevelPipeline, level: Level) -> None:
+    """Our own forward passes over Triton kernels; on the CPU over PyTorch's operations."""
+    if level.fused:
+        check_capability(level, pipeline.device)
+        fuse_modules(pipeline)
+
+
+def apply_whole_graph(pipeline: LevelPipeline, level: Level) -> None:
+    """One CUDA graph for a whole picture, captured at the first call with a new kind of one."""
+    if level.whole_graph:
+        pipeline.engine = PictureEngine(pipeline=pipeline, level=level)
+
+
+# Weights are swapped and laid out before they are compiled; steps and TF32 act at each call.
+APPLY: tuple[Callable[[LevelPipeline, Level], None], ...] = (
+    apply_decoder,
+    apply_channels_last,
+    apply_scheduler,
+    apply_cfg_cutoff,
+    apply_compiled,
+    apply_fused,
+    apply_whole_graph,
+)
+
+
+def check_capability(level: Level, device: torch.device) -> None:
+    """Raise SdoptError on a GPU that the fused kernels cannot run on."""
+    if device.type != "cuda":
+        return
+    found = torch.cuda.get_device_capability(device)
+    if found < LEAST_CAPABILITY:
+        raise SdoptError(
+            f"level {level.name!r}: its kernels need a GPU of compute capability "
+            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or newer (Hopper), {device} has "
+            f"{found[0]}.{found[1]}; choose 'one-graph' or another level without them"
+        )
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """Name the source whose weights cannot be read."""
+    try:
+        yield
+    except Exception as error:  # a broken vocabulary raises just that: the base class
+        raise SourceError(
+            f"source {source.name!r}: {source.location} cannot be loaded: {error}; check that it "
+            "is complete; save it again, or delete it and download it again"
+        ) from error
+
+
+@contextmanager
+def naming_the_hungry(level: Level, device: torch.device) -> Iterator[None]:
+    """Name the level that ran out of memory, what it held and what it asked for."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        held = torch.cuda.max_memory_allocated(device) / 2**20
+        raise OutOfMemoryError(
+            f"level {level.name!r} does not fit on {device}: it held {held:.0f} MiB when this "
+            f"failed: {error}; end what else uses the device, draw fewer or smaller pictures, or "
+            "pick a level with the Tiny VAE"
+        ) from error
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars of diffusers and transformers while weights are read."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [
+        log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()
+    ]
+    for log in loggers:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in loggers:
+            log.enable_progress_bar()

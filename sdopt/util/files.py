@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all, and read with a named error."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sdopt.errors import BrokenFileError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a temporary name beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
+
+
+def damaged(path: Path, what: str) -> BrokenFileError:
+    """The error of a stored file that is not what was stored, with the next step."""
+    error = BrokenFileError(
+        f"{path} {what}; it was left as it is; git checkout -- {path} brings back what git has"
+    )
+    error.path = path
+    return error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises BrokenFileError if it is missing, broken or no object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BrokenFileError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise damaged(path, "holds no JSON object")
+    return data

@@ -1,0 +1,113 @@
+"""The hardware and the versions that a measurement is made on, and its memory given back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdopt.errors import BrokenFileError
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "diffusers", "transformers")
+SMI_FORMAT = ("--format=csv,noheader,nounits",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a measurement was made on. Runs of different `key` are never compared."""
+
+    name: str
+    memory_gib: int
+    detail: str
+
+    @property
+    def key(self) -> str:
+        """The folder name, for example 'nvidia-h100-80gb-hbm3-80gib-700-w'."""
+        return slug(f"{self.name}-{self.memory_gib}gib-{self.detail}")
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory_gib} GiB, {self.detail}"
+
+
+def hardware_of(device: torch.device) -> Hardware:
+    """Name, memory and power limit of a CUDA device; name, memory and cores of a CPU."""
+    if device.type == "cuda":
+        return _cuda_hardware(device)
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Hardware(
+        name=f"cpu {_cpu_name()}",
+        memory_gib=round(pages / 2**30),
+        detail=f"{len(os.sched_getaffinity(0))} cores",
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of everything that may move a number."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "cuda": str(torch.version.cuda),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _cuda_hardware(device: torch.device) -> Hardware:
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return Hardware(
+        name=properties.name,
+        memory_gib=round(properties.total_memory / 2**30),
+        detail=f"{_power_limit_w(str(properties.uuid))} W",
+    )
+
+
+def _power_limit_w(uuid: str) -> int:
+    """The enforced power limit in watts, as `nvidia-smi` reads it.
+
+    Raises BrokenFileError if it cannot be had: without it two cards would share one key.
+    """
+    command = ("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", *SMI_FORMAT)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return round(float(answer.stdout.strip()))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise BrokenFileError(
+            f"the power limit of GPU {uuid} cannot be read ({error}), and it is part of the "
+            f"hardware key; see what `{' '.join(command)}` says"
+        ) from error
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def slug(text: str) -> str:
+    """'nvidia-h200' for 'NVIDIA H200'."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def free_memory(device: torch.device) -> None:
+    """Collect cycles (a compiled UNet is one) and give cached device memory back."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Where the weights come from: the shipped model, a folder, a file or the hub."""

@@ -1,0 +1,1 @@
+"""Studies of the pipelines and of the bench; not part of the installed package."""

@@ -1,0 +1,1 @@
+"""Which steps and layers of a UNet may reuse features, measured on the miniature."""

@@ -1,0 +1,1 @@
+"""How well the miniature draws what it is asked for."""

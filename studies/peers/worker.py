@@ -1,0 +1,155 @@
+"""The process that measures one recipe: `studies.peers.worker NAME SOURCE PROMPTS FOLDER`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdopt.errors import UnknownNameError
+from sdopt.pipelines.workload import Request, generate, load_workload
+from sdopt.util.files import write_whole
+from sdopt.weights.sources import Source, resolve
+from studies.peers.recipes import PLAIN, RECIPES, SAMPLERS, Ground, Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    Draw = Callable[[Request], NDArray[np.float32]]
+    Pictures = dict[str, NDArray[np.uint8]]
+
+SEED = 0
+
+
+def measure(recipe: Recipe, source: Source, requests: tuple[Request, ...], folder: Path) -> None:
+    """Measure the recipe on each of its grounds; its file has a row more after each."""
+    import torch
+
+    from sdopt.pipelines.pipeline import default_device
+
+    # Token merging draws from the process's own generator.
+    torch.manual_seed(SEED)
+    device = default_device()
+    drawing = _level(recipe, source, device) if recipe.level else _peer(recipe, source, device)
+    rows = []
+    for ground in recipe.grounds:
+        rows.append(_row(recipe, ground, drawing(ground), requests, device, folder))
+        write_whole(folder / recipe.rows_file, json.dumps(rows).encode())
+
+
+def _level(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Ground], Draw]:
+    from sdopt.levels import get_level
+    from sdopt.pipelines.pipeline import build
+
+    pipeline = build(source, get_level(recipe.level or ""), device)
+    return lambda ground: lambda request: generate(pipeline, request)
+
+
+def _peer(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Ground], Draw]:
+    """Plain diffusers with the recipe applied to it, and nothing of this project's levels."""
+    from diffusers import StableDiffusionPipeline
+
+    from sdopt.pipelines.pipeline import default_dtype, load_weights
+
+    parts = load_weights(source, device, default_dtype(device)).components
+    pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.scheduler.config
+    recipe.apply(pipeline)
+
+    def on_ground(ground: Ground) -> Draw:
+        pipeline.scheduler = sampler(config, ground)
+        settings = {
+            "num_inference_steps": ground.steps,
+            "guidance_scale": source.guidance_scale,
+        }
+        return lambda request: generate(pipeline, request, **settings)
+
+    return on_ground
+
+
+def sampler(config: Any, ground: Ground) -> Any:
+    """The ground's scheduler, made from that of the source. Raises UnknownNameError."""
+    import diffusers
+
+    if ground.sampler == "pndm":
+        return diffusers.PNDMScheduler.from_config(config)
+    if ground.sampler == "euler-ancestral":
+        return diffusers.EulerAncestralDiscreteScheduler.from_config(config)
+    if ground.sampler == "dpm-solver++2m":
+        return diffusers.DPMSolverMultistepScheduler.from_config(
+            config, algorithm_type="dpmsolver++", solver_order=2
+        )
+    raise UnknownNameError("sampler", ground.sampler, SAMPLERS)
+
+
+def _row(
+    recipe: Recipe,
+    ground: Ground,
+    draw: Draw,
+    requests: tuple[Request, ...],
+    device: torch.device,
+    folder: Path,
+) -> dict[str, Any]:
+    """Time, memory and pictures; the first picture is the one that compiles."""
+    from sdopt.bench.measure import memory_of, rounds_of
+    from sdopt.bench.measure.timing import elapsed_ms
+
+    first, *others = requests
+    pictures = {}
+
+    def draw_and_keep(request: Request) -> None:
+        pictures[request.name] = draw(request)
+
+    first_ms = elapsed_ms(lambda: draw_and_keep(first), device)
+    for request in others:
+        draw_and_keep(request)
+    rounds = rounds_of(lambda: draw(first), device)
+    peaks = memory_of(lambda: draw(first), device)
+    return {
+        "name": recipe.row_name(ground),
+        "first_call_s": first_ms / 1e3,
+        "rounds_ms": rounds,
+        "peak_allocated_mib": peaks and peaks.peak_allocated_mib,
+        "peak_reserved_mib": peaks and peaks.peak_reserved_mib,
+        **_cost(recipe, ground, pictures, folder),
+    }
+
+
+def _cost(recipe: Recipe, ground: Ground, pictures: Any, folder: Path) -> dict[str, Any]:
+    """SSIM to plain diffusers on the same ground; plain diffusers keeps its pictures for that."""
+    import numpy as np
+
+    from sdopt.bench.measure.quality import compare, picture_faults, to_uint8
+
+    path = folder / f"pictures-{ground.sampler}-{ground.steps}.npz"
+    if recipe == PLAIN:
+        kept: dict[str, Any] = {name: to_uint8(picture) for name, picture in pictures.items()}
+        np.savez(content := io.BytesIO(), **kept)
+        write_whole(path, content.getvalue())
+        return {"faults": picture_faults(pictures)}
+    if not path.exists():
+        return {"faults": picture_faults(pictures)}
+    with np.load(path) as stored:
+        found = compare(pictures, {name: stored[name] for name in pictures})
+    return {"faults": found.faults, "ssim_cost": found.ssim}
+
+
+def main(arguments: list[str]) -> None:
+    """Measure one recipe; what goes wrong ends the process with its traceback."""
+    name, source_name, prompts, folder = arguments
+    recipes = {recipe.name: recipe for recipe in RECIPES}
+    if name not in recipes:
+        raise UnknownNameError("recipe", name, recipes)
+    source = resolve(source_name)
+    workload = load_workload(source, Path(prompts) if prompts else None)
+    measure(recipes[name], source, workload.requests, Path(folder))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""How often the verdicts miss a regression or blame a healthy commit."""

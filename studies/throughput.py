@@ -1,0 +1,161 @@
+"""Pictures a second by batch size: `python -m studies.throughput --json throughput.json`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdopt.bench.report.results import markdown_table, write_table
+from sdopt.bench.session.suite import Settings, Suite
+from sdopt.errors import OutOfMemoryError, SdoptError
+from sdopt.levels import LEVELS, Level, get_level
+from sdopt.pipelines.workload import Request, generate_batch
+from sdopt.util.hardware import free_memory
+from sdopt.util.progress import Progress
+from studies.rows import Row, Rows, continue_rows, latency_ms, read_rows
+
+if TYPE_CHECKING:
+    from sdopt.pipelines.pipeline import LevelPipeline
+
+FASTEST_LOSSLESS = "hoisted"
+"""The fastest level whose pictures are those of plain diffusers with the same sampler and steps."""
+MEASURED_LEVELS = (FASTEST_LOSSLESS, "final")
+BATCHES = (1, 2, 4, 8, 16)
+OUT_OF_MEMORY = "out of memory"
+SEED_STEP = 1000
+FIELDS = ("level", "batch")
+"""What tells rows of throughput from rows of anything else."""
+HEADINGS = (
+    "level",
+    "batch",
+    "pictures / s",
+    "ms a batch",
+    "rounds, ms",
+    "first call, s",
+    "allocated / reserved, MiB",
+)
+
+
+def batch_of(requests: Sequence[Request], size: int) -> tuple[Request, ...]:
+    """That many requests: the workload's in turn, each time around with other seeds."""
+    return tuple(
+        replace(request, seed=request.seed + SEED_STEP * turn)
+        for turn, request in (
+            (index // len(requests), requests[index % len(requests)]) for index in range(size)
+        )
+    )
+
+
+def measure(suite: Suite, level: Level, size: int) -> dict[str, Any]:
+    """One level at one batch size, in a pipeline of its own; out of memory is a result too."""
+    row = {"name": f"{level.name} x {size}", "level": level.as_dict(), "batch": size}
+    try:
+        return {**row, **_measured(suite, level, size)}
+    except OutOfMemoryError as error:
+        return {**row, "error": OUT_OF_MEMORY, "detail": str(error)}
+
+
+def _measured(suite: Suite, level: Level, size: int) -> dict[str, Any]:
+    from sdopt.pipelines.pipeline import build
+
+    pipeline = build(suite.source, level, suite.device)
+    try:
+        return _timed(pipeline, batch_of(suite.workload.requests, size))
+    finally:
+        # Whoever still holds the pipeline, such as an error's traceback, holds none of its parts.
+        pipeline.__dict__.clear()
+        free_memory(suite.device)
+
+
+def _timed(pipeline: LevelPipeline, requests: Sequence[Request]) -> dict[str, Any]:
+    """The first call compiles for this batch size; it is no round."""
+    from sdopt.bench.measure import memory_of, rounds_of
+    from sdopt.bench.measure.timing import elapsed_ms
+
+    def draw() -> object:
+        return generate_batch(pipeline, requests)
+
+    device = pipeline.device
+    first_ms = elapsed_ms(draw, device)
+    rounds = rounds_of(draw, device)
+    peaks = memory_of(draw, device)
+    return {
+        "first_call_s": first_ms / 1e3,
+        "rounds_ms": rounds,
+        "peak_allocated_mib": peaks and peaks.peak_allocated_mib,
+        "peak_reserved_mib": peaks and peaks.peak_reserved_mib,
+    }
+
+
+def throughput_table(rows: Sequence[Row]) -> list[str]:
+    """A Markdown table, a line for each level and batch size, in the order of the ladder."""
+    ladder = list(LEVELS)
+    ordered = sorted(rows, key=lambda row: (ladder.index(row["level"]["name"]), row["batch"]))
+    return markdown_table(HEADINGS, [_cells(row) for row in ordered])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    title = (f"`{row['level']['name']}`", str(row["batch"]))
+    time_ms = latency_ms(row)
+    if time_ms is None:
+        return (*title, row["error"], *("-",) * (len(HEADINGS) - 3))
+    rounds, allocated = row["rounds_ms"], row["peak_allocated_mib"]
+    return (
+        *title,
+        f"{1e3 * row['batch'] / time_ms:.2f}",
+        f"{time_ms:.1f}",
+        f"{min(rounds):.1f} to {max(rounds):.1f}",
+        f"{row['first_call_s']:.1f}",
+        f"{allocated:.0f} / {row['peak_reserved_mib']:.0f}" if allocated is not None else "-",
+    )
+
+
+def _measure_all(options: argparse.Namespace) -> Rows:
+    """Measure what was asked for; each row is written as soon as it is there."""
+    suite = Suite(
+        settings=Settings(source=options.source, baselines_root=Path("baselines")),
+        progress=Progress(sys.stderr),
+    )
+    rows = continue_rows(options.json, suite.made_on())
+    for level in [get_level(name) for name in options.levels]:
+        for size in options.batches:
+            with suite.progress.during(f"[{level.name}] batch of {size}"):
+                rows.put(measure(suite, level, size))
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table and maybe write it into a page; 2 for a mistake in the options."""
+    parser = argparse.ArgumentParser(prog="python -m studies.throughput", description=__doc__)
+    parser.add_argument("--source", default="auto", help="weights, as --sdopt-source")
+    parser.add_argument("--levels", nargs="+", default=MEASURED_LEVELS, metavar="LEVEL")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="SIZE")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("throughput.json"),
+        help="file of rows; those of the same machine, source and versions stay in it",
+    )
+    parser.add_argument("--show", action="store_true", help="measure nothing: the rows of --json")
+    parser.add_argument("--page", type=Path, help="page to write the table into")
+    options = parser.parse_args(arguments)
+    if min(options.batches) < 1:
+        parser.error(f"--batches {min(options.batches)}: a batch has 1 picture or more")
+    try:
+        rows = read_rows(options.json, *FIELDS) if options.show else _measure_all(options)
+        table = throughput_table(list(rows.rows.values()))
+        if options.page:
+            write_table(options.page, table, "throughput")
+    except SdoptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([f"{rows.made_on['device']}, source {rows.made_on['source']}", "", *table]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

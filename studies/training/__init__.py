@@ -1,0 +1,1 @@
+"""How the miniature was trained."""

@@ -1,0 +1,77 @@
+"""Each slowdown takes the time that it says, where it says, and can be undone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sdopt.bench.ab.slowdowns import _spin, inject
+from sdopt.errors import UnknownNameError
+from sdopt.levels import BASELINE
+from sdopt.pipelines.pipeline import LevelPipeline, build
+from sdopt.pipelines.workload import Request, generate
+from sdopt.weights.sources import Source
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def pipeline(micro_source: Source) -> LevelPipeline:
+    return build(micro_source, replace(BASELINE, steps=STEPS))
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The milliseconds of every wait, which are not waited."""
+    waited: list[float] = []
+    monkeypatch.setattr("sdopt.bench.ab.slowdowns._spin", waited.append)
+    return waited
+
+
+@pytest.mark.parametrize(
+    ("fault", "wanted"),
+    [("loop:0.03", [10.0] * STEPS), ("decoder:0.02", [20.0]), ("host:0.1", [100.0])],
+)
+def test_a_slowdown_is_a_share_of_the_picture_and_can_be_undone(
+    fault: str,
+    wanted: list[float],
+    waits: list[float],
+    pipeline: LevelPipeline,
+    micro_request: Request,
+) -> None:
+    undo = inject(pipeline, fault, picture_ms=1000.0)
+    generate(pipeline, micro_request)
+    assert waits == pytest.approx(wanted)
+    undo()
+    generate(pipeline, micro_request)
+    assert len(waits) == len(wanted)
+    assert "forward" not in vars(pipeline.unet)
+
+
+def test_a_wait_lasts_that_long() -> None:
+    start = time.perf_counter()
+    _spin(20.0)
+    assert time.perf_counter() - start >= 0.02
+
+
+@pytest.mark.parametrize("fault", ["sleep:0.1", "", "loops:1"])
+def test_an_unknown_fault_is_named_with_the_choices(fault: str, pipeline: LevelPipeline) -> None:
+    with pytest.raises(UnknownNameError, match="loop"):
+        inject(pipeline, fault, picture_ms=1.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: memory of a device")
+@pytest.mark.parametrize(("fault", "stays"), [("memory:0.5", 0), ("leak:64", 64)])
+def test_memory_is_held_or_leaked(
+    fault: str, stays: int, pipeline: LevelPipeline, micro_request: Request
+) -> None:
+    generate(pipeline, micro_request)
+    before = torch.cuda.memory_allocated()
+    undo = inject(pipeline, fault, picture_ms=1.0)
+    generate(pipeline, micro_request)
+    assert (torch.cuda.memory_allocated() - before) // 2**20 == stays
+    undo()
+    assert torch.cuda.memory_allocated() == before

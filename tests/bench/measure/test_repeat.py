@@ -1,0 +1,119 @@
+"""Two drawings of one request are compared bit by bit, and any difference is a verdict."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdopt.bench.faults.numerics import racing_stand_in
+from sdopt.bench.judge import gate as gating
+from sdopt.bench.judge.gate import Gate
+from sdopt.bench.judge.verdict import Outcome
+from sdopt.bench.measure.latents import Drawn, draw
+from sdopt.bench.measure.repeat import Repeat, repeat_of
+from sdopt.bench.session.suite import Settings, Suite
+from sdopt.levels import BASELINE, FINAL, HOISTED, LEVELS, TURBO, UNREPEATABLE, Level
+from sdopt.pipelines import workload
+from sdopt.pipelines.pipeline import build
+from sdopt.pipelines.workload import Request
+from sdopt.util.progress import Progress
+from sdopt.weights.sources import Source
+
+EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
+SHORT = [
+    replace(BASELINE, steps=2),
+    EAGER_FINAL,
+    replace(HOISTED, steps=2),
+    replace(TURBO, steps=5),
+]
+
+
+def drawn(value: float = 0.5) -> Drawn:
+    return Drawn(
+        picture=np.full((8, 8, 3), value, np.float32), latents=np.full((4, 1, 1), value, np.float32)
+    )
+
+
+def test_the_same_bits_are_a_repeat() -> None:
+    seen = repeat_of("cat", drawn(), drawn())
+    assert seen.is_exact
+    assert "every bit" in str(seen)
+    assert Gate().repeat(BASELINE, seen).outcome is Outcome.PASS
+
+
+def test_one_bit_is_none() -> None:
+    other = drawn()
+    other.latents[0, 0, 0] = np.nextafter(np.float32(0.5), np.float32(1))
+    seen = repeat_of("cat", drawn(), other)
+    assert (seen.latents_differing, seen.pixels_differing) == (1, 0)
+    assert 0 < seen.latents_apart < 1e-7
+    verdict = Gate().repeat(BASELINE, seen)
+    assert (verdict.metric, verdict.outcome, verdict.measured) == ("repeat", Outcome.REGRESSION, 1)
+    assert "1 values of the latents differ" in verdict.reason
+    assert verdict.next_step
+
+
+def test_nan_is_no_way_around_it() -> None:
+    broken, bits = drawn(), drawn()
+    broken.picture[0, 0, 0] = np.nan
+    seen = repeat_of("cat", drawn(), broken)
+    assert (seen.pixels_differing, seen.pixels_apart) == (1, 1.0)
+    bits.picture[:] = np.nan
+    assert repeat_of("cat", bits, bits).is_exact
+
+
+def differing() -> Repeat:
+    return repeat_of("cat", drawn(0.5), drawn(0.6))
+
+
+def test_a_level_whose_library_forbids_it_is_recorded_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gating, "UNREPEATABLE", {"baseline": "atomics of the library"})
+    verdict = Gate().repeat(BASELINE, differing())
+    assert (verdict.outcome, verdict.passed) == (Outcome.RECORDED, True)
+    assert "not judged: atomics of the library" in verdict.reason
+    assert Gate().repeat(FINAL, differing()).outcome is Outcome.REGRESSION
+
+
+def test_levels_that_need_not_repeat_exist_and_have_a_reason() -> None:
+    assert set(UNREPEATABLE) <= set(LEVELS)
+    assert all(UNREPEATABLE.values())
+
+
+@pytest.mark.parametrize("level", SHORT, ids=lambda level: str(level.name))
+def test_a_level_repeats_and_one_with_a_race_does_not(
+    level: Level, micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, level)
+    first = draw(pipeline, micro_request)
+    assert repeat_of("cat", first, draw(pipeline, micro_request)).is_exact
+    with racing_stand_in(pipeline):
+        one, other = draw(pipeline, micro_request), draw(pipeline, micro_request)
+    assert not repeat_of("cat", one, other).is_exact
+    assert repeat_of("cat", first, draw(pipeline, micro_request)).is_exact
+
+
+def test_the_suite_draws_the_first_prompt_again_after_all_others(
+    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = replace(BASELINE, steps=2)
+    monkeypatch.setattr(workload, "PHOTO_REQUESTS", workload.PHOTO_REQUESTS[:2])
+    settings = Settings(source=str(micro), baselines_root=tmp_path)
+    suite = Suite(settings=settings, progress=Progress(io.StringIO()))
+    names: list[str] = []
+
+    def noting(pipeline: object, request: Request) -> Drawn:
+        names.append(request.name)
+        return drawn(len(names))
+
+    monkeypatch.setattr("sdopt.bench.measure.latents.draw", noting)
+    with suite.warm_pipeline(level) as (pipeline, _):
+        repeat = suite.repeat(level, pipeline)
+        assert suite.repeat(level, pipeline) is repeat
+    assert names == ["astronaut", "castle", "astronaut"]
+    assert repeat.latents_differing == 4

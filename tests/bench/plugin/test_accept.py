@@ -1,0 +1,160 @@
+"""--sdopt-accept stores pictures; without it they are compared with the stored ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from project import Project
+
+from sdopt.bench.judge.verdict import ExitCode
+
+QUALITY = "benchmarks/test_quality.py"
+COMMAND = 'pytest benchmarks/ --sdopt-source=*micro -k "[[]baseline]" --sdopt-accept'
+
+
+def test_accepting_stores_the_pictures_and_says_so(project: Project) -> None:
+    result = project.run("--sdopt-accept", tests=QUALITY)
+    result.assert_outcomes(passed=4, skipped=2)
+    result.stdout.fnmatch_lines([f"stored 2 baseline images in {project.images.parent}"])
+    assert sorted(path.name for path in project.images.iterdir()) == ["astronaut.png", "castle.png"]
+    with Image.open(project.images / "castle.png") as image:
+        assert (image.size, image.mode) == ((64, 64), "RGB")
+        assert '"level": "baseline"' in image.text["sdopt"]
+
+
+def test_the_same_pictures_pass(stored: Project) -> None:
+    before = {path: path.read_bytes() for path in stored.images.iterdir()}
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(passed=4, skipped=2)
+    result.stdout.fnmatch_lines(["baseline*1.000000*pass"])
+    assert {path: path.read_bytes() for path in stored.images.iterdir()} == before
+
+
+def repaint(path: Path) -> None:
+    """Another picture under the same request."""
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_text("sdopt", image.text["sdopt"])
+        image.rotate(180).save(path, pnginfo=text)
+
+
+def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
+    repaint(stored.images / "castle.png")
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(failed=1, passed=3, skipped=2)
+    assert result.ret == ExitCode.REGRESSION
+    result.stdout.fnmatch_lines(
+        [
+            "*[[]baseline] ssim_drift: regression: worst of 2 prompts: castle*",
+            "*measured 0.*, limit 0.99*",
+            f"*next: {COMMAND}*",
+            "baseline*FAIL ssim_drift, block_drift",
+        ]
+    )
+
+
+def test_accepting_again_replaces_the_picture(stored: Project) -> None:
+    repaint(stored.images / "castle.png")
+    stored.run("--sdopt-accept", tests=QUALITY).assert_outcomes(passed=4, skipped=2)
+    stored.run(tests=QUALITY).assert_outcomes(passed=4, skipped=2)
+
+
+def remove(path: Path) -> str:
+    path.unlink()
+    return "*no baseline image*castle.png*"
+
+
+def truncate(path: Path) -> str:
+    os.truncate(path, path.stat().st_size // 2)
+    return "*castle.png cannot be decoded: *; it was left as it is*"
+
+
+def empty(path: Path) -> str:
+    os.truncate(path, 0)
+    return "*castle.png cannot be decoded: *; it was left as it is*"
+
+
+def make_foreign(path: Path) -> str:
+    Image.new("RGB", (64, 64), "red").save(path)
+    return "*castle.png says nothing about how it was made*"
+
+
+def change_request(path: Path) -> str:
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_text("sdopt", image.text["sdopt"].replace('"seed": 2', '"seed": 3'))
+        image.save(path, pnginfo=text)
+    return "*castle.png was made for another request*"
+
+
+DAMAGED = {truncate, empty, make_foreign}
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, empty, make_foreign, change_request])
+def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
+    damage: object, stored: Project
+) -> None:
+    assert callable(damage)
+    path = stored.images / "castle.png"
+    complaint = damage(path)
+    before = path.read_bytes() if path.exists() else None
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(failed=1, passed=3, skipped=2)
+    assert result.ret == ExitCode.FAULT
+    result.stdout.fnmatch_lines([complaint])
+    first = (
+        f"git checkout -- {path}  # brings back what was stored" if damage in DAMAGED else COMMAND
+    )
+    result.stdout.fnmatch_lines([f"*next: {first}*"])
+    result.stdout.fnmatch_lines([f"*{COMMAND}*", "baseline*FAIL ssim_drift"])
+    assert "Traceback" not in result.stdout.str()
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_a_picture_of_another_size_fails(stored: Project) -> None:
+    path = stored.images / "castle.png"
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_text("sdopt", image.text["sdopt"])
+        image.resize((32, 32)).save(path, pnginfo=text)
+    result = stored.run(tests=QUALITY)
+    result.assert_outcomes(failed=1, passed=3, skipped=2)
+    result.stdout.fnmatch_lines(
+        ["*castle.png has the shape (32, 32, 3), this run's is (64, 64, 3)*"]
+    )
+
+
+WORK = "benchmarks/test_work.py"
+
+
+def test_accepting_stores_the_counts_of_work(project: Project) -> None:
+    assert project.run(tests=WORK).ret == ExitCode.FAULT
+    assert not project.baselines.exists()
+    project.run("--sdopt-accept", tests=WORK).assert_outcomes(passed=2)
+    counts = project.stored_counts()["baseline"]
+    assert set(counts) == {"unet_evaluations", "tflop", "calls", "tflop_by_module"}
+    assert (counts["unet_evaluations"], counts["calls"]["unet"]) == (6, 3)
+    assert sum(counts["tflop_by_module"].values()) == pytest.approx(counts["tflop"])
+    assert project.run(tests=WORK).ret == ExitCode.PASS
+
+
+def test_accepting_one_level_leaves_the_others_counts(stored: Project) -> None:
+    before = stored.stored_counts()
+    stored.run("--sdopt-accept", tests=WORK, level="tuned").assert_outcomes(passed=2)
+    after = stored.stored_counts()
+    assert set(after) == {"baseline", "tuned"}
+    assert after["baseline"] == before["baseline"]
+
+
+def test_accepting_again_replaces_the_counts(stored: Project) -> None:
+    before = stored.work_file.read_bytes()
+    stored.edit_work(unet_evaluations=5)
+    stored.run("--sdopt-accept", tests=WORK).assert_outcomes(passed=2)
+    assert stored.work_file.read_bytes() == before

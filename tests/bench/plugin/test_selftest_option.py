@@ -1,0 +1,43 @@
+"""--sdopt-selftest runs the faults as tests and fails if one is missed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from project import Project
+
+from sdopt.bench.faults.fault import Finding
+from sdopt.bench.plugin import selftest
+
+
+def found(caught: bool) -> Any:
+    return lambda *_: Finding(id="a fault", caught=caught, expected="exit 2", seen="exit 0")
+
+
+@pytest.mark.parametrize(("caught", "code"), [(True, 0), (False, 1)])
+def test_a_missed_fault_fails(
+    caught: bool, code: int, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = ("optimization", "picture", "request", "round", "engine", "harness")
+    for name in (f"{group}_faults" for group in groups):
+        monkeypatch.setattr(selftest, name, list)
+    monkeypatch.setattr(selftest, "judge_saving_at_once", found(caught))
+    monkeypatch.setattr(selftest, "prepared", lambda folder, benchmarks: Folder(folder))
+    result = project.run("--sdopt-selftest", "-k", "saving")
+    assert result.ret == code
+    result.stdout.fnmatch_lines(
+        [f"| a fault | exit 2 | {'yes' if caught else '[*][*]no[*][*]'} | exit 0 |"]
+    )
+    if not caught:
+        result.stdout.fnmatch_lines(["a fault: expected exit 2, seen exit 0"])
+
+
+class Folder:
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+
+def test_k_picks_from_the_faults(project: Project) -> None:
+    result = project.run("--sdopt-selftest", "--collect-only", "-q", "-k", "bright or renamed")
+    result.stdout.fnmatch_lines(["*picture: bright corner", "*harness: a benchmark renamed"])

@@ -1,0 +1,307 @@
+"""Final latents are taken beside the picture, stored with how they were made, and judged."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+
+from sdopt.bench.judge.gate import DEFAULT_LATENT_LIMITS, Gate, Limits
+from sdopt.bench.judge.verdict import Outcome
+from sdopt.bench.measure import observe
+from sdopt.bench.measure.double import STEPS, double_latents
+from sdopt.bench.measure.latents import draw, latent_drift, latent_faults, relative_distance
+from sdopt.bench.measure.observation import is_channels_last
+from sdopt.bench.measure.repeat import Repeat
+from sdopt.bench.session.suite import Settings, Suite
+from sdopt.bench.stored import latents as stored
+from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.levels import BASELINE, FINAL, HOISTED, LEVELS, TURBO, Level
+from sdopt.pipelines import workload
+from sdopt.pipelines.pipeline import LevelPipeline, build
+from sdopt.pipelines.workload import Request, generate
+from sdopt.util.progress import Progress
+from sdopt.weights.sources import Source
+
+PLAIN = replace(BASELINE, steps=2)
+EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
+SHORT = [PLAIN, EAGER_FINAL, replace(HOISTED, steps=2), replace(TURBO, steps=5)]
+
+
+def rebuilt(pipeline: LevelPipeline, latents: np.ndarray) -> np.ndarray:
+    """The picture of those latents by the pipeline's decoder, as diffusers makes it."""
+    with torch.no_grad():
+        decoded = pipeline.vae.decode(torch.from_numpy(latents)[None], return_dict=False)[0]
+    picture = (decoded * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0)
+    return np.asarray(picture)
+
+
+@pytest.mark.parametrize("level", SHORT, ids=lambda level: str(level.name))
+def test_the_latents_are_those_that_became_the_picture(
+    level: Level, micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, level)
+    drawn = draw(pipeline, micro_request)
+    assert drawn.latents.shape == (4, 8, 8)
+    assert drawn.latents.dtype == np.float32
+    assert np.array_equal(drawn.picture, generate(pipeline, micro_request))
+    assert np.allclose(rebuilt(pipeline, drawn.latents), drawn.picture, atol=1e-5)
+    assert "decode" not in vars(pipeline.vae)
+
+
+@pytest.mark.parametrize("level", SHORT, ids=lambda level: str(level.name))
+def test_float64_leaves_nothing_behind(
+    level: Level, micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, level)
+    before = draw(pipeline, micro_request)
+    double = double_latents(pipeline, micro_request)
+    assert double is not None
+    assert double.dtype == np.float64
+    again = double_latents(pipeline, micro_request)
+    assert again is not None
+    assert np.array_equal(double, again)
+    after = draw(pipeline, micro_request)
+    assert np.array_equal(before.latents, after.latents)
+    assert np.array_equal(before.picture, after.picture)
+    assert is_channels_last(pipeline.unet) is level.channels_last
+    assert observe(pipeline, micro_request).new_graphs == 0
+    assert "decode" not in vars(pipeline.vae)
+
+
+def test_float64_sees_what_float32_cannot(micro_source: Source, micro_request: Request) -> None:
+    pipeline = build(micro_source, EAGER_FINAL)
+    before = double_latents(pipeline, micro_request)
+    weight = pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
+    with torch.no_grad():
+        weight.mul_(1 + 1e-6)
+    after = double_latents(pipeline, micro_request)
+    assert before is not None
+    assert after is not None
+    assert 0 < relative_distance(after, before) < 1e-6
+
+
+def test_float64_needs_a_pipeline_on_the_cpu(
+    micro_source: Source, micro_request: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LevelPipeline, "device", torch.device("cuda"))
+    assert double_latents(build(micro_source, PLAIN, torch.device("cpu")), micro_request) is None
+
+
+def test_distances_are_relative_and_nan_is_infinitely_far() -> None:
+    ones = np.ones((4, 2, 2), np.float32)
+    assert relative_distance(ones * np.float32(1.5), ones) == pytest.approx(0.5)
+    assert relative_distance(ones, ones) == 0
+    assert relative_distance(ones * np.nan, ones) == np.inf
+    assert relative_distance(ones, ones * 0) == np.inf
+    assert latent_drift({"a": ones, "b": ones}, {"a": ones}) == {"a": 0.0}
+    assert latent_faults({"a": ones, "b": ones * np.inf}) == {"b": "NaN or infinite latents"}
+    with pytest.raises(ValueError, match=r"\(4, 2, 2\) and \(4, 4, 1\)"):
+        relative_distance(ones, ones.reshape(4, 4, 1))
+
+
+@pytest.fixture
+def suite(micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """Two prompts, two steps of the first level."""
+    monkeypatch.setitem(LEVELS, "baseline", PLAIN)
+    monkeypatch.setattr(workload, "PHOTO_REQUESTS", workload.PHOTO_REQUESTS[:2])
+    settings = Settings(source=str(micro), baselines_root=tmp_path / "baselines")
+    return Suite(settings=settings, progress=Progress(io.StringIO()))
+
+
+@pytest.fixture
+def accepted(suite: Suite) -> Suite:
+    """The same with what the first level draws stored."""
+    accepting = Suite(settings=replace(suite.settings, accept=True), progress=suite.progress)
+    with accepting.warm_pipeline(PLAIN) as (pipeline, _):
+        latents = accepting.latents(PLAIN, pipeline)
+        stored_ones, unusable = accepting.stored_latents(PLAIN, latents)
+    assert unusable == {}
+    assert latent_drift(latents, stored_ones) == {"astronaut": 0.0, "castle": 0.0}
+    suite._latents, suite._doubles = accepting._latents, accepting._doubles
+    return suite
+
+
+def test_latents_are_stored_with_the_pictures_and_judged_by_a_later_run(accepted: Suite) -> None:
+    root = accepted.settings.baselines_root
+    assert len([*root.glob("images/micro/baseline/*.png")]) == 2
+    path = root / "latents/micro/baseline/castle.safetensors"
+    _, made_by = stored.read_latents(path)
+    assert made_by["prompt"] == accepted.workload.requests[1].prompt
+    assert made_by["level_fields"]["steps"] == made_by["drawn_steps"] == 2
+    assert made_by["environment"] == accepted.environment
+    drawn = accepted._latents["baseline"]
+    kept, unusable = accepted.stored_latents(PLAIN, drawn)
+    verdict = accepted.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    assert (verdict.outcome, verdict.measured) == (Outcome.PASS, 0.0)
+
+
+def test_float64_latents_are_stored_for_the_first_prompt(accepted: Suite) -> None:
+    doubles = accepted._doubles["baseline"]
+    kept, unusable = accepted.stored_latents(PLAIN, doubles, double=True)
+    assert (list(kept), unusable) == (["astronaut"], {})
+    assert kept["astronaut"].dtype == np.float64
+    path = accepted.settings.baselines_root / "latents/micro/baseline/float64/astronaut.safetensors"
+    assert stored.read_latents(path, "float64")[1]["drawn_steps"] == STEPS
+    verdict = accepted.gate.latents_float64(PLAIN, latent_drift(doubles, kept), unusable)
+    assert verdict.passed
+
+
+def test_a_set_without_latents_fails_and_names_the_command(suite: Suite) -> None:
+    drawn = {request.name: np.ones((4, 8, 8), np.float32) for request in suite.workload.requests}
+    kept, unusable = suite.stored_latents(PLAIN, drawn)
+    verdict = suite.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    assert (kept, verdict.outcome) == ({}, Outcome.FAULT)
+    assert "no baseline latents" in verdict.reason
+    accept = 'pytest benchmarks/ -k "[baseline]" --sdopt-accept'
+    assert verdict.next_step == f"{accept}  # stores this run's images and latents"
+
+
+def other_made_by(**changes: Any) -> Any:
+    """Store the same latents as if they had been made with something else."""
+
+    def change(path: Path) -> None:
+        latents, made_by = stored.read_latents(path)
+        stored.save_latents(path, latents, {**made_by, **changes})
+
+    return change
+
+
+def other_values(latents: np.ndarray, name: str = "latents") -> Any:
+    def change(path: Path) -> None:
+        about = {"sdopt": json.dumps(stored.read_latents(path)[1])}
+        path.write_bytes(save({name: latents}, metadata=about))
+
+    return change
+
+
+GOOD = np.ones((4, 8, 8), np.float32)
+BROKEN = [
+    (lambda path: path.unlink(), "no baseline latents", False),
+    (lambda path: path.write_bytes(b""), "cannot be read", True),
+    (lambda path: path.write_bytes(path.read_bytes()[:-50]), "cannot be read", True),
+    (lambda path: path.write_bytes(b"\x89PNG" * 99), "cannot be read", True),
+    (lambda path: path.write_bytes(save({"latents": GOOD})), "says nothing about how", True),
+    (
+        lambda path: path.write_bytes(save({"latents": GOOD}, metadata={"sdopt": "{"})),
+        "cannot be read",
+        True,
+    ),
+    (other_values(GOOD, "sample"), "holds the tensors ['sample'], not 'latents' alone", True),
+    (other_values(GOOD.astype(np.float16)), "holds float16 of 3 axes, not float32 of 3", True),
+    (other_values(GOOD[0]), "holds float32 of 2 axes, not float32 of 3", True),
+    (other_values(GOOD * np.nan), "holds NaN or infinite values", True),
+    (other_values(GOOD[:, :4]), "has the shape (4, 4, 8), this run's is (4, 8, 8)", False),
+    (other_made_by(seed=7), "was made for another request", False),
+    (other_made_by(source="embedded"), "was made for another request", False),
+    (other_made_by(dtype="float16"), "was made for another request", False),
+    (other_made_by(guidance_scale=3.0), "guidance_scale 3.0 -> 7.5", False),
+    (
+        other_made_by(level_fields={**PLAIN.as_dict(), "steps": 3}),
+        "was made with other settings: steps 3 -> 2",
+        False,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "damaged"), BROKEN, ids=[f"{n}-{case[1]}" for n, case in enumerate(BROKEN)]
+)
+def test_a_stored_file_that_cannot_be_used_is_named(
+    change: Any, says: str, damaged: bool, accepted: Suite
+) -> None:
+    path = accepted.settings.baselines_root / "latents/micro/baseline/castle.safetensors"
+    change(path)
+    before = path.read_bytes() if path.exists() else None
+    drawn = accepted._latents["baseline"]
+    kept, unusable = accepted.stored_latents(PLAIN, drawn)
+    verdict = accepted.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    assert list(kept) == ["astronaut"]
+    assert (verdict.outcome, says in verdict.reason) == (Outcome.FAULT, True), verdict.reason
+    assert str(path) in verdict.reason
+    assert verdict.next_step.startswith(f"git checkout -- {path}") is damaged
+    assert verdict.next_step.startswith("pytest") is not damaged
+    assert "--sdopt-accept" in verdict.next_step
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def an_accepting(suite: Suite) -> Suite:
+    return Suite(settings=replace(suite.settings, accept=True), progress=suite.progress)
+
+
+def pictures(suite: Suite) -> dict[str, np.ndarray]:
+    ramp = np.linspace(0, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
+    return {request.name: ramp for request in suite.workload.requests}
+
+
+def test_worthless_latents_are_never_stored(suite: Suite) -> None:
+    accepting = an_accepting(suite)
+    accepting._latents["baseline"] = {"castle": GOOD * np.nan}
+    with pytest.raises(SdoptError, match=r"nothing was stored: .*castle.*NaN or infinite latents"):
+        accepting.stored_pictures(PLAIN, pictures(suite))
+    assert not suite.settings.baselines_root.exists()
+
+
+def test_a_picture_that_does_not_repeat_is_never_stored(suite: Suite) -> None:
+    accepting = an_accepting(suite)
+    accepting._repeats["baseline"] = Repeat(
+        request="castle",
+        latents_differing=3,
+        latents_apart=0.1,
+        pixels_differing=5,
+        pixels_apart=0.2,
+    )
+    with pytest.raises(SdoptError, match=r"nothing was stored: castle drawn twice: 3 values"):
+        accepting.stored_pictures(PLAIN, pictures(suite))
+    assert not suite.settings.baselines_root.exists()
+
+
+@pytest.mark.parametrize(
+    ("distance", "limits", "outcome"),
+    [
+        (1e-6, Limits(drift=0.9, latents=1e-6), Outcome.PASS),
+        (2e-6, Limits(drift=0.9, latents=1e-6), Outcome.REGRESSION),
+        (0.9 * DEFAULT_LATENT_LIMITS["latent_drift"], Limits(drift=0.9), Outcome.PASS),
+        (1.1 * DEFAULT_LATENT_LIMITS["latent_drift"], None, Outcome.REGRESSION),
+        (np.inf, Limits(drift=0.9, latents=1e-6), Outcome.REGRESSION),
+        (np.nan, Limits(drift=0.9, latents=1e-6), Outcome.FAULT),
+    ],
+)
+def test_the_worst_prompt_is_judged_by_the_limit(
+    distance: float, limits: Limits | None, outcome: Outcome
+) -> None:
+    gate = Gate(limits={} if limits is None else {"baseline": limits}, limits_file="limits.json")
+    verdict = gate.latents(BASELINE, {"a": 0.0, "b": distance})
+    assert (verdict.metric, verdict.outcome) == ("latent_drift", outcome)
+    assert (": b" in verdict.reason or "of b" in verdict.reason) is True
+    assert (verdict.file, gate.measured["baseline"]["latent_drift"]) == (
+        "limits.json",
+        pytest.approx(distance, nan_ok=True),
+    )
+    assert ("default limit" in verdict.reason) is (
+        (limits is None or limits.latents is None) and outcome is not Outcome.FAULT
+    )
+
+
+def test_float64_has_a_limit_of_its_own() -> None:
+    limits = Limits(drift=0.9, latents=1e-3, float64=1e-9)
+    gate = Gate(limits={"baseline": limits})
+    assert not gate.latents_float64(BASELINE, {"a": 1e-8}).passed
+    assert gate.latents_float64(BASELINE, {"a": 1e-10}).passed
+    verdict = gate.latents_float64(BASELINE, {}, {"a": BrokenFileError("no baseline latents x")})
+    assert (verdict.metric, verdict.outcome) == ("latent_drift_float64", Outcome.FAULT)
+
+
+def test_the_shipped_latents_are_of_every_level_and_prompt() -> None:
+    root = Path(__file__).parents[3] / "baselines" / "latents" / "embedded"
+    prompts = {request.name for request in workload.EMBEDDED_REQUESTS}
+    for name in LEVELS:
+        assert {path.stem for path in (root / name).glob("*.safetensors")} == prompts
+        assert [path.stem for path in (root / name / "float64").glob("*")] == ["red-star"]

@@ -1,0 +1,202 @@
+"""SSIM limits follow from pictures made on different machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdopt.bench.judge.gate import Limits
+from sdopt.bench.measure.quality import likeness
+from sdopt.bench.stored import baselines, latent_limits, limits
+from sdopt.bench.stored import latents as stored
+from sdopt.bench.stored.latent_limits import LATENT_MARGIN, LEAST_DISTANCE, measured_latent_limits
+from sdopt.errors import BrokenFileError
+from sdopt.miniature.scenes import parse_caption, render
+
+CAPTION = "a red star at the center on a blue background"
+TRUTH = render(parse_caption(CAPTION), 32)
+
+
+def noisy(strength: int, seed: int = 0) -> np.ndarray:
+    """The true picture with uniform noise of that many steps of 255."""
+    noise = np.random.default_rng(seed).integers(-strength, strength + 1, TRUTH.shape)
+    return np.clip(TRUTH.astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def save(folder: Path, level: str, picture: np.ndarray, prompt: str = CAPTION) -> None:
+    baselines.save_image(folder / level / "star.png", picture, {"prompt": prompt})
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Two machines' pictures of baseline and tuned, which differ by a little noise."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, strength in ((here, 3), (there, 5)):
+        save(folder, "baseline", noisy(strength))
+        save(folder, "tuned", noisy(strength + 8, seed=1))
+    return [here, there]
+
+
+def test_the_drift_limit_is_the_largest_spread_times_the_margin(folders: list[Path]) -> None:
+    rows = limits.measured_limits(folders)
+    spreads = [
+        1 - likeness(noisy(s, seed), noisy(s + 2, seed)).ssim for s, seed in ((3, 0), (11, 1))
+    ]
+    assert rows["baseline"]["drift"]["measured"] == pytest.approx(1 - spreads[0], abs=1e-6)
+    for row in rows.values():
+        expected = 1 - limits.DRIFT_MARGIN * max(spreads)
+        assert row["drift"]["limit"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_pictures_keep_a_little_room(folders: list[Path]) -> None:
+    drift = limits.measured_limits([folders[0], folders[0]])["baseline"]["drift"]
+    assert drift["limit"] == pytest.approx(1 - limits.LEAST_DRIFT, abs=1e-6)
+    assert drift["limit"] < drift["measured"] == 1
+
+
+@pytest.fixture
+def equal_folders(folders: list[Path]) -> list[Path]:
+    """Machines that draw the very same pictures, so that drift allows next to nothing."""
+    return [folders[0], folders[0]]
+
+
+def test_cost_and_truth_allow_a_tenth_of_the_loss_on_top(equal_folders: list[Path]) -> None:
+    rows = limits.measured_limits(equal_folders)["tuned"]
+    cost = likeness(noisy(11, seed=1), noisy(3)).ssim
+    truth = likeness(noisy(11, seed=1), TRUTH).ssim
+    assert rows["cost"]["limit"] == pytest.approx(1 - 1.1 * (1 - cost), abs=1e-6)
+    assert rows["truth"]["limit"] == pytest.approx(1 - 1.1 * (1 - truth), abs=1e-6)
+
+
+def test_cost_and_truth_count_the_worst_machine_and_allow_its_drift(folders: list[Path]) -> None:
+    rows = limits.measured_limits(folders)["tuned"]
+    worst = likeness(noisy(13, seed=1), TRUTH).ssim
+    assert rows["truth"]["measured"] == pytest.approx(worst, abs=1e-6)
+    assert rows["truth"]["limit"] == pytest.approx(worst - (1 - rows["drift"]["limit"]), abs=1e-6)
+
+
+def test_a_level_of_another_sampler_has_no_cost_limit(folders: list[Path]) -> None:
+    for folder in folders:
+        save(folder, "euler-20", noisy(3))
+        save(folder, "dpm-20", noisy(3))
+    assert "cost" not in limits.measured_limits(folders)["dpm-20"]
+
+
+def test_prompts_that_are_no_captions_have_no_truth(folders: list[Path]) -> None:
+    for folder in folders:
+        save(folder, "baseline", noisy(3), prompt="a photograph of a cat")
+    assert set(limits.measured_limits(folders)["baseline"]) == {"drift"}
+
+
+def run(*arguments: Any) -> int:
+    return limits.main([*map(str, arguments), "--made-by", "two machines"])
+
+
+def test_the_written_file_is_what_the_gate_reads(folders: list[Path]) -> None:
+    assert run(*folders) == 0
+    file = folders[0] / "limits.json"
+    read = {level: Limits(**kinds) for level, kinds in baselines.load_limits(file).items()}
+    assert set(read) == {"baseline", "tuned"}
+    assert json.loads(file.read_text())["made_by"] == "two machines"
+
+
+def test_a_level_without_pictures_is_named(
+    folders: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders[1] / "tuned" / "star.png").unlink()
+    assert run(*folders) == 2
+    assert "tuned holds no pictures; make them with" in capsys.readouterr().err
+    assert not (folders[0] / "limits.json").exists()
+
+
+@pytest.mark.parametrize("machine", [0, 1])
+def test_a_picture_that_only_one_machine_has_is_named(
+    machine: int, folders: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    baselines.save_image(folders[machine] / "tuned" / "ring.png", noisy(3), {"prompt": CAPTION})
+    assert run(*folders) == 2
+    assert "pictures ['ring'] are in one folder but not in another" in capsys.readouterr().err
+
+
+def test_one_folder_is_not_enough(folders: list[Path]) -> None:
+    with pytest.raises(SystemExit):
+        run(folders[0])
+
+
+def test_a_truncated_picture_is_named(folders: list[Path]) -> None:
+    picture = folders[1] / "baseline" / "star.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(BrokenFileError, match=r"star\.png cannot be decoded"):
+        limits.measured_limits(folders)
+
+
+def save_latents(
+    folder: Path, level: str, off_by: float, name: str = "star", *, double: bool = False
+) -> None:
+    """Latents of length 2 whose first value is off by so much."""
+    values = np.ones((4, 1, 1), np.float64 if double else np.float32)
+    values[0] += off_by
+    beside = stored.latents_beside(folder)
+    path = stored.latents_path(beside.parent.parent, beside.name, level, name, double=double)
+    stored.save_latents(path, values, {"level_fields": {}})
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> list[Path]:
+    """Three machines' folders: the second has both levels, the third the last alone."""
+    folders = [tmp_path / name / "images" / "set" for name in ("here", "there", "elsewhere")]
+    for folder, off_by in zip(folders, (0.0, 1e-3, 4e-3), strict=True):
+        for level in ("baseline", "tuned"):
+            if off_by < 4e-3 or level == "tuned":
+                save(folder, level, noisy(3))
+                save_latents(folder, level, off_by)
+                save_latents(folder, level, off_by * 1e-9, double=True)
+    return folders
+
+
+def test_all_levels_share_the_largest_distance_of_latents(machines: list[Path]) -> None:
+    beside = [*map(stored.latents_beside, machines)]
+    rows = measured_latent_limits(beside)
+    assert set(rows) == {"baseline", "tuned"}
+    for row in rows.values():
+        assert row["measured"] == pytest.approx(2e-3, rel=0.01)
+        assert row["limit"] == pytest.approx(LATENT_MARGIN * 2e-3, rel=0.01)
+    exact = measured_latent_limits(beside, "float64")["tuned"]
+    assert exact["measured"] == pytest.approx(2e-12, rel=0.01)
+    assert exact["limit"] == LEAST_DISTANCE["float64"]
+
+
+def test_limits_of_latents_are_renewed_without_the_others(machines: list[Path]) -> None:
+    path = machines[0] / "limits.json"
+    assert run(*machines[:2]) == 0
+    before = json.loads(path.read_text())
+    assert before["levels"]["baseline"]["latents"]["limit"] == pytest.approx(2e-3, rel=0.01)
+    assert limits.main(["--latents", *map(str, machines), "--made-by", "a third one"]) == 0
+    after = json.loads(path.read_text())
+    assert after["levels"]["baseline"]["latents"]["limit"] == pytest.approx(8e-3, rel=0.01)
+    assert (after["made_by"], after["latents_made_by"]) == ("two machines", "a third one")
+    assert after["levels"]["tuned"]["drift"] == before["levels"]["tuned"]["drift"]
+    read = {level: Limits(**kinds) for level, kinds in baselines.load_limits(path).items()}
+    assert read["tuned"].latents == after["levels"]["tuned"]["latents"]["limit"]
+    assert read["tuned"].float64 == LEAST_DISTANCE["float64"]
+
+
+def test_latents_that_nobody_else_has_are_named(
+    machines: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(stored.latents_beside(machines[1]))
+    assert run(*machines[:2]) == 2
+    assert "no float32 latents of a level that another folder has" in capsys.readouterr().err
+    save_latents(machines[1], "tuned", 0.0, "ring")
+    assert run(*machines[:2]) == 2
+    assert "latents ['ring', 'star'] of level 'tuned' are in only one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "rounded"), [(0.0, 0.0), (4e-9, 4e-9), (1.2341e-7, 1.24e-7)])
+def test_a_limit_has_three_digits(value: float, rounded: float) -> None:
+    assert latent_limits._rounded_up(value) == rounded

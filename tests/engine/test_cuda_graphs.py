@@ -1,0 +1,191 @@
+"""A captured function gives what the function gives, for every shape, and forgets moved weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lora import lora
+from torch import Tensor
+
+from sdopt.engine import cuda_graphs
+from sdopt.engine.cuda_graphs import GraphedFunction, eager_calls
+from sdopt.levels import LEVELS
+from sdopt.pipelines.pipeline import build
+from sdopt.pipelines.workload import EMBEDDED_REQUESTS
+from sdopt.weights.sources import resolve
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+class FakeGraph:
+    """Replays by computing the outputs anew from the static inputs, into the same place."""
+
+    def __init__(self, run: Callable[[], Tensor], output: Tensor) -> None:
+        self.run, self.output = run, output
+
+    def replay(self) -> None:
+        self.output.copy_(self.run())
+
+
+class OnTheCpu(GraphedFunction):
+    """The same bookkeeping with a capture that needs no GPU."""
+
+    captures = 0
+
+    def _can_capture(self, tensors: Any) -> bool:
+        return bool(tensors)
+
+    def _capture(self, leaves: list[Any], structure: Any) -> Any:
+        self.captures += 1
+        static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = torch.utils._pytree.tree_unflatten(static, structure)
+        output = self.function(*args, **kwargs).clone()
+        graph: Any = FakeGraph(lambda: self.function(*args, **kwargs), output)
+        inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
+        return cuda_graphs._Captured(graph=graph, inputs=inputs, outputs=output)
+
+
+WEIGHT = torch.full((3,), 2.0)
+
+
+def scaled(x: Tensor, *, plus: float = 0.0) -> Tensor:
+    return x * WEIGHT + plus
+
+
+def test_each_shape_type_layout_and_option_is_captured_once() -> None:
+    graphed = OnTheCpu(scaled, [WEIGHT])
+    inputs = [
+        (torch.ones(3), 0.0),
+        (torch.ones(2, 3), 0.0),
+        (torch.ones(3, dtype=torch.float64), 0.0),
+        (torch.ones(3, 2).T, 0.0),
+        (torch.ones(3), 1.0),
+    ]
+    for _ in range(2):
+        for x, plus in inputs:
+            torch.testing.assert_close(graphed(x, plus=plus), scaled(x, plus=plus))
+    assert graphed.captures == len(inputs)
+
+
+def test_outputs_are_safe_to_keep() -> None:
+    graphed = OnTheCpu(scaled, [WEIGHT])
+    first = graphed(torch.ones(3))
+    graphed(torch.zeros(3))
+    assert first.tolist() == [2.0] * 3
+
+
+def test_a_weight_that_moved_drops_the_graphs_that_read_its_old_place() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    graphed = OnTheCpu(lambda x: x * weight.detach(), [weight])
+    graphed(torch.ones(3))
+    weight.data = torch.full((3,), 5.0)
+    assert graphed(torch.ones(3)).tolist() == [5.0] * 3
+    assert graphed.captures == 2
+
+
+def test_only_so_many_graphs_are_kept_the_latest_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    graphed = OnTheCpu(scaled, [WEIGHT])
+    for batch in (1, 2, 1, 3, 1):
+        graphed(torch.ones(batch, 3))
+    assert graphed.captures == 3
+    graphed(torch.ones(2, 3))
+    assert graphed.captures == 4
+
+
+def test_while_it_is_watched_nothing_is_replayed() -> None:
+    graphed = OnTheCpu(scaled, [WEIGHT])
+    with eager_calls():
+        graphed(torch.ones(3))
+    assert graphed.captures == 0
+    graphed(torch.ones(3))
+    assert graphed.captures == 1
+
+
+def test_the_cpu_and_gradients_are_left_alone() -> None:
+    graphed = GraphedFunction(scaled, [WEIGHT])
+    x = torch.ones(3, requires_grad=True)
+    graphed(x).sum().backward()
+    assert x.grad is not None
+    assert len(graphed.graphs) == 0
+
+
+@needs_cuda
+@torch.no_grad()
+def test_replays_on_the_gpu_equal_the_function() -> None:
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1).cuda().half()
+    graphed = GraphedFunction(layer.forward, list(layer.parameters()))
+    for batch in (2, 1, 2, 1):
+        x = torch.randn(batch, 4, 8, 8, device="cuda", dtype=torch.float16)
+        torch.testing.assert_close(graphed(x), layer(x))
+    assert len(graphed.graphs) == 2
+    x = torch.randn(1, 4, 8, 8, device="cuda")
+    layer.float()
+    torch.testing.assert_close(graphed(x), layer(x))
+
+
+@needs_cuda
+@torch.no_grad()
+def test_after_its_weights_moved_a_function_is_captured_anew() -> None:
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1).cuda().half()
+    graphed = GraphedFunction(layer.forward, list(layer.parameters()))
+    x = torch.randn(2, 4, 8, 8, device="cuda", dtype=torch.float16)
+    for _ in range(3):
+        torch.testing.assert_close(graphed(x), layer(x))
+        layer.weight.data = layer.weight.data * 2
+    assert len(graphed.graphs) == 1
+
+
+@needs_cuda
+@torch.no_grad()
+def test_a_graphs_memory_goes_with_it() -> None:
+    def hungry(x: Tensor) -> Tensor:
+        return (x.repeat(1024, 1024) * 2).sum(1)
+
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    graphed = GraphedFunction(hungry, [])
+    graphed(torch.ones(4, 4, device="cuda"))
+    assert torch.cuda.memory_reserved() > before
+    del graphed
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() == before
+
+
+@needs_cuda
+@pytest.mark.parametrize("level", ["dpm-20", "final"])
+def test_what_is_done_to_a_compiled_level_after_an_image_is_drawn(level: str) -> None:
+    """Replays ignored all of this; `test_pipeline_features.py` has every feature."""
+    pipeline = build(resolve("embedded"), LEVELS[level], torch.device("cuda"))
+
+    def draw() -> Any:
+        seed = torch.Generator().manual_seed(1)
+        request = EMBEDDED_REQUESTS[0]
+        return pipeline(request.prompt, generator=seed, output_type="np").images
+
+    def is_drawn(changed: bool = True) -> None:
+        found = draw()
+        with eager_calls():
+            assert np.array_equal(found, draw())
+        assert np.array_equal(found, before) != changed
+
+    before = draw()
+    pipeline.load_lora_weights(lora(pipeline), adapter_name="one")
+    is_drawn()
+    pipeline.unload_lora_weights()
+    is_drawn(changed=False)
+    pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    is_drawn()
+    pipeline.disable_freeu()
+    is_drawn(changed=False)
+    handle = pipeline.unet.mid_block.register_forward_hook(lambda m, args, output: output * 1.5)
+    is_drawn()
+    handle.remove()
+    is_drawn(changed=False)
+    layer = pipeline.unet.conv_out
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 1.5)
+    is_drawn()
