@@ -14,7 +14,7 @@ def test_this_tree_comes_first_and_what_was_given_stays(monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", "/one" + os.pathsep + "/two")
     assert python_path().split(os.pathsep) == [str(OWN_TREE), "/one", "/two"]
     assert python_path(Path("/other")).split(os.pathsep)[0] == "/other"
-    assert (OWN_TREE / "sdopt" / "children.py").exists()
+    assert (OWN_TREE / "sdopt" / "util" / "children.py").exists()
 
 
 @pytest.mark.parametrize("given", ["", None])
