@@ -15,6 +15,11 @@ from sdopt.weights.sources import Source, resolve
 if TYPE_CHECKING:
     from micro import Rung
 
+FAST = ("util", "miniature", "weights", "bench/judge", "bench/stored", "bench/report")
+"""Folders, beside the files at the top, of `pytest -m fast tests/`: what needs no pipeline and no process of its own."""
+NOT_FAST = ("test_hub.py", "test_startup.py", "test_embedded_model.py")
+HERE = Path(__file__).parent
+
 MICRO_REQUEST = Request(name="cat", prompt="a cat", negative_prompt="a dog", seed=1)
 
 
@@ -53,3 +58,22 @@ def ladder(micro_source: Source, micro_request: Request) -> dict[str, Rung]:
     from micro import climb
 
     return {name: climb(micro_source, level, micro_request) for name, level in LEVELS.items()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the fast part, which is what to run after each change: it takes under a minute."""
+    for item in items:
+        if is_fast(item):
+            item.add_marker(pytest.mark.fast)
+
+
+def is_fast(item: pytest.Item) -> bool:
+    """Whether a test lies in the fast part and neither builds a pipeline nor says it is slow."""
+    if item.path.name in NOT_FAST or item.get_closest_marker("slow"):
+        return False
+    if "micro" in getattr(item, "fixturenames", ()):
+        return False
+    place = item.path.relative_to(HERE)
+    return any(
+        place.match(f"{one}/*") or (place.parent == Path() and place.match(one)) for one in FAST
+    )

@@ -143,6 +143,7 @@ def test_an_import_of_the_pure_parts_loads_neither_torch_nor_diffusers(statement
     assert loaded & {"torch", "diffusers", "transformers", "pytest"} == set()
 
 
+@pytest.mark.slow
 def test_a_pipeline_loads_nothing_of_the_bench() -> None:
     loaded = loaded_by("import sdopt.pipelines.pipeline, sdopt.compile_cache, sdopt.tuning.jobs")
     assert "diffusers" in loaded
