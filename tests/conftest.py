@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from micro import Rung
 
 FAST = ("util", "miniature", "weights", "bench/judge", "bench/stored", "bench/report")
-"""Folders, beside the files at the top, of `pytest -m fast tests/`: what needs no pipeline and no process of its own."""
+"""Folders of `pytest -m fast tests/`, beside the files at the top: what needs no pipeline."""
 NOT_FAST = ("test_hub.py", "test_startup.py", "test_embedded_model.py")
 HERE = Path(__file__).parent
 
@@ -74,6 +74,5 @@ def is_fast(item: pytest.Item) -> bool:
     if "micro" in getattr(item, "fixturenames", ()):
         return False
     place = item.path.relative_to(HERE)
-    return any(
-        place.match(f"{one}/*") or (place.parent == Path() and place.match(one)) for one in FAST
-    )
+    folder = place.parent.as_posix()
+    return folder in (*FAST, ".")
