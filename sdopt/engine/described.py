@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from sdopt.engine.adapters import is_adapted
+from sdopt.engine.watch import ITS_OWN
 
 HONOURED = frozenset(
     {
@@ -18,6 +20,7 @@ HONOURED = frozenset(
         *("training", "gradient_checkpointing"),  # change nothing where nothing is dropped
         *("sample_size", "lora_scale"),  # the latter notes what was fused
         *("num_embeddings", "vocab_size"),  # textual inversion adds rows
+        "dtype",  # a note of a configuration: weights tell their own
     }
 )
 """Attributes and options whose change is honoured, or changes nothing."""
@@ -78,18 +81,30 @@ def _facts(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
         if name == "_internal_dict":  # the configuration
             options = ((k, getattr(value, k, v)) for k, v in value.items() if _matters(k))
             yield from ((f"{path}.config.{k}", v) for k, v in options)
+        elif name == "config":  # that of transformers
+            options = ((k, v) for k, v in vars(value).items() if _matters(k) and _is_plain(v))
+            yield from ((f"{path}.config.{k}", v) for k, v in options)
         elif name == "processor":
             yield f"{path}.processor", type(value).__name__
         elif _matters(name) and _is_plain(value):
             yield f"{path}.{name}", value
-    for tensors in (module._parameters, module._buffers):
-        for name, tensor in tensors.items():
-            yield f"{path}.{name}", None if tensor is None else _shape(module, tensor)
+        elif _matters(name) and callable(value) and name not in ITS_OWN:
+            yield f"{path}.{name}", getattr(value, "__qualname__", type(value).__name__)
+    for name, tensor in module._parameters.items():
+        yield f"{path}.{name}", None if tensor is None else _shape(module, tensor)
+    for name, tensor in module._buffers.items():
+        yield f"{path}.{name}", None if tensor is None else _values(module, tensor)
 
 
 def _shape(module: nn.Module, tensor: Tensor) -> str:
     sides = tensor.shape[1:] if isinstance(module, nn.Embedding) else tensor.shape
     return f"of shape {tuple(sides)}"
+
+
+def _values(module: nn.Module, tensor: Tensor) -> str:
+    """A buffer is no weight that may be trained, so the engine is written for its values."""
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return f"{_shape(module, tensor)} and content {crc32(content):08x}"
 
 
 def _matters(name: str) -> bool:

@@ -17,15 +17,17 @@ class Fingerprint:
 
     `weight.data += x` and `weight.data.copy_(y)` change no version counter; peft's `fuse_lora` does
     the former. To look again is one gather over views of the weights, which a CUDA graph can hold.
+    Of `whole` ones, which are few and small, all values are looked at.
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], whole: Sequence[Tensor] = ()) -> None:
         self._groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for weight in weights:
-            if weight.numel():
-                bits = _BITS[weight.element_size()]
-                views = self._groups.setdefault((weight.device, bits), [])
-                views.append(_samples(weight.detach()).view(bits))
+        samples = [*map(_samples, weights), *(one.reshape(-1) for one in whole)]
+        for values in samples:
+            if values.numel():
+                bits = _BITS[values.element_size()]
+                views = self._groups.setdefault((values.device, bits), [])
+                views.append(values.detach().view(bits))
         self._then = self._now()
 
     def differences(self) -> list[Tensor]:

@@ -22,6 +22,7 @@ from sdopt.engine.text import check_encoder, encode_text, joined_attentions
 from sdopt.engine.unet import Context, FusedUNet, Shift
 from sdopt.engine.watch import Watch
 from sdopt.errors import SdoptError
+from sdopt.engine.put_in import PutIn
 
 FUSED_MARK = "sdopt::fused"
 """How each run of a fused forward pass is named in a profile."""
@@ -83,7 +84,12 @@ class FusedPart(Generic[Made]):
         self.made = self._make(engine_view(module, self.level, self.name, self._called_now()))
         self.version += 1
         self._watch = Watch([module], self._called_now())
-        self.fingerprint = Fingerprint([*module.parameters(), *module.buffers()])
+        self.fingerprint = Fingerprint([*module.parameters()], whole=[*module.buffers()])
+
+    def wants_gradients(self) -> bool:
+        """Whether any of its weights does."""
+        module = self._module()
+        return module is not None and any(weight.requires_grad for weight in module.parameters())
 
     def _check(self, module: nn.Module) -> None:
         parts = {self.name: module}
@@ -154,6 +160,7 @@ class Fused:
         """As CLIPTextModel's, the last hidden state alone."""
         return_dict = named.pop("return_dict", True)
         self._refuse("text_encoder", more, named)
+        self._refuse_gradients(self.encoder, input_ids)
         self._look(self.encoder)
         view, joined = self.encoder.made
         with record_function(FUSED_MARK):
@@ -178,6 +185,7 @@ class Fused:
         alone; a tuple in both cases.
         """
         self._refuse("unet", more, named)
+        self._refuse_gradients(self.predictor, sample, timestep, encoder_hidden_states)
         self._look(self.predictor)
         fused = self.unet
         with record_function(FUSED_MARK):
@@ -194,6 +202,7 @@ class Fused:
     def decode(self, sample: Tensor, *more: Any, **named: Any) -> Tensor:
         """As the decoder's of an AutoencoderKL or an AutoencoderTiny."""
         self._refuse("vae.decoder", more, named)
+        self._refuse_gradients(self.decoder, sample)
         self._look(self.decoder)
         with record_function(FUSED_MARK):
             return channels_first(self.decoder.made(channels_last(sample)))
@@ -201,6 +210,16 @@ class Fused:
     def _look(self, part: FusedPart[Any]) -> None:
         if not self.looked_at:
             part.refresh()
+
+    def _refuse_gradients(self, part: FusedPart[Any], *given: Any) -> None:
+        """Raise SdoptError if gradients are asked for, of which kernels and joined weights lose."""
+        if not torch.is_grad_enabled():
+            return
+        if part.wants_gradients() or any(isinstance(t, Tensor) and t.requires_grad for t in given):
+            raise SdoptError(
+                f"level {self.level!r}: the engine's {part.name} computes no gradients; call it "
+                "under torch.no_grad(), or train with a level without the engine, 'baseline'"
+            )
 
     def _refuse(self, part: str, more: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Raise SdoptError naming what a forward pass was given and the engine does not compute."""
@@ -237,7 +256,9 @@ def fuse_modules(pipeline: Any) -> None:
     encoder, unet, vae = pipeline.text_encoder, pipeline.unet, pipeline.vae
     level = getattr(getattr(pipeline, "level", None), "name", "the engine's")
     fused = Fused(encoder, unet, vae, level)
-    encoder.forward, unet.forward, vae.decoder.forward = fused.encode, fused.predict, fused.decode
+    encoder.forward = PutIn(encoder, fused.encode)
+    unet.forward = PutIn(unet, fused.predict)
+    vae.decoder.forward = PutIn(vae.decoder, fused.decode)
     pipeline.fused = fused
 
 

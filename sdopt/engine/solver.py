@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdopt.engine.stock import is_stock, patched
 from sdopt.errors import SdoptError
 
 GUIDANCE = 0
@@ -35,7 +36,6 @@ STATE = frozenset(
     }
 )
 """Attributes of a scheduler that `set_timesteps` and `step` set; and its configuration."""
-METHODS = ("step", "set_timesteps", "scale_model_input", "convert_model_output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def settings_of(scheduler: Any) -> Hashable:
     kind = type(scheduler)
     return (
         kind,
-        *(getattr(kind, name, None) for name in METHODS),
+        *(tuple(vars(base).values()) for base in kind.__mro__ if base is not object),
         # diffusers reads options as attributes, which somebody may have set beside the items.
         repr(
             sorted((str(k), getattr(scheduler.config, k, v)) for k, v in scheduler.config.items())
@@ -100,13 +100,9 @@ def settings_of(scheduler: Any) -> Hashable:
 def check_scheduler(scheduler: Any) -> None:
     """Raise SdoptError for a scheduler whose steps the engine does not make."""
     kind = type(scheduler)
-    patched = [
-        name
-        for name in METHODS
-        if getattr(getattr(kind, name, None), "__qualname__", "") != f"{SCHEDULER}.{name}"
-    ]
-    if kind.__name__ != SCHEDULER or patched:
-        what = kind.__name__ if kind.__name__ != SCHEDULER else f"one whose {patched[0]} is another"
+    patch = None if is_stock(kind) else patched(kind) or "methods of nobody's"
+    if kind.__name__ != SCHEDULER or patch:
+        what = kind.__name__ if kind.__name__ != SCHEDULER else f"one with {patch}"
         raise SdoptError(
             f"the engine draws with a {SCHEDULER}, the pipeline has {what}; use a level without "
             "the engine, such as 'final'"

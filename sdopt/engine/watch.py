@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 _version = attrgetter("_version")
+_code = attrgetter("__code__")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 UNREAD = frozenset(
@@ -51,7 +53,10 @@ class Watch:
         modules = [module for part in parts for module in part.modules()]
         self._called = [weakref.ref(module) for module in outer.values()]
         self._modules = [module for module in modules if id(module) not in outer]
-        self._classes = {type(module) for module in modules}
+        kinds = _classes(modules)
+        self._classes = [vars(base) for base in kinds]
+        self._code = [f for base in kinds for f in vars(base).values() if type(f) is FunctionType]
+        self._registries = attention_registries(kinds)
         self._dicts, self._lists, self._empty = _containers(modules, outer)
         self._parameters = [m._parameters for m in modules if m._parameters]
         self._buffers = [m._buffers for m in modules if m._buffers]
@@ -86,7 +91,10 @@ class Watch:
             [*map(tuple, self._lists)],
             [*map(len, self._empty)],
             [_own_values(module) for module in called if module is not None],
-            _functions(self._classes),
+            [*map(tuple, map(MappingProxyType.values, self._classes))],
+            [*map(_code, self._code)],
+            [*map(dict, self._registries)],
+            _functions(),
         ]
 
     def _weights_now(self) -> list[Tensor]:
@@ -136,18 +144,35 @@ def _own_values(module: nn.Module) -> Any:
     Its children are not kept alive either: one of them may be called from outside too.
     """
     children = [child and weakref.ref(child) for child in module._modules.values()]
-    own = {name: value for name, value in vars(module).items() if name not in _ITS_OWN}
+    own = {name: value for name, value in vars(module).items() if name not in ITS_OWN}
     return own, children
 
 
-_ITS_OWN = ("forward", "_modules", "text_model")
+ITS_OWN = ("forward", "_modules", "text_model")
 """The last is a text encoder itself, while diffusers encodes prompts."""
 
 
-def _functions(classes: Iterable[type]) -> list[Any]:
-    """What is called for a module whatever its attributes are, and hooks of all modules."""
+def _classes(modules: Iterable[nn.Module]) -> list[type]:
+    """Those of modules and of what they hold, such as attention processors, with their bases."""
+    kinds = {type(module): None for module in modules}
+    held = (value for module in modules for value in vars(module).values() if _is_record(value))
+    kinds |= {type(value): None for value in held}
+    return [*{base: None for kind in kinds for base in kind.__mro__ if base is not object}]
+
+
+def attention_registries(kinds: Iterable[type]) -> list[Any]:
+    """Where transformers' modules find their attention and its masks, if there are any of them."""
+    if not any(kind.__module__.startswith("transformers.") for kind in kinds):
+        return []
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return [ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS]
+
+
+def _functions() -> list[Any]:
+    """What modules call whatever they are, and hooks of all modules."""
     return [
-        *((kind.forward, kind.__call__) for kind in classes if hasattr(kind, "forward")),
         *(tuple(getattr(torch_modules, name).values()) for name in GLOBAL_HOOKS),
         *(getattr(F, name) for name in FUNCTIONS),
     ]

@@ -22,6 +22,7 @@ from torch import nn
 
 from sdopt.engine.adapters import keeping_scales
 from sdopt.engine.cuda_graphs import GraphedFunction
+from sdopt.engine.put_in import PutIn
 from sdopt.engine.stock import foreign
 from sdopt.engine.watch import Watch
 from sdopt.levels import CompileMode
@@ -48,12 +49,12 @@ def compile_unet(unet: Any, mode: CompileMode = "default") -> None:
         timestep = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
         return compiled(sample, timestep, *args, **kwargs)
 
-    unet.forward = forward
+    unet.forward = PutIn(unet, forward)
 
 
 def compile_decoder(vae: Any, mode: CompileMode = "default") -> None:
     """Compile the decoder of an AutoencoderKL or an AutoencoderTiny in place."""
-    vae.decoder.forward = CompiledForward(vae.decoder, mode, "vae.decoder")
+    vae.decoder.forward = PutIn(vae.decoder, CompiledForward(vae.decoder, mode, "vae.decoder"))
 
 
 class CompiledForward:
@@ -90,10 +91,13 @@ class CompiledForward:
             self._watch = Watch([module])
             if self._run is self._built:
                 self._watch_built = self._watch
+        run = self._run
+        if isinstance(run, GraphedFunction) and _wants_gradients(module):
+            run = run.function  # a replayed graph would lose those of the weights
         if not kwargs.get("cross_attention_kwargs"):
-            return self._run(*args, **kwargs)
+            return run(*args, **kwargs)
         with keeping_scales([module]):
-            return self._run(*args, **kwargs)
+            return run(*args, **kwargs)
 
     def _adapt(self, module: nn.Module) -> None:
         """Go on with what the module is now."""
@@ -119,3 +123,7 @@ class CompiledForward:
         """Drop what was captured: it has read other weights."""
         if isinstance(self._run, GraphedFunction):
             self._run.forget()
+
+
+def _wants_gradients(module: nn.Module) -> bool:
+    return torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters())

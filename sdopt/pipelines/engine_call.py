@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
+from sdopt.engine.stock import changed
 from sdopt.errors import SdoptError
+from sdopt.optimizations.cuda_graphs import replaying
 
 if TYPE_CHECKING:
     from sdopt.engine.picture import PictureEngine
@@ -39,6 +42,8 @@ ARGUMENTS = (
 OUTPUT_TYPES = ("pil", "np", "pt")
 IGNORED: Mapping[str, Any] = {"eta": 0.0, "guidance_rescale": 0.0}
 """Arguments whose defaults of diffusers mean: not used."""
+CALLED = ("prepare_latents", "run_safety_checker")
+"""Methods of a pipeline that the engine calls as diffusers does."""
 MULTIPLE_PX = 64
 """Sides of pictures: the UNet halves the latents three times, and doubles them exactly."""
 
@@ -58,6 +63,8 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
 
 
 def _drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, given: dict[str, Any]) -> Any:
+    if replaying():  # else somebody watches what is called, and all of it is
+        check_methods(pipeline, engine.level.name)
     check_arguments(engine.level.name, given)
     check_additions(pipeline, engine.level.name)
     height, width = _size(pipeline, given)
@@ -110,11 +117,10 @@ def finished(
 
     `flagged` says which ones a safety checker blackened; None is without one.
     """
-    if output_type != "np" or flagged is not None:
-        safe = [not bad for bad in flagged] if flagged is not None else None
-        return pipeline.image_processor.postprocess(
-            picture, output_type=output_type, do_denormalize=safe
-        )
+    processor = pipeline.image_processor
+    if output_type != "np" or flagged is not None or not _is_stock_processor(processor):
+        safe = [True] * len(picture) if flagged is None else [not bad for bad in flagged]
+        return processor.postprocess(picture, output_type=output_type, do_denormalize=safe)
     unit = (picture * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().contiguous()
     if not unit.is_cuda:
         return unit.numpy()
@@ -127,6 +133,31 @@ def finished(
     torch.cuda.current_stream(unit.device).synchronize()
     torch.from_numpy(array).copy_(pinned)  # by several threads
     return array
+
+
+def _is_stock_processor(processor: Any) -> bool:
+    """Whether it makes arrays as diffusers' VaeImageProcessor does, of whatever configuration."""
+    own = any(callable(getattr(type(processor), name, None)) for name in vars(processor))
+    return type(processor) is VaeImageProcessor and not own and not changed(VaeImageProcessor)
+
+
+def check_methods(pipeline: LevelPipeline, level: str) -> None:
+    """Raise SdoptError for a method of the pipeline that is another one, and would not be called.
+
+    The safety checker's and the one that makes the noise are called.
+    """
+    kind = type(pipeline)
+    put_in = [
+        name
+        for name, value in vars(pipeline).items()
+        if callable(value) and name not in CALLED and callable(getattr(kind, name, None))
+    ]
+    patch = f"the {put_in[0]} that was put into the pipeline" if put_in else changed(kind)
+    if patch:
+        raise SdoptError(
+            f"level {level!r} draws a picture as one graph, which would leave out {patch}; undo "
+            "that, or use a level without it, such as 'final'"
+        )
 
 
 def check_arguments(level: str, given: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -107,6 +108,27 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         """Refuse: a level's fields are applied to the weights of a source, not of a pipeline."""
         raise SdoptError(f"LevelPipeline.from_pipe gives no level; {HOW_TO_LOAD}")
 
+    def __copy__(self) -> LevelPipeline:
+        """Another pipeline of the same parts, with an engine of its own."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        if self.engine is not None:
+            twin.engine = PictureEngine(pipeline=twin, level=self.engine.level)
+        return twin
+
+    def __reduce__(self) -> Any:
+        """For `copy.deepcopy` and pickle: the parts, and a fast path that is made anew."""
+        if self.fused is not None:
+            self.fused.refresh()  # refuses what a new one would not notice
+        state = {name: value for name, value in vars(self).items() if name not in FAST_PATHS}
+        return copyreg.__newobj__, (type(self),), state  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if "level" in state:
+            for apply in (apply_cfg_cutoff, apply_compiled, apply_fused, apply_whole_graph):
+                apply(self, self.level)
+
     def _check_level(self) -> None:
         if "level" not in vars(self):
             raise SdoptError(
@@ -138,6 +160,9 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         )
         arguments[name] = [*tensors, *({"prompt_embeds"} - set(tensors))]
 
+
+FAST_PATHS = ("engine", "fused", "step_callback", "drawing")
+"""What belongs to one pipeline, and not to a copy of it."""
 
 # diffusers finds relatives by the name of the class: AutoPipelineForImage2Image.from_pipe, and
 # whoever loads a folder that names it.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from own_code import own_code
+from own_code import of_library, own_code
 
 from sdopt.bench.measure.observation import compiled_graphs
 from sdopt.levels import FINAL, ONE_GRAPH
@@ -39,7 +39,7 @@ class TinyUNet(torch.nn.Module):
 
 
 # Whatever is of no known package runs eagerly, since it may do anything at each call.
-TinyUNet.__module__ = TinyUNet.forward.__module__ = "torch.of_these_tests"
+of_library(TinyUNet)
 
 
 @pytest.fixture(autouse=True)
