@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import re
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,10 +29,14 @@ from diffusers import (
     StableDiffusionPipeline,
     T2IAdapter,
 )
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from lora import ATTENTION, CONVOLUTIONS, PRODUCTS, TEXT, lora
 from own_code import own_code
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from sdopt.errors import SdoptError
 from sdopt.levels import DPM_20, HOISTED, Level
@@ -360,6 +366,36 @@ def class_forward(trial: Trial) -> None:
     trial.is_as_stock(changed=False)
 
 
+@feature("a class's `forward` or `__call__` wrapped by `functools.wraps`")
+def wrapped_methods(trial: Trial) -> None:
+    """As those that it is about pass for the class's own by their names."""
+    kinds = [(type(trial.stock.unet.mid_block), "forward"), (AttnProcessor2_0, "__call__")]
+    for kind, name in kinds:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kind, name, louder(getattr(kind, name)))
+            trial.is_as_stock()
+        trial.is_as_stock(changed=False)
+
+
+@feature("another method of a class that a module calls")
+def class_method(trial: Trial) -> None:
+    kind = type(trial.stock.unet.mid_block.attentions[0])
+    name = "_get_output_for_continuous_inputs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, name, louder(getattr(kind, name)))
+        trial.is_as_stock()
+    trial.is_as_stock(changed=False)
+
+
+@feature("`module.compile()` of a block")
+def compiled_block(trial: Trial) -> None:
+    def backend(graph: Any, _: Any) -> Any:
+        return lambda *inputs: [one * 1.5 for one in graph.forward(*inputs)]
+
+    trial.each(lambda p: p.unet.mid_block.compile(backend=backend))
+    trial.is_as_stock()
+
+
 @feature("a function of `torch.nn.functional` replaced")
 def replaced_function(trial: Trial) -> None:
     own = torch.nn.functional.scaled_dot_product_attention
@@ -479,6 +515,52 @@ def other_activation(trial: Trial) -> None:
     trial.is_as_stock()
 
 
+@feature("a function where a module had None, such as `unet.time_embed_act`")
+def inserted_function(trial: Trial) -> None:
+    assert trial.stock.unet.time_embed_act is None
+    trial.each(lambda p: setattr(p.unet, "time_embed_act", torch.nn.functional.silu))
+    trial.is_as_stock()
+
+
+@feature("a module where another one had None, such as `resnet.upsample`")
+def inserted_module(trial: Trial) -> None:
+    def change(pipeline: Any) -> None:
+        block = pipeline.unet.mid_block.resnets[0]
+        assert block.upsample is None
+        block.upsample = torch.nn.ReLU()
+
+    trial.each(change)
+    trial.is_as_stock()
+
+
+@feature("other values of a buffer, such as `position_ids`")
+def written_buffer(trial: Trial) -> None:
+    trial.each(lambda p: p.text_encoder.embeddings.position_ids.data.add_(1).clamp_(max=20))
+    trial.is_as_stock()
+
+
+@feature("`text_encoder.set_attn_implementation`, one of transformers")
+def attention_of_transformers(trial: Trial) -> None:
+    trial.each(lambda pipeline: pipeline.text_encoder.set_attn_implementation("eager"))
+    trial.is_as_stock(changed=False)
+
+
+@feature("`text_encoder.set_attn_implementation`, one of your own")
+def own_attention(trial: Trial) -> None:
+    def doubled(*args: Any, **kwargs: Any) -> Any:
+        found, weights = sdpa_attention_forward(*args, **kwargs)
+        return found * 2, weights
+
+    for kind, own in ((AttentionInterface, doubled), (AttentionMaskInterface, sdpa_mask)):
+        kind.register("doubled", own)
+    try:
+        trial.each(lambda pipeline: pipeline.text_encoder.set_attn_implementation("doubled"))
+        trial.is_as_stock()
+    finally:
+        for kind in (AttentionInterface, AttentionMaskInterface):
+            del kind._global_mapping["doubled"]
+
+
 @feature("`unet.train()`, where nothing is dropped")
 def training(trial: Trial) -> None:
     trial.each(lambda pipeline: pipeline.unet.train())
@@ -524,6 +606,104 @@ def scheduler_step(trial: Trial) -> None:
 
     trial.each(change)
     trial.is_as_stock()
+
+
+@feature("a method of the scheduler's class, `step` or what it calls")
+def scheduler_class(trial: Trial) -> None:
+    kind = type(trial.stock.scheduler)
+    for name in ("convert_model_output", "step"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kind, name, louder(getattr(kind, name)))
+            image(trial.pipeline) if name == "step" else trial.is_as_stock()
+        trial.is_as_stock(changed=False)
+
+
+@feature("another `encode_prompt` of the pipeline")
+def own_encode_prompt(trial: Trial) -> None:
+    def change(pipeline: Any) -> None:
+        own = pipeline.encode_prompt
+        pipeline.encode_prompt = lambda *args, **kwargs: tuple(2 * x for x in own(*args, **kwargs))
+
+    trial.each(change)
+    trial.is_as_stock()
+
+
+@feature("another method of the pipeline's class")
+def pipeline_class(trial: Trial) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        own = StableDiffusionPipeline.encode_prompt
+
+        @wraps(own)
+        def doubled(*args: Any, **kwargs: Any) -> Any:
+            return tuple(2 * one for one in own(*args, **kwargs))
+
+        patch.setattr(StableDiffusionPipeline, "encode_prompt", doubled)
+        trial.is_as_stock()
+    trial.is_as_stock(changed=False)
+
+
+@feature("`image_processor.postprocess`, or another image processor")
+def own_postprocess(trial: Trial) -> None:
+    def change(pipeline: Any) -> None:
+        own = pipeline.image_processor.postprocess
+        pipeline.image_processor.postprocess = lambda *args, **kwargs: own(*args, **kwargs) / 2
+
+    trial.each(change)
+    half = trial.is_as_stock()
+    trial.each(lambda p: setattr(p, "image_processor", Third(vae_scale_factor=8)))
+    assert differs(trial.is_as_stock(), half)
+    trial.each(lambda p: setattr(p, "image_processor", VaeImageProcessor(do_normalize=False)))
+    trial.is_as_stock(changed=False)
+    found, wanted = trial.draw(output_type="pt")
+    assert (found - wanted).abs().max() < SAME
+
+
+@feature("`copy.deepcopy` of a part")
+def copied_part(trial: Trial) -> None:
+    """The copy is plain diffusers, with weights of its own."""
+    for name in ("unet", "vae", "text_encoder"):
+        twin = copy.deepcopy(getattr(trial.pipeline, name))
+        with torch.no_grad():
+            for weight in twin.parameters():
+                weight.mul_(1.05)
+        stock = copy.copy(trial.stock)
+        object.__setattr__(stock, name, twin)
+        assert differs(image(stock), trial.first)
+        trial.is_as_stock(changed=False)
+
+
+@feature("`copy.deepcopy` or pickle of the pipeline")
+def copied_pipeline(trial: Trial) -> None:
+    """A copy has the level, and weights of its own."""
+    for twin in (copy.deepcopy(trial.pipeline), pickle.loads(pickle.dumps(trial.pipeline))):
+        assert np.array_equal(image(twin), trial.first)
+        with torch.no_grad():
+            for owner in owners(twin):
+                owner.weight.mul_(1.5)
+        assert differs(image(twin), trial.first)
+        trial.is_as_stock(changed=False)
+
+
+@feature("`copy.copy` of the pipeline, another scheduler in it")
+def shallow_copy(trial: Trial) -> None:
+    twins = trial.each(copy.copy)
+    for twin in twins:
+        config = {"use_karras_sigmas": True, "timestep_spacing": "leading"}
+        twin.scheduler = type(twin.scheduler).from_config(twin.scheduler.config, **config)
+    found, wanted = map(image, twins)
+    assert np.abs(found - wanted).max() < SAME
+    assert differs(found, trial.first)
+    trial.is_as_stock(changed=False)
+
+
+@feature("gradients of a part's weights")
+def gradients(trial: Trial) -> None:
+    given = (torch.ones(1, 4, 8, 8), torch.tensor(7.0), torch.ones(1, 5, 16))
+    for pipeline in trial.both:
+        pipeline.unet(*given).sample.square().sum().backward()
+    pairs = zip(*(pipeline.unet.parameters() for pipeline in trial.both), strict=True)
+    for found, wanted in pairs:
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-4)
 
 
 @feature("`timesteps=` or `sigmas=` of a call")
@@ -679,6 +859,24 @@ def level_from_pipe(trial: Trial) -> None:
 @feature("`LevelPipeline.from_pretrained`")
 def level_from_pretrained(trial: Trial) -> None:
     image(LevelPipeline.from_pretrained(trial.source.folder, **UNCHECKED))
+
+
+def louder(own: Any) -> Any:
+    """What `functools.wraps` makes look like it."""
+
+    @wraps(own)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        found = own(*args, **kwargs)
+        return (found[0] * 1.5, *found[1:]) if isinstance(found, tuple) else found * 1.5
+
+    return wrapper
+
+
+class Third(VaeImageProcessor):  # type: ignore[misc]
+    """An image processor of somebody's own."""
+
+    def postprocess(self, *args: Any, **kwargs: Any) -> Any:
+        return super().postprocess(*args, **kwargs) / 3
 
 
 IP_WIDTH = 4
