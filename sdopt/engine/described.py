@@ -90,10 +90,10 @@ def _facts(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield f"{path}.{name}", value
         elif _matters(name) and callable(value) and name not in ITS_OWN:
             yield f"{path}.{name}", getattr(value, "__qualname__", type(value).__name__)
-    for name, tensor in module._parameters.items():
-        yield f"{path}.{name}", None if tensor is None else _shape(module, tensor)
-    for name, tensor in module._buffers.items():
-        yield f"{path}.{name}", None if tensor is None else _values(module, tensor)
+    for name, weight in module._parameters.items():
+        yield f"{path}.{name}", None if weight is None else _shape(module, weight)
+    for name, buffer in module._buffers.items():
+        yield f"{path}.{name}", None if buffer is None else _values(module, buffer)
 
 
 def _shape(module: nn.Module, tensor: Tensor) -> str:

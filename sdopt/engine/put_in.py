@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from sdopt.errors import SdoptError
@@ -25,7 +26,9 @@ class PutIn:
         self.__signature__ = inspect.signature(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
+        """What the function returns; what the class's own does where somebody else compiles it."""
+        if torch.compiler.is_compiling():
+            return _of_its_class(self.module)(*args, **kwargs)
         return self.function(*args, **kwargs)
 
     def __reduce__(self) -> Any:
@@ -49,9 +52,13 @@ class OfItsClass(PutIn):
     @property
     def function(self) -> Callable[..., Any]:  # type: ignore[override]
         """That of the class as it is now."""
-        forward: Any = type(self.module).forward
-        return forward.__get__(self.module)  # type: ignore[no-any-return]
+        return _of_its_class(self.module)
 
     @property
     def __signature__(self) -> inspect.Signature:  # type: ignore[override]
         return inspect.signature(self.function)
+
+
+def _of_its_class(module: nn.Module) -> Callable[..., Any]:
+    forward: Any = type(module).forward
+    return forward.__get__(module)  # type: ignore[no-any-return]

@@ -146,7 +146,7 @@ def _is_own(base: type, name: str, value: Any) -> bool:
     if not all(map(is_stock_function, functions)):
         return False
     if name in ("forward", "step") and base is not nn.Module:
-        return functions[0].__qualname__ == f"{base.__qualname__}.{name}"
+        return bool(functions[0].__qualname__ == f"{base.__qualname__}.{name}")
     return True
 
 

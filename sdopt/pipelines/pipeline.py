@@ -111,7 +111,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     def __copy__(self) -> LevelPipeline:
         """Another pipeline of the same parts, with an engine of its own."""
         twin = object.__new__(type(self))
-        vars(twin).update(vars(self))
+        twin.__dict__.update(vars(self))
         if self.engine is not None:
             twin.engine = PictureEngine(pipeline=twin, level=self.engine.level)
         return twin
@@ -124,7 +124,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         return copyreg.__newobj__, (type(self),), state  # type: ignore[attr-defined]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
         if "level" in state:
             for apply in (apply_cfg_cutoff, apply_compiled, apply_fused, apply_whole_graph):
                 apply(self, self.level)

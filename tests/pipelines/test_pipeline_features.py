@@ -396,6 +396,16 @@ def compiled_block(trial: Trial) -> None:
     trial.is_as_stock()
 
 
+@feature("`unet.compile()` or `torch.compile(unet)`")
+def compiled_by_the_user(trial: Trial) -> None:
+    trial.each(lambda pipeline: pipeline.unet.compile(backend="eager", fullgraph=True))
+    trial.is_as_stock(changed=False)
+    for pipeline in trial.both:
+        pipeline.unet._compiled_call_impl = None
+        pipeline.unet = torch.compile(pipeline.unet, backend="eager", fullgraph=True)
+    trial.is_as_stock(changed=False)
+
+
 @feature("a function of `torch.nn.functional` replaced")
 def replaced_function(trial: Trial) -> None:
     own = torch.nn.functional.scaled_dot_product_attention
