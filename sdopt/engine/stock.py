@@ -114,10 +114,10 @@ def patched(kind: type, packages: Sequence[str] = PACKAGES) -> str | None:
             if not _is_looked_at(name, value):
                 continue
             if not _is_own(base, name, value) or first.setdefault(name, value) is not value:
-                return f"the {name} that was put into the class {base.__name__}"
+                return f"the {name} that was put into the class {base.__qualname__}"
         gone = next((name for name in first if name not in vars(base)), None)
         if gone is not None:
-            return f"the class {base.__name__}, whose {gone} was deleted"
+            return f"the class {base.__qualname__}, whose {gone} was deleted"
     return None
 
 

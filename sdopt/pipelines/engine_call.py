@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdopt.engine.stock import changed
 from sdopt.errors import SdoptError
-from sdopt.optimizations.cuda_graphs import replaying
+from sdopt.engine.cuda_graphs import replaying
 
 if TYPE_CHECKING:
     from sdopt.engine.picture import PictureEngine

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
+import re
 import weakref
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.resnet import Downsample2D, ResnetBlock2D
 from lora import ATTENTION, CONVOLUTIONS, PRODUCTS, lora
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sdopt.engine.adapters import engine_view
 from sdopt.engine.fingerprint import SAMPLES, Fingerprint, differing
@@ -300,6 +307,141 @@ def test_nothing_of_a_stock_pipeline_is_foreign(pipeline: LevelPipeline) -> None
     assert foreign(parts, [pipeline.vae.decoder]) is None
     assert is_stock(type(pipeline.unet))
     assert not is_stock(Fused)
+
+
+def wrapped(own: Any) -> Any:
+    @wraps(own)
+    def other(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    return other
+
+
+def own_code_of(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other code in the same function object."""
+    monkeypatch.setattr(function, "__code__", (lambda self, x: x * 2).__code__)
+
+
+PATCHES: dict[str, Callable[[pytest.MonkeyPatch], Any]] = {
+    "the forward that was put into the class ResnetBlock2D": lambda m: m.setattr(
+        ResnetBlock2D, "forward", wrapped(ResnetBlock2D.forward)
+    ),
+    "the __call__ that was put into the class AttnProcessor2_0": lambda m: m.setattr(
+        AttnProcessor2_0, "__call__", wrapped(AttnProcessor2_0.__call__)
+    ),
+    "the __call__ that was put into the class ResnetBlock2D": lambda m: m.setattr(
+        ResnetBlock2D, "__call__", wrapped(torch.nn.Module.__call__), raising=False
+    ),
+    "the _call_impl that was put into the class Module": lambda m: m.setattr(
+        torch.nn.Module, "_call_impl", wrapped(torch.nn.Module._call_impl)
+    ),
+    "the forward that was put into the class Downsample2D": lambda m: own_code_of(
+        Downsample2D.forward, m
+    ),
+    "the multistep_dpm_solver_second_order_update that was put into": lambda m: m.setattr(
+        DPMSolverMultistepScheduler,
+        "multistep_dpm_solver_second_order_update",
+        wrapped(DPMSolverMultistepScheduler.multistep_dpm_solver_second_order_update),
+    ),
+    "the step that was put into the class": lambda m: m.setattr(
+        DPMSolverMultistepScheduler, "step", wrapped(DPMSolverMultistepScheduler.step)
+    ),
+    "the attention 'sdpa' that was put into transformers": lambda m: m.setitem(
+        ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", wrapped(ALL_ATTENTION_FUNCTIONS["sdpa"])
+    ),
+    "the encode_prompt that was put into the class LevelPipeline": lambda m: m.setattr(
+        LevelPipeline, "encode_prompt", wrapped(LevelPipeline.encode_prompt)
+    ),
+    "the check_inputs that was put into the class StableDiffusionPipeline": lambda m: m.setattr(
+        StableDiffusionPipeline, "check_inputs", wrapped(StableDiffusionPipeline.check_inputs)
+    ),
+}
+"""What is put into classes under the names of what was there, and how the error calls it."""
+
+
+@pytest.mark.parametrize("says", PATCHES)
+def test_what_passes_for_a_classs_own_by_its_name_is_refused_before_and_after_the_build(
+    says: str, micro_source: Source
+) -> None:
+    pipeline = build(micro_source, LEVELS["hoisted"], CPU)
+    before = draw(pipeline)
+    with pytest.MonkeyPatch.context() as patch:
+        PATCHES[says](patch)
+        with pytest.raises(SdoptError, match=re.escape(says)):
+            draw(pipeline)
+        with pytest.raises(SdoptError, match=re.escape(says)):
+            draw(build(micro_source, LEVELS["hoisted"], CPU))
+    assert np.array_equal(draw(pipeline), before)
+
+
+def test_a_librarys_own_decorator_is_seen_after_the_first_look(
+    pipeline: LevelPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its code stands in PyTorch's files, and yet it computes something else."""
+    draw(pipeline)
+    own: Any = ResnetBlock2D.forward
+    monkeypatch.setattr(ResnetBlock2D, "forward", torch.autocast("cpu", torch.bfloat16)(own))
+    with pytest.raises(SdoptError, match="the forward that was put into the class ResnetBlock2D"):
+        draw(pipeline)
+
+
+def test_a_pipeline_of_a_class_of_your_own_is_refused(pipeline: LevelPipeline) -> None:
+    class Own(LevelPipeline):
+        pass
+
+    pipeline.__class__ = Own
+    with pytest.raises(SdoptError, match="leave out the class Own"):
+        draw(pipeline)
+
+
+def test_the_latter_half_of_a_buffer_is_looked_at_too() -> None:
+    ids = torch.arange(77)
+    fingerprint = Fingerprint([torch.ones(3)], whole=[ids])
+    assert not differing([fingerprint])
+    ids.data[70] = 3
+    assert differing([fingerprint])
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "decoder"])
+def test_gradients_are_refused_by_name_and_only_where_they_are_wanted(
+    part: str, pipeline: LevelPipeline
+) -> None:
+    given = {
+        "text_encoder": (torch.zeros(1, 5, dtype=torch.long),),
+        "unet": (torch.ones(1, 4, 8, 8), 7, torch.ones(1, 5, 16)),
+        "decoder": (torch.ones(1, 4, 8, 8),),
+    }[part]
+    module = pipeline.vae.decoder if part == "decoder" else getattr(pipeline, part)
+    says = r"computes no gradients; call it under torch.no_grad\(\), or .*'baseline'"
+    assert all(weight.requires_grad for weight in module.parameters())
+    with pytest.raises(SdoptError, match=says):
+        module(*given)
+    with torch.no_grad():
+        module(*given)
+    for one in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        one.requires_grad_(False)
+    module(*given)
+    if part != "text_encoder":
+        with pytest.raises(SdoptError, match=says):
+            module(given[0].requires_grad_(), *given[1:])
+
+
+def test_a_copy_of_a_pipeline_that_no_engine_can_draw_is_refused(pipeline: LevelPipeline) -> None:
+    """A new engine would take what it finds for what was built."""
+    pipeline.unet.mid_block.resnets[0].output_scale_factor = 2.0
+    with pytest.raises(SdoptError, match=r"output_scale_factor is 2\.0"):
+        copy.deepcopy(pipeline)
+
+
+def test_a_forward_pass_outlives_no_module(pipeline: LevelPipeline) -> None:
+    forward = pipeline.unet.forward
+    assert list(inspect.signature(forward).parameters)[:2] == ["sample", "timestep"]
+    twin = copy.deepcopy(pipeline.unet)
+    assert inspect.signature(twin.forward) == inspect.signature(type(twin).forward.__get__(twin))
+    assert copy.deepcopy(twin).forward.module is not twin
+    pipeline.unet = None
+    with pytest.raises(SdoptError, match="the module of this forward pass is gone"):
+        forward.module  # noqa: B018
 
 
 def test_drawing_changes_nothing_that_is_watched(pipeline: LevelPipeline) -> None:

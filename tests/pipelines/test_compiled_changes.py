@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from lora import lora
 from own_code import of_library, own_code
 from torch import Tensor
 
+from sdopt.engine.cuda_graphs import GraphedFunction
 from sdopt.levels import DPM_20
 from sdopt.pipelines import shapes
 from sdopt.pipelines.compilation import CompiledForward, compile_unet
@@ -177,6 +178,53 @@ def test_what_runs_python_at_each_call_is_neither_compiled_nor_captured(
     assert len(calls) == 3
     assert len(graphs) == 1
     assert "runs eagerly, not compiled: the forward hook of a module, unet.inner" in caplog.text
+
+
+@torch.no_grad()
+def test_what_passes_for_a_classs_own_by_its_name_is_not_compiled(
+    outer: Outer, graphs: Compiled
+) -> None:
+    calls: list[int] = []
+    own = Inner.forward
+
+    @wraps(own)
+    def counting(*args: Any) -> Tensor:
+        calls.append(1)
+        return own(*args)
+
+    compile_unet(outer)
+    before = outer(X, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Inner, "forward", counting)
+        other = Outer()
+        compile_unet(other)
+        for _ in range(3):
+            assert torch.equal(outer(X, 1), before)
+            other(X, 1)
+    assert len(calls) == 6
+    assert len(graphs) == 1
+    assert torch.equal(outer(X, 1), before)
+
+
+def test_gradients_come_from_compiled_code_and_from_no_replay(
+    outer: Outer, graphs: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that is replayed would lose those of the weights, which are no inputs of it."""
+    compile_unet(outer)
+    asked: list[int] = []
+    replay = GraphedFunction.__call__
+
+    def noted(self: GraphedFunction, *args: Any, **kwargs: Any) -> Any:
+        asked.append(1)
+        return replay(self, *args, **kwargs)
+
+    monkeypatch.setattr(GraphedFunction, "__call__", noted)
+    outer(X, 1).sum().backward()
+    assert not asked
+    assert outer.inner.layer.weight.grad is not None
+    with torch.no_grad():
+        outer(X, 1)
+    assert asked
 
 
 @torch.no_grad()
