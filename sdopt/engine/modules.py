@@ -17,12 +17,12 @@ from sdopt.engine.adapters import engine_view
 from sdopt.engine.decoders import Decoder, fused_decoder
 from sdopt.engine.described import described, difference, unsupported
 from sdopt.engine.fingerprint import Fingerprint, differing
+from sdopt.engine.put_in import PutIn
 from sdopt.engine.stock import foreign
 from sdopt.engine.text import check_encoder, encode_text, joined_attentions
 from sdopt.engine.unet import Context, FusedUNet, Shift
 from sdopt.engine.watch import Watch
 from sdopt.errors import SdoptError
-from sdopt.engine.put_in import PutIn
 
 FUSED_MARK = "sdopt::fused"
 """How each run of a fused forward pass is named in a profile."""

@@ -15,9 +15,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
+from sdopt.engine.cuda_graphs import replaying
 from sdopt.engine.stock import changed
 from sdopt.errors import SdoptError
-from sdopt.engine.cuda_graphs import replaying
 
 if TYPE_CHECKING:
     from sdopt.engine.picture import PictureEngine
