@@ -90,7 +90,7 @@ def test_a_prompt_may_hold_what_python_takes_for_a_line_end(separator: str, tmp_
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
-def test_every_seed_of_library_is_taken(seed: int, tmp_path: Path) -> None:
+def test_every_seed_of_torch_is_taken(seed: int, tmp_path: Path) -> None:
     path = prompts_file(tmp_path, line(seed=seed))
     assert load_workload(PHOTOS, path).requests[0].seed == seed
 
