@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BrokenFileError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise damaged(path, "holds no JSON object")
