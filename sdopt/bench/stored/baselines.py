@@ -29,6 +29,11 @@ def image_path(root: Path, baseline_set: str, level: str, prompt: str) -> Path:
 
 def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> None:
     """Write a picture of shape (height, width, 3) as PNG, with how it was made inside."""
+    write_whole(path, image_content(picture, made_by))
+
+
+def image_content(picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> bytes:
+    """What `save_image` writes."""
     import io
 
     from PIL import Image
@@ -38,7 +43,7 @@ def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any
     text.add_text(TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text, optimize=True)
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_image(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdopt.bench.measure.quality import likeness
+from sdopt.bench.stored.accepting import check_settled
 from sdopt.bench.stored.baselines import SCHEMA, load_picture, read_limits
 from sdopt.bench.stored.latent_limits import LATENT_MARGIN, STORED_AS, measured_latent_limits
 from sdopt.bench.stored.latents import FLOAT64, latents_beside
@@ -145,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give the baseline folder and at least one other to compare it with")
     path = folders[0] / "limits.json"
     try:
+        for folder in folders:
+            check_settled(folder.parent.parent, folder.name)
         if options.latents:
             content = with_latents(read_limits(path), folders, options.made_by)
         else:
