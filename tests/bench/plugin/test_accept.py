@@ -169,7 +169,7 @@ from dataclasses import replace
 from sdopt.bench.stored import accepting
 from sdopt.pipelines import workload
 from sdopt.levels import BASELINE, LEVELS
-pytest_plugins = ["sdopt.plugin"]
+
 workload.PHOTO_REQUESTS = workload.PHOTO_REQUESTS[:2]
 LEVELS["baseline"] = replace(BASELINE, steps=3)
 write, written = accepting.write_whole, []
