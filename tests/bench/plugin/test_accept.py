@@ -169,7 +169,7 @@ from dataclasses import replace
 from sdopt.bench.stored import accepting
 from sdopt.pipelines import workload
 from sdopt.levels import BASELINE, LEVELS
-
+pytest_plugins = ["sdopt.bench.plugin", "studies.peers.plugin"]
 workload.PHOTO_REQUESTS = workload.PHOTO_REQUESTS[:2]
 LEVELS["baseline"] = replace(BASELINE, steps=3)
 write, written = accepting.write_whole, []
@@ -203,7 +203,7 @@ def test_an_accept_that_was_killed_is_named_until_it_is_mended(stored: Project) 
         text=True,
         timeout=300,
     )
-    assert child.returncode == -signal.SIGKILL
+    assert child.returncode == -signal.SIGKILL, child.stdout + child.stderr
     assert "removed 1 partial files of a run that was killed" in child.stdout
     assert not stale.exists()
     changed = [path for path, content in before.items() if path.read_bytes() != content]
