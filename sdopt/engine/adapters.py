@@ -56,9 +56,11 @@ def adapters_of(module: nn.Module) -> Iterator[Any]:
 def keeping_scales(parts: Sequence[nn.Module]) -> Iterator[list[Any]]:
     """The layers with adapters, whose scales are afterwards what they were, to the last bit.
 
-    diffusers multiplies and divides instead, which may end a bit beside where it began.
+    diffusers multiplies and divides instead, which may end a bit beside where it began. What has no
+    scale, such as IA3, is left out.
     """
-    layers = [layer for part in parts for layer in adapters_of(part)]
+    adapted = (layer for part in parts for layer in adapters_of(part))
+    layers = [layer for layer in adapted if hasattr(layer, "scaling")]
     before = [dict(layer.scaling) for layer in layers]
     try:
         yield layers
@@ -94,7 +96,8 @@ def _plain(layer: Any, level: str, name: str) -> nn.Module:
         layer.unmerge()  # as its forward pass does
     if layer.disable_adapters or layer.merged:
         return base
-    active = [adapter for adapter in layer.active_adapters if adapter in layer.scaling]
+    own = _adapter_names(layer)
+    active = [adapter for adapter in layer.active_adapters if adapter in own]
     if not active:
         return base
     _check_foldable(layer, active, level, name)
@@ -111,6 +114,12 @@ def _plain(layer: Any, level: str, name: str) -> nn.Module:
         folded["bias"] = _like(bias, bias.double() + torch.stack(added).sum(0))
     plain.__dict__["_parameters"] = {**base._parameters, **folded}
     return plain
+
+
+def _adapter_names(layer: Any) -> set[str]:
+    """The adapters that a layer has, of whatever kind: not all of them have a scale."""
+    held = (getattr(layer, name) for name in layer.adapter_layer_names)
+    return {adapter for one in held if hasattr(one, "keys") for adapter in one.keys()}  # noqa: SIM118
 
 
 def _product(layer: Any, adapter: str) -> Tensor:

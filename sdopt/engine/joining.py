@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def joined_projections(projections: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
@@ -34,6 +34,9 @@ def merged_products(first: Any, second: Any) -> tuple[Tensor, Tensor]:
 def _joined(projections: Sequence[Any], name: str) -> Tensor:
     own = [getattr(projection, name) for projection in projections]
     joined = torch.cat(own)
-    for part, view in zip(own, joined.chunk(len(own)), strict=True):
-        part.data = view
+    for projection, part, view in zip(projections, own, joined.chunk(len(own)), strict=True):
+        if part.is_inference():  # its memory cannot be another one's without breaking it
+            setattr(projection, name, nn.Parameter(view, requires_grad=False))
+        else:
+            part.data = view
     return joined

@@ -7,19 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from torch.profiler import record_function
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sdopt.engine.adapters import engine_view
 from sdopt.engine.decoders import Decoder, fused_decoder
 from sdopt.engine.described import described, difference, unsupported
 from sdopt.engine.fingerprint import Fingerprint, differing
+from sdopt.engine.placed import check_alike
 from sdopt.engine.put_in import PutIn
 from sdopt.engine.stock import foreign
-from sdopt.engine.text import check_encoder, encode_text, joined_attentions
+from sdopt.engine.text import check_encoder, encode_text, joined_attentions, pooled_text
 from sdopt.engine.unet import Context, FusedUNet, Shift
 from sdopt.engine.watch import Watch
 from sdopt.errors import SdoptError
@@ -60,25 +62,32 @@ class FusedPart(Generic[Made]):
         self._make = make
         self._called = [weakref.ref(inner) for inner in called]
         self._as_built = described({name: module})
-        self._check(module)
+        self.check()
         self._take(module)
 
     def refresh(self) -> None:
         """Make it anew if anything changed. Raises SdoptError for what the engine leaves out."""
+        module = self.module
+        if self._watch.has_changed() or bool(differing([self.fingerprint])):
+            self.check()
+            self._take(module)
+
+    @property
+    def module(self) -> nn.Module:
+        """The part. Raises SdoptError if its pipeline is gone."""
         module = self._module()
         if module is None:
             raise SdoptError(
                 f"level {self.level!r}: the {self.name} of a pipeline that is gone; keep the "
                 "pipeline as long as you use its parts"
             )
-        if self._watch.has_changed() or bool(differing([self.fingerprint])):
-            self._check(module)
-            self._take(module)
+        return module
 
     def has_changed(self) -> bool:
         """Whether `refresh` would do something, but for what only the fingerprint tells."""
         return self._watch.has_changed()
 
+    @torch.inference_mode(False)  # what is made here serves calls outside of it as well
     @torch.no_grad()  # or what is computed from the weights would keep copies for gradients
     def _take(self, module: nn.Module) -> None:
         self.made = self._make(engine_view(module, self.level, self.name, self._called_now()))
@@ -91,8 +100,9 @@ class FusedPart(Generic[Made]):
         module = self._module()
         return module is not None and any(weight.requires_grad for weight in module.parameters())
 
-    def _check(self, module: nn.Module) -> None:
-        parts = {self.name: module}
+    def check(self) -> None:
+        """Raise SdoptError for what the engine would leave out."""
+        parts = {self.name: self.module}
         if patch := foreign(parts, self._called_now()):
             raise SdoptError(
                 f"level {self.level!r} draws with graphs and kernels of its own, which would leave "
@@ -103,6 +113,7 @@ class FusedPart(Generic[Made]):
                 f"level {self.level!r} computes what the modules were built for: {problem}; undo "
                 f"that, or {OTHER_LEVEL}"
             )
+        check_alike(parts, self.level)
 
     def _called_now(self) -> tuple[nn.Module, ...]:
         return tuple(inner for ref in self._called if (inner := ref()) is not None)
@@ -153,19 +164,29 @@ class Fused:
 
     def refresh(self) -> None:
         """Look at all parts."""
+        if self.has_changed():
+            for part in self.parts:
+                part.check()
+            check_alike({part.name: part.module for part in self.parts}, self.level)
         for part in self.parts:
             part.refresh()
 
     def encode(self, input_ids: Tensor, *more: Any, **named: Any) -> Any:
-        """As CLIPTextModel's, the last hidden state alone."""
+        """As CLIPTextModel's: the last hidden state, and its values at the end of each text."""
         return_dict = named.pop("return_dict", True)
         self._refuse("text_encoder", more, named)
         self._refuse_gradients(self.encoder, input_ids)
         self._look(self.encoder)
         view, joined = self.encoder.made
+        ids = input_ids.reshape(-1, input_ids.shape[-1])
         with record_function(FUSED_MARK):
-            hidden = encode_text(view, joined, input_ids)
-        return BaseModelOutput(last_hidden_state=hidden) if return_dict else (hidden,)
+            hidden = encode_text(view, joined, ids)
+        if self.looked_at:  # the picture engine, which pools nothing
+            return (hidden,)
+        pooled = pooled_text(view, hidden, ids)
+        if not return_dict:
+            return hidden, pooled
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
     def predict(
         self,
@@ -188,6 +209,8 @@ class Fused:
         self._refuse_gradients(self.predictor, sample, timestep, encoder_hidden_states)
         self._look(self.predictor)
         fused = self.unet
+        if hoisted is None and _count(timestep) > 1:
+            return self._predict_apart(sample, timestep, encoder_hidden_states, return_dict)
         with record_function(FUSED_MARK):
             ready = hoisted or hoist(fused, timestep, encoder_hidden_states)
             x = channels_last(sample)
@@ -197,6 +220,18 @@ class Fused:
         if store:
             return channels_first(noise), features
         first = channels_first(noise)
+        return UNet2DConditionOutput(sample=first) if return_dict else (first,)
+
+    def _predict_apart(self, sample: Tensor, timestep: Any, text: Tensor, return_dict: bool) -> Any:
+        """Each image at a timestep of its own, which the engine draws one after the other."""
+        times = torch.as_tensor(timestep, device=text.device).reshape(-1)
+        if not len(times) == len(sample) == len(text):
+            raise SdoptError(
+                f"level {self.level!r}: the engine's unet got {len(times)} timesteps and "
+                f"{len(text)} texts for {len(sample)} images; give one timestep, or one for each"
+            )
+        each = zip(sample[:, None], times, text[:, None], strict=True)
+        first = torch.cat([self.predict(*one, return_dict=False)[0] for one in each])
         return UNet2DConditionOutput(sample=first) if return_dict else (first,)
 
     def decode(self, sample: Tensor, *more: Any, **named: Any) -> Tensor:
@@ -267,6 +302,11 @@ def hoist(fused: FusedUNet, timestep: Any, text: Tensor) -> Hoisted:
     times = torch.as_tensor(timestep, device=text.device).reshape(1)
     shift = {module: rows[0] for module, rows in fused.shifts(times).items()}
     return Hoisted(shift=shift, context=fused.context(text))
+
+
+def _count(timestep: Any) -> int:
+    """How many timesteps: a number is one."""
+    return timestep.numel() if isinstance(timestep, Tensor) else int(np.size(timestep))
 
 
 def channels_last(x: Tensor) -> Tensor:

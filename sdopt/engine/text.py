@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdopt.engine import ops
@@ -25,6 +26,10 @@ def check_encoder(encoder: Any) -> None:
         )
 
 
+OLD_END = 2
+"""The `eos_token_id` of old configurations, whose end mark is the largest id."""
+
+
 Joined = Mapping[nn.Module, tuple[Tensor, Tensor | None]]
 """Weight and bias of queries, keys and values as one product, by self-attention."""
 
@@ -39,6 +44,7 @@ def encode_text(encoder: Any, joined: Joined, ids: Tensor) -> Tensor:
     """The last hidden state of a transformers CLIPTextModel for token ids (prompts, tokens)."""
     model = _model(encoder)
     embeddings = model.embeddings
+    _check_length(ids, embeddings.position_embedding.weight)
     positions = embeddings.position_embedding.weight[: ids.shape[1]]
     x = embeddings.token_embedding.weight[ids] + positions
     for layer in model.encoder.layers:
@@ -52,6 +58,21 @@ def encode_text(encoder: Any, joined: Joined, ids: Tensor) -> Tensor:
         hidden = ops.quick_gelu(ops.linear(normed, mlp.fc1.weight, mlp.fc1.bias))
         x = ops.linear(hidden, mlp.fc2.weight, mlp.fc2.bias, residual=x)
     return ops.layer_norm(x, model.final_layer_norm)
+
+
+def _check_length(ids: Tensor, positions: Tensor) -> None:
+    if ids.shape[1] > len(positions):
+        raise SdoptError(
+            f"the text encoder reads {len(positions)} tokens at most, these are {ids.shape[1]}; "
+            "tokenize with truncation=True"
+        )
+
+
+def pooled_text(encoder: Any, hidden: Tensor, ids: Tensor) -> Tensor:
+    """The last hidden state at each text's first end mark, (prompts, width), as transformers'."""
+    end = _model(encoder).eos_token_id
+    ends = ids.int().argmax(-1) if end == OLD_END else (ids == end).int().argmax(-1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), ends]
 
 
 def _model(encoder: Any) -> Any:

@@ -16,6 +16,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
 from sdopt.engine.cuda_graphs import replaying
+from sdopt.engine.placed import check_placed
 from sdopt.engine.stock import changed
 from sdopt.errors import SdoptError
 
@@ -56,7 +57,7 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
     solver's table, serves later calls that are not.
     """
     with ExitStack() as stack:
-        for kind in {"cpu", pipeline.device.type}:
+        for kind in {"cpu", pipeline.device.type} - {"meta"}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         return _drawn_whole(pipeline, engine, dict(arguments))
@@ -65,7 +66,9 @@ def drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, arguments: dict[
 def _drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, given: dict[str, Any]) -> Any:
     if replaying():  # else somebody watches what is called, and all of it is
         check_methods(pipeline, engine.level.name)
+    given = {name: number_of(value) for name, value in given.items()}
     check_arguments(engine.level.name, given)
+    check_placed(pipeline, engine.level.name)
     check_additions(pipeline, engine.level.name)
     height, width = _size(pipeline, given)
     prompts = _prompts(given)
@@ -74,7 +77,7 @@ def _drawn_whole(pipeline: LevelPipeline, engine: PictureEngine, given: dict[str
     ids = token_ids(pipeline, prompts, _negatives(given, prompts) if guided else [])
     _check_latents(pipeline, given.get("latents"), len(prompts), (height, width))
     noise = first_noise(pipeline, len(prompts), (height, width), given)
-    scale = float((given.get("cross_attention_kwargs") or {}).get("scale", 1.0))
+    scale = float(number_of((given.get("cross_attention_kwargs") or {}).get("scale", 1.0)))
     if given.get("cross_attention_kwargs"):
         # As diffusers notes it: a LoRA of the text encoder that is loaded later begins with it.
         pipeline._lora_scale = scale
@@ -172,8 +175,21 @@ def check_arguments(level: str, given: dict[str, Any]) -> None:
         if name in given and not right(given[name]):
             left_out = "" if name == "prompt" else ", or leave it out for the default"
             raise SdoptError(
-                f"{name} is {given[name]!r}; level {level!r} takes {wanted}; give that{left_out}"
+                f"{name} is {_shown(given[name])}; level {level!r} takes {wanted}; give "
+                f"that{left_out}"
             )
+
+
+def number_of(value: Any) -> Any:
+    """A number or text that numpy or PyTorch wraps, as itself: diffusers takes most of them."""
+    wrapped = isinstance(value, (np.ndarray, np.generic, Tensor)) and value.ndim == 0
+    return value.item() if wrapped else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (np.ndarray, Tensor)):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    return repr(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -191,21 +207,29 @@ def _are_generators(value: Any) -> bool:
 
 
 def _is_scale(value: Any) -> bool:
-    given = value or {}
-    return isinstance(given, Mapping) and all(
-        name == "scale" and isinstance(one, Real) and math.isfinite(one)
-        for name, one in given.items()
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(name == "scale" and _is_finite(one) for name, one in value.items())
     )
+
+
+def _is_finite(value: Any) -> bool:
+    number = number_of(value)
+    return isinstance(number, Real) and math.isfinite(number)
 
 
 _WANTED = (
     ("prompt", _are_texts, "a string or a list of strings"),
-    ("negative_prompt", lambda v: v in (None, []) or _are_texts(v), "strings like `prompt`"),
+    (
+        "negative_prompt",
+        lambda v: v is None or (isinstance(v, list) and not v) or _are_texts(v),
+        "strings like `prompt`",
+    ),
     ("num_inference_steps", _is_count, "an integer, 1 or more"),
     ("num_images_per_prompt", lambda v: v is None or _is_count(v), "an integer, 1 or more"),
     (
         "guidance_scale",
-        lambda v: isinstance(v, Real) and math.isfinite(v),
+        _is_finite,
         "a finite number (1 or less is no guidance)",
     ),
     ("generator", lambda v: v is None or _are_generators(v), "torch.Generators"),
@@ -213,7 +237,7 @@ _WANTED = (
     ("cross_attention_kwargs", _is_scale, "{'scale': NUMBER}, the scale of LoRA, and nothing else"),
     (
         "output_type",
-        lambda v: v in OUTPUT_TYPES,
+        lambda v: isinstance(v, str) and v in OUTPUT_TYPES,
         f"one of {', '.join(OUTPUT_TYPES)} (latents come from a level without the engine, 'final')",
     ),
 )
@@ -248,19 +272,25 @@ def token_ids(pipeline: LevelPipeline, prompts: list[str], negatives: list[str])
 
 
 def _size(pipeline: LevelPipeline, given: dict[str, Any]) -> tuple[int, int]:
-    own = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    size = tuple(own if given.get(side) is None else given[side] for side in ("height", "width"))
+    """Height and width in px, as diffusers: one without the other is as if none were given."""
+    size: tuple[Any, ...] = (given.get("height"), given.get("width"))
+    if any(side is None or (isinstance(side, Real) and not side) for side in size):
+        own = pipeline.unet.config.sample_size
+        sides = (own, own) if isinstance(own, int) else tuple(own)
+        size = tuple(side * pipeline.vae_scale_factor for side in sides)
     for name, value in zip(("height", "width"), size, strict=True):
-        if not isinstance(value, int) or value < MULTIPLE_PX or value % MULTIPLE_PX:
+        if not isinstance(value, Integral) or value < MULTIPLE_PX or value % MULTIPLE_PX:
             raise SdoptError(
-                f"{name} is {value!r}; this level draws multiples of {MULTIPLE_PX} px, from "
+                f"{name} is {_shown(value)}; this level draws multiples of {MULTIPLE_PX} px, from "
                 f"{MULTIPLE_PX} on; use one, or a level without the engine, such as 'final'"
             )
-    return size
+    return int(size[0]), int(size[1])
 
 
 def _is_used(value: Any, unused: Any) -> bool:
-    return isinstance(value, Tensor) or (value != unused and bool(value))
+    if isinstance(value, (np.ndarray, Tensor)):  # which have no one truth
+        return True
+    return value != unused and bool(value)
 
 
 def _check_latents(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ from sdopt.pipelines.arguments import (
 )
 from sdopt.pipelines.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.pipelines.compilation import compile_decoder, compile_unet
+from sdopt.pipelines.components import check_components
 from sdopt.pipelines.engine_call import drawn_whole
 from sdopt.pipelines.nested import leaving_the_outer_call
 from sdopt.pipelines.saving import plainly_laid_out
@@ -66,6 +68,8 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     @property
     def device(self) -> torch.device:
         """Where the UNet is; diffusers' own property walks all modules, milliseconds a picture."""
+        if self.unet is None or self.unet.conv_in.weight.is_meta:  # gone, or offloaded
+            return super().device  # type: ignore[no-any-return]
         device: torch.device = self.unet.conv_in.weight.device
         return device
 
@@ -77,6 +81,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         self._check_level()
         given = without_defaults(arguments_of(self, args, kwargs), but=self._defaults())
         arguments = {**self._defaults(), **given}
+        check_components(self, arguments)
         self._check_prompts(arguments)
         with (
             process_settings(self.level, self.device),
@@ -147,7 +152,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             given = arguments.get(name)
             for text in given if isinstance(given, list) else [given]:
                 if isinstance(text, str) and text:  # what is no text is refused further on
-                    self.source.check_prompt(text)
+                    self.source.check_prompt(without_learnt_words(text, self.tokenizer))
 
     def _add_step_callback(self, arguments: dict[str, Any]) -> None:
         own = arguments.get("callback_on_step_end")
@@ -167,6 +172,19 @@ FAST_PATHS = ("engine", "fused", "step_callback", "drawing")
 # diffusers finds relatives by the name of the class: AutoPipelineForImage2Image.from_pipe, and
 # whoever loads a folder that names it.
 LevelPipeline.__name__ = StableDiffusionPipeline.__name__
+
+
+def without_learnt_words(text: str, tokenizer: Any) -> str:
+    """The text without the tokens that a textual inversion added, which it taught the model.
+
+    A tokenizer finds them in lower case, and within words too.
+    """
+    if tokenizer is None:
+        return text
+    learnt = set(tokenizer.added_tokens_encoder) - set(tokenizer.all_special_tokens)
+    for token in sorted(learnt, key=len, reverse=True):  # "<cat>_1" before "<cat>"
+        text = re.sub(re.escape(token), " ", text, flags=re.IGNORECASE)
+    return text
 
 
 @contextmanager

@@ -17,8 +17,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import peft
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     AutoPipelineForImage2Image,
     ControlNetModel,
@@ -218,6 +220,32 @@ def dora(trial: Trial) -> None:
         weights[name.replace("lora_B.weight", "lora_magnitude_vector")] = torch.full((rows,), 2.0)
     trial.each(lambda pipeline: pipeline.load_lora_weights(dict(weights)))
     trial.is_as_stock()
+
+
+def own_adapter(config: Any) -> Feature:
+    """A feature: an adapter of peft that is no LoRA, in the attention of the UNet."""
+
+    def use(trial: Trial) -> None:
+        def put_in(pipeline: Any) -> None:
+            peft.inject_adapter_in_model(config, pipeline.unet)
+            random = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for name, weight in pipeline.unet.named_parameters():
+                    if any(part in name for part in ("ia3_", "oft_", "boft_")):
+                        weight.add_(0.3 * torch.randn(weight.shape, generator=random))
+
+        with pytest.MonkeyPatch.context() as patch:
+            # BOFT compiles an extension for CUDA when it is first used, and says if it cannot.
+            patch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: None)
+            trial.each(put_in)
+            trial.is_as_stock()
+
+    return use
+
+
+feature("IA3")(own_adapter(peft.IA3Config(target_modules=["to_v"], feedforward_modules=[])))
+feature("OFT")(own_adapter(peft.OFTConfig(target_modules=["to_v"], oft_block_size=4)))
+feature("BOFT")(own_adapter(peft.BOFTConfig(target_modules=["to_v"], boft_block_size=4)))
 
 
 @feature("textual inversion")
@@ -485,6 +513,45 @@ def moved_weights(trial: Trial) -> None:
 
     trial.each(move)
     trial.is_as_stock()
+
+
+@feature("weights made under `torch.inference_mode`")
+def inference_weights(trial: Trial) -> None:
+    def change(pipeline: Any) -> None:
+        with torch.inference_mode():
+            for owner in owners(pipeline):
+                owner.weight = torch.nn.Parameter(owner.weight * 1.5, requires_grad=False)
+
+    trial.each(change)
+    louder = trial.is_as_stock()
+    with torch.inference_mode():
+        for pipeline in trial.both:
+            for owner in owners(pipeline):
+                owner.weight.mul_(1.5)
+    assert differs(trial.is_as_stock(), louder)
+
+
+@feature("a call under `torch.inference_mode`, then one without")
+def inference_call(trial: Trial) -> None:
+    with torch.inference_mode():
+        for pipeline in trial.both:
+            pipeline.unet.mid_block.attentions[0].proj_out.weight.mul_(4)
+        under = trial.is_as_stock()
+    assert np.array_equal(trial.is_as_stock(), under)
+    written_weights(trial)
+
+
+@feature("layerwise casting, `enable_layerwise_casting`")
+def layerwise_casting(trial: Trial) -> None:
+    types = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
+    trial.each(lambda pipeline: pipeline.unet.enable_layerwise_casting(**types))
+    trial.is_as_stock()
+
+
+@feature("`accelerate.cpu_offload`")
+def offloaded(trial: Trial) -> None:
+    trial.each(lambda pipeline: cpu_offload(pipeline.unet, CPU))
+    trial.is_as_stock(changed=False)
 
 
 @feature('`padding_mode="circular"` of the convolutions')
@@ -804,6 +871,19 @@ def defaults(trial: Trial) -> None:
     trial.is_as_stock(changed=False, callback_on_step_end_tensor_inputs=None)
 
 
+@feature("numbers as NumPy and PyTorch wrap them")
+def wrapped_numbers(trial: Trial) -> None:
+    numbers = {"num_inference_steps": np.int64(STEPS), "guidance_scale": torch.tensor(3.0)}
+    sides = {"height": np.array(64), "width": np.int64(64), "num_images_per_prompt": np.array(1)}
+    trial.is_as_stock(**numbers, **sides, changed=False)
+
+
+@feature("`height=` without `width=`, which diffusers leaves aside")
+def one_side(trial: Trial) -> None:
+    for given in ({"height": 128}, {"width": 128}, {"height": 0, "width": 128}):
+        assert trial.is_as_stock(**given, changed=False).shape == trial.first.shape
+
+
 @feature("`clip_skip`")
 def clip_skip(trial: Trial) -> None:
     """Stock diffusers gets the name that it asks for, which transformers has no more."""
@@ -821,6 +901,28 @@ def autocast(trial: Trial) -> None:
     assert np.array_equal(found, image(trial.pipeline, num_inference_steps=3)) != reduced
     trial.is_as_stock(num_inference_steps=3)
     trial.is_as_stock(changed=False)
+
+
+@feature("the UNet called with a timestep for each image")
+def timesteps(trial: Trial) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, text = torch.randn(3, 4, 8, 8, generator=random), torch.randn(3, 32, 16, generator=random)
+    times = torch.tensor([10, 500, 900])
+    with torch.no_grad():
+        found, wanted = trial.each(lambda p: p.unet(x, times, encoder_hidden_states=text).sample)
+    assert (found - wanted).abs().max() < SAME
+    assert (found[0] - found[1]).abs().max() > CHANGED
+
+
+@feature("the text encoder called, with its `pooler_output`")
+def pooled(trial: Trial) -> None:
+    texts = trial.stock.tokenizer(["a cat", "a"], padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        found, wanted = trial.each(lambda pipeline: pipeline.text_encoder(texts.input_ids))
+        both = trial.each(lambda p: p.text_encoder(texts.input_ids[0], return_dict=False))
+    assert type(found) is type(wanted)
+    pairs = [*zip(found.to_tuple(), wanted.to_tuple(), strict=True), *zip(*both, strict=True)]
+    assert all((one - other).abs().max() < SAME for one, other in pairs)
 
 
 @feature("`save_pretrained`, loaded by stock diffusers")
@@ -859,6 +961,12 @@ def image_to_image(trial: Trial) -> None:
         ),
         **given,
     )
+
+
+@feature("a component that is None, `pipeline.unet = None`")
+def missing_component(trial: Trial) -> None:
+    trial.pipeline.unet = None
+    image(trial.pipeline)
 
 
 @feature("`LevelPipeline.from_pipe`")

@@ -26,6 +26,7 @@ from sdopt.bench.stored import history
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.pipelines.workload import Request
+from sdopt.util.partial_files import SUFFIX, remove_stale
 from sdopt.util.progress import Progress
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Let pytest-benchmark store through this project's history, if there is something to store."""
     suite = session.config.stash[SUITE]
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        suite.tidy()
+        remove_stale(session.config.rootpath.glob(f"{unfinished.VERDICTS}*{SUFFIX}"))
     refusals.refuse_to_store_nothing(session.config, suite.settings.unfit)
     session.config._benchmarksession.storage = _HistoryStorage(suite, session)  # type: ignore[attr-defined]
 

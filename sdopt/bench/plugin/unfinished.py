@@ -6,6 +6,7 @@ cannot be imported leaves no verdict of an earlier run behind.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
@@ -91,9 +92,11 @@ def _write_whole(path: Path, text: str) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # see sdopt.util.partial_files
             file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+            file.flush()
+            os.chmod(name, 0o644)
+            os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise

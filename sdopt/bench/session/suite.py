@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from sdopt.bench.judge.gate import EXACT_COUNTS, RUN, WORK_DETAILS, Gate, Limits
 from sdopt.bench.judge.rules import PRIORS
 from sdopt.bench.stored import baselines, history, latents
+from sdopt.bench.stored.accepting import forget_settled, mixture, store_together
 from sdopt.bench.stored.history import StoredRun
 from sdopt.errors import BrokenFileError, MemoryLeftError, SdoptError
 from sdopt.levels import LEVELS, UNREPEATABLE, Level, get_level
 from sdopt.pipelines.workload import Request, Workload, load_workload
 from sdopt.util.hardware import Hardware, free_memory, hardware_of, versions
+from sdopt.util.partial_files import SUFFIX, remove_stale
 from sdopt.util.progress import Progress
 from sdopt.weights.sources import Source, resolve
 
@@ -67,6 +69,7 @@ class Suite:
     settings: Settings
     progress: Progress
     accepted: list[Path] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
     judged: list[str] = field(default_factory=list)
     failed_by_verdict: list[str] = field(default_factory=list)
     _pictures: dict[str, Pictures] = field(default_factory=dict)
@@ -306,6 +309,8 @@ class Suite:
         """
         if self.settings.accept:
             self._accept(level, pictures)
+        if errors := self._mixture(level):
+            return {}, errors
         stored, unusable = {}, dict[str, BrokenFileError]()
         for request in self.workload.requests:
             path, shape = self._image_path(level, request), pictures[request.name].shape
@@ -332,6 +337,8 @@ class Suite:
         """
         if self.settings.accept and level.name in self._pictures:
             self._accept(level, self._pictures[level.name])
+        if errors := self._mixture(level):
+            return {}, errors
         stored, unusable = {}, {}
         scale, identity = self.source.guidance_scale, self._latents_identity(level, double)
         for request in (one for one in self.workload.requests if one.name in drawn):
@@ -344,6 +351,22 @@ class Suite:
                 unusable[request.name] = error
         return stored, unusable
 
+    def _mixture(self, level: Level) -> dict[str, BrokenFileError]:
+        return mixture(self.settings.baselines_root, self.baseline_set, level.name)
+
+    def tidy(self) -> None:
+        """Remove what killed runs left of files on their way, and name an interrupted accept."""
+        root = self.settings.baselines_root
+        if removed := remove_stale(root.rglob(f"*{SUFFIX}")):
+            self.left_behind.append(
+                f"sdopt: removed {len(removed)} partial files of a run that was killed, in "
+                f"{', '.join(sorted({str(path.parent) for path in removed}))}"
+            )
+        self.left_behind += [
+            f"sdopt: an interrupted --sdopt-accept left images and latents partly new: {journal}"
+            for journal in forget_settled(root)
+        ]
+
     def _accept(self, level: Level, pictures: Pictures) -> None:
         """Store the pictures with their latents, once a run."""
         if level.name in self._accepted_levels:
@@ -351,15 +374,19 @@ class Suite:
         self._check_sound(level, pictures)
         from sdopt.bench.measure.quality import to_uint8
 
+        files, accepted = dict[Path, bytes](), list[Path]()
         for request in self.workload.requests:
             path = self._image_path(level, request)
             made_by = {**baselines.request_fields(request), **self.identity(level)}
-            baselines.save_image(path, to_uint8(pictures[request.name]), made_by)
-            self.accepted.append(path)
-            self._accept_latents(level, request)
+            files[path] = baselines.image_content(to_uint8(pictures[request.name]), made_by)
+            accepted.append(path)
+            files |= self._accepted_latents(level, request)
+        store_together(self.settings.baselines_root, self.baseline_set, level.name, files)
+        self.accepted += accepted
         self._accepted_levels.add(level.name)
 
-    def _accept_latents(self, level: Level, request: Request) -> None:
+    def _accepted_latents(self, level: Level, request: Request) -> dict[Path, bytes]:
+        files = {}
         for drawn, double in ((self._latents, False), (self._doubles, True)):
             values = drawn.get(level.name, {}).get(request.name)
             if values is not None:
@@ -368,7 +395,9 @@ class Suite:
                     **self._latents_identity(level, double),
                     "environment": self.environment,
                 }
-                latents.save_latents(self._latents_path(level, request, double), values, made_by)
+                path = self._latents_path(level, request, double)
+                files[path] = latents.latents_content(values, made_by)
+        return files
 
     def _latents_identity(self, level: Level, double: bool) -> dict[str, Any]:
         from sdopt.bench.measure.double import STEPS
@@ -497,7 +526,7 @@ class Suite:
                 + (f" and {earlier} earlier" if earlier else "")
             )
             lines += [f"sdopt: changed since then: {', '.join(changes)}"] if changes else []
-        return lines
+        return lines + self.left_behind
 
 
 def _is_within(test: str, scope: str) -> bool:

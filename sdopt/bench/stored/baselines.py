@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt.bench.stored.soundness import Unsound, check_settings
+from sdopt.bench.stored.soundness import Unsound, check_limit, check_settings
 from sdopt.bench.stored.stored_image import TEXT_KEY, read_stored_image
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
@@ -30,6 +29,11 @@ def image_path(root: Path, baseline_set: str, level: str, prompt: str) -> Path:
 
 def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> None:
     """Write a picture of shape (height, width, 3) as PNG, with how it was made inside."""
+    write_whole(path, image_content(picture, made_by))
+
+
+def image_content(picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> bytes:
+    """What `save_image` writes."""
     import io
 
     from PIL import Image
@@ -39,7 +43,7 @@ def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any
     text.add_text(TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text, optimize=True)
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_image(
@@ -113,24 +117,33 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
     """
     if not path.exists():
         return {}
+    levels = read_limits(path)["levels"]
+    return {
+        level: {kind: float(row["limit"]) for kind, row in rows.items()}
+        for level, rows in levels.items()
+    }
+
+
+def read_limits(path: Path) -> dict[str, Any]:
+    """The whole file of limits, each value of it checked. Raises BrokenFileError naming one."""
     data = read_json(path)
-    try:
-        limits = {
-            level: {kind: float(row["limit"]) for kind, row in rows.items()}
-            for level, rows in data["levels"].items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(path, f"is incomplete: {error!r}") from error
-    for level, kinds in limits.items():
-        if not all(math.isfinite(limit) for limit in kinds.values()):
-            raise damaged(path, f"is not sound: the limits of level {level!r} are {kinds}")
-        if "drift" not in kinds or not set(kinds) <= set(LIMIT_KINDS):
+    levels = data.get("levels")
+    if not isinstance(levels, dict):
+        raise damaged(path, "is incomplete: it holds no levels with their limits")
+    for level, rows in levels.items():
+        kinds = set(rows) if isinstance(rows, dict) else set()
+        if "drift" not in kinds or not kinds <= set(LIMIT_KINDS):
             raise damaged(
                 path,
                 f"is of another kind: level {level!r} has the limits {sorted(kinds)}; a level has "
                 "drift and maybe cost, truth, latents and float64",
             )
-    return limits
+        for kind, row in rows.items():
+            try:
+                check_limit(kind, row)
+            except Unsound as error:
+                raise damaged(path, f"is not sound: level {level!r}: {error}") from error
+    return data
 
 
 def work_path(root: Path, baseline_set: str) -> Path:

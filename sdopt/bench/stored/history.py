@@ -15,6 +15,7 @@ from sdopt.bench.stored.soundness import Unsound, check_run
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import damaged, read_json, write_whole
 from sdopt.util.hardware import Hardware
+from sdopt.util.partial_files import held
 
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
 PARTIAL = "_partial"
@@ -59,10 +60,11 @@ def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool =
         except FileExistsError:
             continue
         try:
-            if all(_number(other) != number for other in _runs(folder)):
-                path = folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
-                write_whole(path, content)
-                return path
+            with held(claim):
+                if all(_number(other) != number for other in _runs(folder)):
+                    path = folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
+                    write_whole(path, content)
+                    return path
         finally:
             claim.unlink()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.measure.latents import relative_distance
 from sdopt.bench.stored.latents import FLOAT64, read_latents
 from sdopt.errors import BrokenFileError
 from sdopt.levels import LEVELS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LATENT_MARGIN = 4.0
 """How many times the largest distance of latents seen may pass, for machines nobody has tried."""
@@ -61,11 +65,15 @@ def _latents_apart(level: str, first: Path, others: Sequence[Path], kind: str) -
             raise BrokenFileError(
                 f"latents {unpaired} of level {level!r} are in only one of {first} and {other}"
             )
-        distances += [
-            relative_distance(read_latents(path, STORED_AS[kind])[0], values[name])
-            for name, path in there.items()
-        ]
+        distances += [_apart(path, values[name], STORED_AS[kind]) for name, path in there.items()]
     return distances
+
+
+def _apart(path: Path, values: NDArray[Any], stored_as: str) -> float:
+    found = read_latents(path, stored_as)[0]
+    if found.shape != values.shape:
+        raise BrokenFileError(f"{path} has the shape {found.shape}, the baseline's {values.shape}")
+    return relative_distance(found, values)
 
 
 def _rounded_up(value: float, digits: int = 3) -> float:

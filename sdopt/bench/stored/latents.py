@@ -42,10 +42,15 @@ def latents_beside(images: Path) -> Path:
 
 def save_latents(path: Path, latents: NDArray[Any], made_by: Mapping[str, Any]) -> None:
     """Write latents of shape (4, height / 8, width / 8) with how they were made."""
+    write_whole(path, latents_content(latents, made_by))
+
+
+def latents_content(latents: NDArray[Any], made_by: Mapping[str, Any]) -> bytes:
+    """What `save_latents` writes."""
     from safetensors.numpy import save
 
     about = {MADE_BY: json.dumps(dict(made_by), sort_keys=True)}
-    write_whole(path, save({TENSOR: latents}, metadata=about))
+    return save({TENSOR: latents}, metadata=about)
 
 
 def load_latents(

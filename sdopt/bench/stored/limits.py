@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdopt.bench.measure.quality import likeness
-from sdopt.bench.stored.baselines import SCHEMA, load_picture
+from sdopt.bench.stored.accepting import check_settled
+from sdopt.bench.stored.baselines import SCHEMA, load_picture, read_limits
 from sdopt.bench.stored.latent_limits import LATENT_MARGIN, STORED_AS, measured_latent_limits
 from sdopt.bench.stored.latents import FLOAT64, latents_beside
+from sdopt.bench.stored.soundness import Unsound, check_limit
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
 from sdopt.miniature.scenes import parse_caption, render
-from sdopt.util.files import read_json, write_whole
+from sdopt.util.files import write_whole
 
 Pictures = Mapping[str, NDArray[np.uint8]]
 
@@ -114,6 +117,11 @@ def _truths(folder: Path, level: str) -> Pictures:
 def _ssim(pictures: Pictures, others: Pictures) -> list[float]:
     if unpaired := sorted(set(others) ^ set(pictures)):
         raise BrokenFileError(f"pictures {unpaired} are in one folder but not in another")
+    for name, other in others.items():
+        if pictures[name].shape != other.shape:
+            raise BrokenFileError(
+                f"the pictures {name!r} are of two sizes, {pictures[name].shape} and {other.shape}"
+            )
     return [likeness(pictures[name], other).ssim for name, other in others.items()]
 
 
@@ -138,10 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give the baseline folder and at least one other to compare it with")
     path = folders[0] / "limits.json"
     try:
+        for folder in folders:
+            check_settled(folder.parent.parent, folder.name)
         if options.latents:
-            content = with_latents(read_json(path), folders, options.made_by)
+            content = with_latents(read_limits(path), folders, options.made_by)
         else:
             content = _content(folders, options.made_by)
+        _check(content["levels"])
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -149,11 +160,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"wrote {path}")
     for name, rows in content["levels"].items():
         cells = (
-            f"{kind} {row['measured']:.6g} {SIGNS[kind]} {row['limit']:.6g}"
+            f"{kind} {row.get('measured', math.nan):.6g} {SIGNS[kind]} {row['limit']:.6g}"
             for kind, row in rows.items()
         )
         print(f"{name:18} {'  '.join(cells)}")
     return 0
+
+
+def _check(levels: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise BrokenFileError for limits that the suite would refuse to read."""
+    for level, rows in levels.items():
+        for kind, row in rows.items():
+            try:
+                check_limit(kind, row)
+            except Unsound as error:
+                raise BrokenFileError(
+                    f"nothing was written: the folders are too far apart: level {level!r}: {error}"
+                ) from error
 
 
 def _content(folders: Sequence[Path], made_by: str) -> dict[str, Any]:

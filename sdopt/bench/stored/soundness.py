@@ -17,6 +17,25 @@ STATISTICS = ("min", "max", "mean", "median", "rounds", "total")
 TIMER = "perf_counter"
 TEXTS = ("level", "source", "device", "dtype", "compile_cache")
 COUNTS = ("steps", "size_px")
+SIMILARITIES = ("ssim_drift", "ssim_cost", "ssim_truth")
+SIGNED = (
+    *("psnr_drift_db", "psnr_cost_db", "psnr_truth_db"),
+    *("growth_mib", "temperature_c", "guidance_scale"),
+)
+"""What may be below 0."""
+MEASURED = (
+    *("block_drift", "latent_drift", "latent_drift_float64", "repeat_latents"),
+    *("peak_allocated_mib", "peak_reserved_mib", "device_used_mib", "first_call_s"),
+    *("gpu_busy_ms", "kernel_launches", "host_syncs", "tflop", "unet_evaluations"),
+    *("recompiles", "graph_breaks", "graphs_in_rounds"),
+)
+GROUPS = ("stage_ms", "gpu", "calls", "kernels_by_part", "tflop_by_module")
+"""Measurements by name."""
+NUMBERS = frozenset({*SIMILARITIES, *SIGNED, *MEASURED})
+LONGEST_S = 1e6
+"""No round takes eleven days."""
+DISTANCES = ("latents", "float64")
+"""Limits of relative distances; that from latents to none at all is 1."""
 
 
 class Unsound(ValueError):
@@ -91,10 +110,38 @@ def check_settings(info: Mapping[str, Any]) -> None:
             _text(value, name)
         elif name in COUNTS:
             _check_type(name, value, int)
+            if value < 1:
+                raise Unsound(f"{name} is {value!r}, not 1 or more")
+        elif name in GROUPS and not isinstance(value, dict):
+            raise Unsound(f"{name} is {value!r}, not numbers by name")
+        elif name == "cost_is_comparable":
+            _check_type(name, value, bool)
         else:
-            _check_measured(name, value)
-    if isinstance(info.get("guidance_scale", 0.0), str):
-        raise Unsound(f"guidance_scale is {info['guidance_scale']!r}, not a number")
+            _check_measured(name, value, is_known=name in NUMBERS or name in GROUPS)
+
+
+def check_limit(kind: str, row: Any) -> float:
+    """The limit in a row of limits.json. Raises Unsound for one that lets everything pass."""
+    if not isinstance(row, dict) or "limit" not in row:
+        raise Unsound(f"{kind} is {row!r}, and has no limit")
+    limit, measured = row["limit"], row.get("measured", 0.0)
+    least = 0.0 if kind in DISTANCES or kind == "drift" else -1.0
+    if not is_number(limit) or not least < limit <= 1:
+        raise Unsound(f"{kind}.limit is {limit!r}, not a number above {least:g} and at most 1")
+    least = 0.0 if kind in DISTANCES else -1.0
+    if not is_number(measured) or not least <= measured <= 1:
+        raise Unsound(f"{kind}.measured is {measured!r}, not a number from {least:g} to 1")
+    return float(limit)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no truth value; a JSON integer may have any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _check_level_fields(value: Any) -> None:
@@ -110,21 +157,29 @@ def _check_level_fields(value: Any) -> None:
 
 def _check_type(name: str, value: Any, kind: type) -> None:
     """A number may be an integer, and nothing but true and false is a truth value."""
-    right = isinstance(value, (int, float) if kind is float else kind)
+    right = is_number(value) if kind is float else isinstance(value, kind)
     if not right or (isinstance(value, bool) and kind is not bool):
         raise Unsound(f"{name} is {value!r}, not of the type {kind.__name__}")
 
 
-def _check_measured(name: str, value: Any) -> None:
-    """A finite number, a word, or such values by name."""
-    if isinstance(value, dict):
+def _check_measured(name: str, value: Any, *, is_known: bool) -> None:
+    """A finite number, or such by name; of what no version here measures also words and truths."""
+    last = name.rsplit(".", 1)[-1]
+    if isinstance(value, dict) and name not in NUMBERS:
         for part, inner in value.items():
-            _check_measured(f"{name}.{part}", inner)
-    elif isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise Unsound(f"{name} is {value!r}")
-    elif not isinstance(value, str):
+            _check_measured(f"{name}.{part}", inner, is_known=is_known)
+    elif isinstance(value, int | float) and not is_number(value + 0):
+        raise Unsound(f"{name} is {value!r}")
+    elif is_known and not is_number(value):
+        raise Unsound(f"{name} is {value!r}, not a number")
+    elif isinstance(value, str):
+        return
+    elif not isinstance(value, int | float):
         raise Unsound(f"{name} is {value!r}, neither a number nor a word")
+    elif name in SIMILARITIES and not -1 <= value <= 1:
+        raise Unsound(f"{name} is {value!r}, not from -1 to 1")
+    elif is_known and last not in SIGNED and name not in SIMILARITIES and value < 0:
+        raise Unsound(f"{name} is {value!r}, below 0")
 
 
 def _check_statistics(stats: Mapping[str, Any]) -> None:
@@ -132,16 +187,14 @@ def _check_statistics(stats: Mapping[str, Any]) -> None:
     if not isinstance(rounds, list) or not rounds:
         raise Unsound(f"there are no rounds: {rounds!r}")
     for value in rounds:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value <= 0:
+        if not is_number(value) or not 0 < value < LONGEST_S:
             raise Unsound(f"a round took {value!r} s")
     if stats.get("iterations", 1) != 1:
         raise Unsound(f"a round drew {stats['iterations']!r} images, not one")
     wanted = statistics_of(rounds)
     for name in STATISTICS:
         found = stats[name]
-        number = isinstance(found, int | float) and not isinstance(found, bool)
-        if not number or not math.isclose(found, wanted[name], rel_tol=1e-9):
+        if not is_number(found) or not math.isclose(found, wanted[name], rel_tol=1e-9):
             raise Unsound(f"its {name} is {found!r}, its rounds make that {wanted[name]!r}")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +161,66 @@ def test_accepting_again_replaces_the_counts(stored: Project) -> None:
     stored.edit_work(unet_evaluations=5)
     stored.run("--sdopt-accept", tests=WORK).assert_outcomes(passed=2)
     assert stored.work_file.read_bytes() == before
+
+
+KILLED_IN_BETWEEN = """
+import os, signal
+from dataclasses import replace
+from sdopt.bench.stored import accepting
+from sdopt.pipelines import workload
+from sdopt.levels import BASELINE, LEVELS
+pytest_plugins = ["sdopt.bench.plugin", "studies.peers.plugin"]
+workload.PHOTO_REQUESTS = workload.PHOTO_REQUESTS[:2]
+LEVELS["baseline"] = replace(BASELINE, steps=3)
+write, written = accepting.write_whole, []
+def until_killed(path, content):
+    if len(written) == 2:  # the journal and one image
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+    written.append(path)
+accepting.write_whole = until_killed
+"""
+
+
+def test_an_accept_that_was_killed_is_named_until_it_is_mended(stored: Project) -> None:
+    for path in stored.images.iterdir():
+        repaint(path)
+    before = {path: path.read_bytes() for path in stored.images.iterdir()}
+    conftest = stored.path / "conftest.py"
+    own = conftest.read_text()
+    conftest.write_text(KILLED_IN_BETWEEN)
+    stale = stored.images / "castle.pngabc.partial"
+    stale.touch()
+    options = ("-k", "[baseline]", "--sdopt-source", str(stored.source), "--sdopt-accept")
+    command = [sys.executable, "-m", "pytest", QUALITY, *options]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run(
+        command,
+        cwd=stored.path,
+        env=os.environ | paths,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stdout + child.stderr
+    assert "removed 1 partial files of a run that was killed" in child.stdout
+    assert not stale.exists()
+    changed = [path for path, content in before.items() if path.read_bytes() != content]
+    assert len(changed) == 1
+
+    conftest.write_text(own)
+    result = stored.run(tests=QUALITY)
+    assert result.ret == ExitCode.FAULT
+    journal = stored.baselines / "unfinished" / "micro" / "baseline.json"
+    result.stdout.fnmatch_lines(
+        [
+            f"*an interrupted --sdopt-accept left images and latents partly new: {journal}",
+            "*ssim_drift: fault: an --sdopt-accept of level 'baseline' was interrupted*",
+            f"*next: git checkout -- {stored.images} {stored.baselines}/latents/micro/baseline *",
+            f"*or: *{COMMAND}*",
+        ]
+    )
+    stored.run("--sdopt-accept", tests=QUALITY).assert_outcomes(passed=4, skipped=2)
+    assert not journal.exists()
+    assert stored.run(tests=QUALITY).ret == ExitCode.PASS

@@ -433,9 +433,24 @@ def test_a_source_without_limits_has_none(tmp_path: Path) -> None:
         ("[]", ["holds no JSON object"]),
         ({}, ["incomplete", "levels"]),
         ({"levels": ["final"]}, ["incomplete"]),
-        ({"levels": {"final": {"drift": 0.99}}}, ["incomplete"]),
-        ({"levels": {"final": {"drift": {"limit": None}}}}, ["incomplete"]),
-        ({"levels": {"final": {"drift": {"limit": "high"}}}}, ["incomplete", "high"]),
+        ("[" * 100_000, ["cannot be read"]),
+        ({"levels": {"final": 0.99}}, ["'final'", "drift"]),
+        ({"levels": {"final": {"drift": 0.99}}}, ["'final': drift is 0.99", "no limit"]),
+        *(
+            ({"levels": {"final": {"drift": {"limit": value}}}}, [f"drift.limit is {value!r}"])
+            for value in (None, "high", "0.5", True, -1, 0, 1e9, 10**400, float("nan"), [0.9])
+        ),
+        *(
+            (
+                {"levels": {"final": {"drift": {"limit": 0.9}, kind: {"limit": value}}}},
+                [f"'final': {kind}.limit is {value!r}"],
+            )
+            for kind, value in (("truth", -1), ("cost", 2), ("latents", 0), ("float64", 1e9))
+        ),
+        (
+            {"levels": {"final": {"drift": {"limit": 0.9, "measured": "0.9"}}}},
+            ["'final': drift.measured is '0.9'"],
+        ),
         ({"levels": {"final": {}}}, ["'final'", "drift"]),
         ({"levels": {"final": {"cost": {"limit": 0.9}}}}, ["'final'", "['cost']"]),
         (

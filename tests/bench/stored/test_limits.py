@@ -197,6 +197,52 @@ def test_latents_that_nobody_else_has_are_named(
     assert "latents ['ring', 'star'] of level 'tuned' are in only one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "cannot be read"),
+        ("[]", "holds no JSON object"),
+        ("{}", "it holds no levels"),
+        ('{"levels": [1]}', "it holds no levels"),
+        ('{"levels": {"baseline": 3}}', "level 'baseline' has the limits []"),
+        ('{"levels": {"baseline": {"drift": 3}}}', "drift is 3, and has no limit"),
+        ('{"levels": {"baseline": {"drift": {"limit": "0.5"}}}}', "drift.limit is '0.5'"),
+    ],
+)
+def test_damaged_limits_are_named_when_those_of_latents_are_renewed(
+    content: str, words: str, machines: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = machines[0] / "limits.json"
+    path.write_text(content)
+    assert limits.main(["--latents", *map(str, machines), "--made-by", "a third one"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {path} ")
+    assert words in message
+    assert path.read_text() == content
+
+
+def test_limits_that_let_everything_pass_are_not_written(
+    machines: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_latents(machines[1], "tuned", 5.0)
+    assert run(*machines[:2]) == 2
+    assert "too far apart: level 'baseline': latents.limit is " in capsys.readouterr().err
+    assert not (machines[0] / "limits.json").exists()
+
+
+def test_pictures_and_latents_of_two_sizes_are_named(
+    machines: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = stored.latents_beside(machines[1])
+    path = stored.latents_path(beside.parent.parent, beside.name, "tuned", "star")
+    stored.save_latents(path, np.ones((4, 2, 1), np.float32), {"level_fields": {}})
+    assert run(*machines[:2]) == 2
+    assert f"{path} has the shape (4, 2, 1), the baseline's (4, 1, 1)" in capsys.readouterr().err
+    save(machines[1], "tuned", noisy(3)[:16])
+    assert run(*machines[:2]) == 2
+    assert "the pictures 'star' are of two sizes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("value", "rounded"), [(0.0, 0.0), (4e-9, 4e-9), (1.2341e-7, 1.24e-7)])
 def test_a_limit_has_three_digits(value: float, rounded: float) -> None:
     assert latent_limits._rounded_up(value) == rounded

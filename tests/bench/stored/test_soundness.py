@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdopt.bench.report import results
 from sdopt.bench.stored.history import load_run, read_runs
 from sdopt.bench.stored.soundness import statistics_of
 from sdopt.errors import BrokenFileError
@@ -129,6 +132,65 @@ def with_setting(value: Any, *names: str) -> Callable[[dict[str, Any]], None]:
 
 def with_block(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda data: data["sdopt"].update({name: value})
+
+
+LESSER: dict[str, Any] = {
+    "first_call_s": 3.0,
+    "growth_mib": -0.5,
+    "peak_allocated_mib": 10.0,
+    "kernel_launches": 5,
+    "host_syncs": 0,
+    "psnr_cost_db": -1.0,
+    "latent_drift": 0.0,
+    "calls": {"unet": 3},
+    "gpu": {"power_w": 30.0, "temperature_c": -4},
+    "of_a_later_version": "a word",
+}
+WRONG = (None, "3", "", True, -1, -1.5, math.nan, math.inf, 10**400, 1e308, [], [1], {}, {"a": "b"})
+
+
+def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Ways to every value in a run, at any depth."""
+    named = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in named:
+        yield (*way, key)
+        if isinstance(inner, (dict, list)):
+            yield from places(inner, (*way, key))
+
+
+def full_run() -> dict[str, Any]:
+    run = a_run()
+    run["benchmarks"][0]["extra_info"] |= copy.deepcopy(LESSER)
+    return run
+
+
+@pytest.mark.parametrize("way", [*places(full_run())], ids=lambda way: ".".join(map(str, way)))
+def test_a_wrong_value_anywhere_is_named_or_harmless(
+    way: tuple[Any, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of results prints, or names the file; it never dies of what it read."""
+    path = tmp_path / "0001_a.json"
+    for value in WRONG:
+        run = full_run()
+        *outer, last = way
+        functools.reduce(lambda inner, key: inner[key], outer, run)[last] = value
+        path.write_text(json.dumps(run))
+        if results.main([str(tmp_path)]):
+            assert f"error: {path} " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in LESSER if name != "of_a_later_version"])
+def test_lesser_measurements_are_numbers(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "0001_a.json"
+    path.write_text(json.dumps(full_run()))
+    assert load_run(path, CPU, "embedded")
+    signed = name in ("growth_mib", "psnr_cost_db")
+    for value in ("3", None, [1], *(() if signed else (-1,)), *(() if signed else ({"a": "b"},))):
+        run = full_run()
+        run["benchmarks"][0]["extra_info"][name] = value
+        path.write_text(json.dumps(run))
+        with pytest.raises(BrokenFileError, match=rf"0001_a\.json is not sound: .*{name}"):
+            load_run(path, CPU, "embedded")
 
 
 UNSOUND = {
