@@ -106,16 +106,14 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
     )
 
 
-def rounds_of(
-    draw: Callable[[], object], device: torch.device, rounds: int | None = None
-) -> tuple[float, ...]:
+def rounds_of(draw: Callable[[], object], device: torch.device) -> tuple[float, ...]:
     """Wall times in ms of what pytest-benchmark does not run, by the clock of `latency`.
 
-    `draw` runs WARMUP_ROUNDS times first; `rounds` is ROUNDS of the device if it is None.
+    `draw` runs WARMUP_ROUNDS times first.
     """
     for _ in range(WARMUP_ROUNDS):
         draw()
-    return tuple(elapsed_ms(draw, device) for _ in range(rounds or ROUNDS[device.type]))
+    return tuple(elapsed_ms(draw, device) for _ in range(ROUNDS[device.type]))
 
 
 def elapsed_ms(draw: Callable[[], object], device: torch.device) -> float:
