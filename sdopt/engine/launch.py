@@ -331,7 +331,7 @@ def _chunk_rows(images: int, pixels: int) -> int:
     if pixels > MOST_CHUNKS * LARGEST_CHUNK:
         return LARGEST_CHUNK
     chunks = max(1, min(MOST_CHUNKS, STATISTICS_PROGRAMS // (4 * images)))
-    return cdiv(pixels, chunks)
+    return int(cdiv(pixels, chunks))
 
 
 def _warps(entries: int) -> int:
