@@ -16,6 +16,7 @@ from sdopt.bench.measure.observation import compiled_graphs
 from sdopt.bench.measure.rounds import SUSPICIOUS_MIB, growth_of, watched_rounds
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Request, generate
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
@@ -203,11 +204,8 @@ def _around(owner: Any, method: str, tick: Any) -> Iterator[None]:
         tick(f"{method} ends")
         return result
 
-    object.__setattr__(owner, method, timed)
-    try:
+    with replaced(owner, method, timed):
         yield
-    finally:
-        object.__delattr__(owner, method)
 
 
 class _HostClock:
