@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,7 @@ class Heir(Base):
 )
 def test_it_is_as_before_afterwards(owner: Any, name: str) -> None:
     before = dict(vars(owner))
-    with pytest.raises(ZeroDivisionError), replaced(owner, name, "other") as given:
+    with suppress(ZeroDivisionError), replaced(owner, name, "other") as given:
         assert given is owner
         assert getattr(owner, name) == "other"
         raise ZeroDivisionError
