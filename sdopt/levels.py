@@ -20,6 +20,10 @@ GUIDED_SHARE, UNGUIDED_SHARE = 0.2, 0.3
 """The largest distance between full steps with guidance and without, as a share of all steps."""
 
 
+WORDS_ONLY = ("name", "why", "reference")
+"""Fields of a level that change nothing about its pictures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Level:
     """One optimization level.
@@ -89,15 +93,9 @@ class Level:
         return replace(self, name=name, why=why, reference=self.name, **changes)
 
     def guided_steps(self, steps: int | None = None) -> int:
-        """Steps that evaluate both branches of classifier-free guidance.
-
-        The cutoff acts after the step with index `int(cfg_cutoff * steps)`, so that step is still
-        guided: 0.4 of 20 steps gives 9.
-        """
+        """Steps that evaluate both branches of classifier-free guidance."""
         steps = self.steps if steps is None else steps
-        if self.cfg_cutoff is None:
-            return steps
-        return min(steps, int(self.cfg_cutoff * steps) + 1)
+        return steps if self.cfg_cutoff is None else guided_steps(self.cfg_cutoff, steps)
 
     def unet_batches(self, steps: int | None = None) -> tuple[int, ...]:
         """UNet batch size at each step of one guided image: 2 while guided, then 1."""
@@ -116,17 +114,33 @@ class Level:
         return asdict(self)
 
     def changed_since(self, stored: Mapping[str, Any]) -> list[str]:
-        """'steps 30 -> 20' for each setting that was another when `as_dict` was stored.
+        """'steps 30 -> 20' for each setting that was another when `as_dict` was stored."""
+        now = self.as_dict()
+        return changed_settings({name: stored[name] for name in now if name in stored}, now)
 
-        A field that did not exist then had its default. Words that only explain do not count.
-        """
-        defaults = {field.name: field.default for field in fields(self)}
-        before = {**defaults, **stored}
-        return [
-            f"{name} {before[name]} -> {value}"
-            for name, value in self.as_dict().items()
-            if name not in ("name", "why", "reference") and before[name] != value
-        ]
+
+def guided_steps(cutoff: float, steps: int) -> int:
+    """Steps with both branches of guidance if it is cut off after that fraction of them.
+
+    The cutoff acts after the step with index `int(cutoff * steps)`, so that step is still guided:
+    0.4 of 20 steps gives 9.
+    """
+    return min(steps, int(cutoff * steps) + 1)
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """'steps 30 -> 20' for each setting in which the fields of two levels differ.
+
+    A field that one of them does not have yet has its default there. Words that only explain do
+    not count.
+    """
+    defaults = {field.name: field.default for field in fields(Level)}
+    before, after = {**defaults, **before}, {**defaults, **after}
+    return [
+        f"{name} {before.get(name)} -> {after.get(name)}"
+        for name in dict.fromkeys([*after, *before])
+        if name not in WORDS_ONLY and before.get(name) != after.get(name)
+    ]
 
 
 BASELINE = Level(name="baseline", why="plain diffusers: eager, full VAE, Euler Ancestral, 30 steps")

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from sdopt.errors import SdoptError, UnknownNameError
-from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
+from sdopt.levels import (
+    LEVELS,
+    Level,
+    changed_settings,
+    cost_is_comparable,
+    get_level,
+    guided_steps,
+)
 
 # level: compiled, channels-last, TF32, decoder, scheduler, steps, CFG cutoff, reference
 TABLE: dict[str, tuple[Any, ...]] = {
@@ -281,3 +288,12 @@ def test_a_cost_is_comparable_unless_the_sampler_draws_other_noise(
 def test_fewer_steps_of_a_deterministic_sampler_are_comparable() -> None:
     fewer = LEVELS["dpm-20"].then("dpm-10", why="half the steps", steps=10)
     assert cost_is_comparable(fewer, LEVELS["dpm-20"])
+
+
+def test_the_cutoff_leaves_its_own_step_guided() -> None:
+    assert [guided_steps(0.4, steps) for steps in (1, 2, 5, 20, 50)] == [1, 1, 3, 9, 21]
+
+
+def test_a_field_that_one_side_lacks_has_its_default_there() -> None:
+    assert changed_settings({}, {"cfg_cutoff": None, "steps": 30}) == []
+    assert changed_settings({"steps": 30}, {"cfg_cutoff": 0.4}) == ["cfg_cutoff None -> 0.4"]

@@ -5,8 +5,6 @@
 trust it as you trust code.
 """
 
-from sdopt.compile_cache.archive import Manifest, pack, read
-from sdopt.compile_cache.identity import made_here, misfit
-from sdopt.compile_cache.place import pointed_at, use
+from sdopt.compile_cache.place import use
 
-__all__ = ["Manifest", "made_here", "misfit", "pack", "pointed_at", "read", "use"]
+__all__ = ["use"]

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sdopt.compile_cache import archive, files, place
 from sdopt.compile_cache.identity import made_here
@@ -22,14 +23,14 @@ LEVELS = ("turbo",)
 DRAWING = "sdopt.compile_cache.drawing"
 
 
-def pack(file: Path, levels: Sequence[str], source: str | None) -> list[str]:
+def pack(options: argparse.Namespace) -> list[str]:
     """Compile the levels in a fresh process and folder, and pack what that left; what to say."""
-    names = [get_level(level).name for level in levels]
-    resolved = resolve(source).name
-    _refuse_unwritable(file)
+    names = [get_level(level).name for level in options.levels]
+    source = resolve(options.source).name
+    _refuse_unwritable(options.file)
     with tempfile.TemporaryDirectory(prefix="sdopt-compile-") as name:
         start = time.perf_counter()
-        _draw(Path(name), source or "auto", names)
+        _draw(Path(name), options.source or "auto", names)
         seconds = time.perf_counter() - start
         contents = files.kept(Path(name))
     if not contents:
@@ -37,25 +38,27 @@ def pack(file: Path, levels: Sequence[str], source: str | None) -> list[str]:
             f"{', '.join(names)} compile nothing here, so there is nothing to pack; "
             "choose --levels that do: compiled ones, or on a GPU those of the engine"
         )
-    manifest = archive.pack(file, contents, made_for=made_here(), levels=names, source=resolved)
-    return [f"compiled and drawn in {seconds:.1f} s by a process of its own", *told(file, manifest)]
+    made_for = made_here()
+    manifest = archive.pack(options.file, contents, made_for=made_for, levels=names, source=source)
+    told_of = told(options.file, manifest)
+    return [f"compiled and drawn in {seconds:.1f} s by a process of its own", *told_of]
 
 
-def check(file: Path) -> list[str]:
+def check(options: argparse.Namespace) -> list[str]:
     """Whether the file is whole and fits this machine; what to say."""
-    manifest = archive.read(file, lambda found: place.refuse_misfit(file, found))
-    return [*told(file, manifest), "it fits this machine, its versions and its kernels"]
+    manifest, _ = place.fitting(options.file)
+    return [*told(options.file, manifest), "it fits this machine, its versions and its kernels"]
 
 
-def unpack(file: Path, folder: Path) -> list[str]:
+def unpack(options: argparse.Namespace) -> list[str]:
     """Unpack into an empty folder for programs that read the environment; what to say."""
+    folder: Path = options.folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SdoptError(f"{folder} is there and no empty folder; name another one")
-    manifest = place.unpack(file, folder.absolute())
-    exports = (
-        f"export {name}={value}" for name, value in place.variables(folder.absolute()).items()
-    )
-    return [*told(file, manifest), *exports]
+    manifest, contents = place.fitting(options.file)
+    place.put(contents, folder, at=folder)
+    exports = (f"export {name}={value}" for name, value in place.variables(folder).items())
+    return [*told(options.file, manifest), *exports]
 
 
 def told(file: Path, manifest: archive.Manifest) -> list[str]:
@@ -83,10 +86,7 @@ def _draw(folder: Path, source: str, levels: Sequence[str]) -> None:
 
 def _refuse_unwritable(file: Path) -> None:
     """Before minutes of compiling rather than after."""
-    if file.is_dir():
-        raise SdoptError(f"{file} is a folder; name a file in it")
-    if file.exists() and file.stat().st_size and not archive.is_packed(file):
-        raise SdoptError(f"{file} is there and no compile cache; name another file, or delete it")
+    archive.refuse_another(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=file.parent).close()
@@ -98,14 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do one of the three; 2 for a file that does not fit, and for every other mistake."""
     options = _parser().parse_args(arguments)
     try:
-        if options.do == "pack":
-            lines = pack(options.file, options.levels, options.source)
-        elif options.do == "check":
-            lines = check(options.file)
-        else:
-            lines = unpack(options.file, options.folder)
+        lines = options.do(options)
     except (SdoptError, OSError) as error:
-        again = f"; next: {place.PACK} FILE --levels LEVEL..." if options.do != "pack" else ""
+        again = f"; next: {place.PACK} FILE --levels LEVEL..." if options.do is not pack else ""
         print(f"error: {error}{again}", file=sys.stderr)
         return 2
     print("\n".join(lines))
@@ -114,20 +109,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sdopt.compile_cache", description=__doc__)
-    commands = parser.add_subparsers(dest="do", required=True)
-    parsers = {
-        name: commands.add_parser(name, help=help)
-        for name, help in (
-            ("pack", "compile levels in a process of their own and pack what that left"),
-            ("check", "say whether a file is whole and fits this machine: exit code 0 or 2"),
-            ("unpack", "unpack into an empty folder and print the environment to use it"),
-        )
-    }
-    for command in parsers.values():
-        command.add_argument("file", type=Path, metavar="FILE")
-    parsers["pack"].add_argument("--levels", nargs="+", default=LEVELS, metavar="LEVEL")
-    parsers["pack"].add_argument("--source", help="weights, as --sdopt-source (auto)")
-    parsers["unpack"].add_argument("folder", type=Path, metavar="DIR")
+    commands = parser.add_subparsers(required=True)
+
+    def command(do: Callable[[argparse.Namespace], list[str]], help: str) -> Any:
+        found = commands.add_parser(do.__name__, help=help)
+        found.set_defaults(do=do)
+        found.add_argument("file", type=Path, metavar="FILE")
+        return found.add_argument
+
+    add = command(pack, "compile levels in a process of their own and pack what that left")
+    add("--levels", nargs="+", default=LEVELS, metavar="LEVEL")
+    add("--source", help="weights, as --sdopt-source (auto)")
+    command(check, "say whether a file is whole and fits this machine: exit code 0 or 2")
+    add = command(unpack, "unpack into an empty folder and print the environment to use it")
+    add("folder", type=Path, metavar="DIR")
     return parser
 
 

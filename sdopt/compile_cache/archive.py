@@ -7,17 +7,15 @@ import io
 import json
 import lzma
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from sdopt.errors import BrokenFileError
+from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.util.files import write_whole
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-MOST_MANIFEST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,11 @@ class Manifest:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, sort_keys=True).encode()
 
 
+def entry(content: bytes) -> tuple[str, int]:
+    """What a manifest holds of a file."""
+    return hashlib.sha256(content).hexdigest(), len(content)
+
+
 def pack(
     file: Path,
     contents: Mapping[str, bytes],
@@ -60,7 +63,7 @@ def pack(
         made_for=dict(made_for),
         levels=tuple(levels),
         source=source,
-        files={name: (sha256(content), len(content)) for name, content in contents.items()},
+        files={name: entry(content) for name, content in contents.items()},
     )
     buffer = io.BytesIO()
     with lzma.open(buffer, "wb") as stream, tarfile.open(fileobj=stream, mode="w") as tar:
@@ -72,24 +75,15 @@ def pack(
     return manifest
 
 
-def read(
-    file: Path,
-    fits: Callable[[Manifest], object] = lambda manifest: None,
-    put: Callable[[str, bytes], object] = lambda name, content: None,
-) -> Manifest:
-    """Read a packed file to its end; each file goes to `put` once its digest was found right.
+def read(file: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the contents of a packed file, each found to be what the manifest says.
 
-    `fits` sees the manifest before anything else is read, and may raise. Raises BrokenFileError
-    for a file that is missing, truncated, changed, or has members that no packed file has.
+    Raises BrokenFileError for a file that is missing, truncated, changed, or has members that no
+    packed file has.
     """
     try:
         with lzma.open(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            members = iter(tar)
-            manifest = _manifest(file, tar, next(members, None))
-            fits(manifest)
-            missing = dict(manifest.files)
-            for name, content in _checked(file, tar, members, missing):
-                put(name, content)
+            members = [(member, _content(tar, member)) for member in tar]
             stream.read()  # tar stops at its own end; the last checksum of xz stands behind it
     except FileNotFoundError as error:
         raise BrokenFileError(f"compile cache {file} does not exist") from error
@@ -97,9 +91,44 @@ def read(
         raise _broken(file, f"cannot be read ({error})") from error
     except (EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise _broken(file, f"is truncated or no tar.xz file ({error})") from error
-    if missing:
+    if not members or members[0][0].name != MANIFEST:
+        raise _broken(file, f"does not begin with {MANIFEST}: it is something else")
+    manifest = _manifest(file, members[0][1])
+    contents: dict[str, bytes] = {}
+    for member, content in members[1:]:
+        if problem := _problem(member, content, manifest, contents):
+            raise _broken(file, f"holds {problem}")
+        contents[member.name] = content
+    if missing := manifest.files.keys() - contents.keys():
         raise _broken(file, f"lacks {len(missing)} of its files, {min(missing)} among them")
-    return manifest
+    return manifest, contents
+
+
+def _problem(
+    member: tarfile.TarInfo, content: bytes, manifest: Manifest, before: Mapping[str, bytes]
+) -> str | None:
+    """Why that member has no place in a packed file; of one that has, name and content count."""
+    name = member.name
+    if not member.isreg():
+        return f"{name!r}, which is a link, a device or a folder"
+    if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name:
+        return f"{name!r}, which leads out of its folder"
+    if name in before or name not in manifest.files:
+        return f"{name!r}, which its manifest does not name (again)"
+    if entry(content) != manifest.files[name]:
+        return f"another {name!r} than its manifest says"
+    return None
+
+
+def refuse_another(file: Path) -> None:
+    """Raise SdoptError for a folder, or a file that is no compile cache: it would be replaced."""
+    if file.is_dir():
+        raise SdoptError(f"{file} is a folder; name a file in it")
+    if file.exists() and file.stat().st_size and not is_packed(file):
+        raise SdoptError(
+            f"{file} is no compile cache, not even a damaged one, and would be replaced; name "
+            "another file, or delete it"
+        )
 
 
 def is_packed(file: Path) -> bool:
@@ -112,68 +141,25 @@ def is_packed(file: Path) -> bool:
     return first is not None and first.name == MANIFEST
 
 
-def _checked(
-    file: Path,
-    tar: tarfile.TarFile,
-    members: Iterator[tarfile.TarInfo],
-    missing: dict[str, tuple[str, int]],
-) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each member; what came is taken out of `missing`."""
-    for member in members:
-        _check_member(file, member)
-        expected = missing.pop(member.name, None)
-        if expected is None:
-            raise _broken(file, f"holds {member.name!r}, which its manifest does not name (again)")
-        digest, size = expected
-        content = _content(tar, member) if member.size == size else b""
-        if member.size != size or sha256(content) != digest:
-            raise _broken(file, f"holds another {member.name!r} than its manifest says")
-        yield member.name, content
-
-
-def _check_member(file: Path, member: tarfile.TarInfo) -> None:
-    """Refuse what could be put anywhere but inside of the folder to unpack to."""
-    path = PurePosixPath(member.name)
-    if not member.isreg():
-        raise _broken(file, f"holds {member.name!r}, which is a link, a device or a folder")
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name or not path.parts:
-        raise _broken(file, f"holds {member.name!r}, which leads out of its folder")
-    if filtered := getattr(tarfile, "data_filter", None):  # Python 3.11.4
-        filtered(member, "/nowhere")
-
-
-def _manifest(file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> Manifest:
-    if member is None or member.name != MANIFEST or not member.isreg():
-        raise _broken(file, f"does not begin with {MANIFEST}: it is something else")
-    if member.size > MOST_MANIFEST_BYTES:
-        raise _broken(file, f"has a manifest of {member.size} bytes")
+def _manifest(file: Path, content: bytes) -> Manifest:
     try:
-        data = json.loads(_content(tar, member))
+        data = json.loads(content)
         schema = data["schema"]
         if schema == SCHEMA:
-            return _parsed(data)
+            return Manifest(
+                made_for=dict(data["made_for"]),
+                levels=tuple(data["levels"]),
+                source=str(data["source"]),
+                files={name: (digest, size) for name, (digest, size) in data["files"].items()},
+            )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(file, f"has a broken manifest ({error!r})") from error
     raise _broken(file, f"is of schema {schema}, this is {SCHEMA}")
 
 
-def _parsed(data: Mapping[str, Any]) -> Manifest:
-    return Manifest(
-        made_for={str(name): str(value) for name, value in data["made_for"].items()},
-        levels=tuple(str(level) for level in data["levels"]),
-        source=str(data["source"]),
-        files={str(n): (str(digest), int(size)) for n, (digest, size) in data["files"].items()},
-    )
-
-
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = tar.extractfile(member)
+    stream = tar.extractfile(member) if member.isreg() else None
     return stream.read() if stream else b""
-
-
-def sha256(content: bytes) -> str:
-    """The hexadecimal digest that manifests hold."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def _broken(file: Path, what: str) -> BrokenFileError:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 TRITON, INDUCTOR = "triton", "inductor"
 """The folders of the two compilers in a compile folder."""
-GROUP_PREFIX = "__grp__"
 UNUSED_SUFFIXES = (".source", ".ttir", ".ttgir", ".llir", ".ptx", ".sass")
 """Triton's ways to a binary. It loads what its group names, and needs metadata and binary."""
 PASSING_SUFFIXES = (".lock", ".tmp", ".partial", ".o", ".pyc")
@@ -21,69 +21,45 @@ PASSING_FOLDERS = ("locks", "__pycache__", "sdopt-ab")
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """The portable contents of a compile folder, by path within it, sorted.
-
-    A file that goes away meanwhile was a temporary one.
-    """
+    """The portable contents of a compile folder, by path within it, sorted."""
     contents = {}
-    for path in sorted(_walk(folder)):
-        try:
-            contents[path.relative_to(folder).as_posix()] = portable(path)
-        except FileNotFoundError:
-            continue
-    return contents
+    for compiler in (TRITON, INDUCTOR):
+        for where, folders, names in os.walk(folder / compiler):
+            folders[:] = {name for name in folders if not name.startswith("tmp.")}.difference(
+                PASSING_FOLDERS
+            )
+            for path in (Path(where, name) for name in names):
+                if _is_kept(path) and not path.is_symlink():
+                    with suppress(FileNotFoundError):  # a temporary one, gone meanwhile
+                        contents[path.relative_to(folder).as_posix()] = portable(path)
+    return dict(sorted(contents.items()))
 
 
 def portable(path: Path) -> bytes:
     """The content of a file, without the folder it lies in."""
-    content = path.read_bytes()
-    if not is_group(path.name):
-        return content
-    members = _members(content)
-    here = {name for name in members if _is_kept(path.with_name(name))}
-    return _group({name: name for name in sorted(here)}) if members else content
+    return _with_members(
+        path, path.read_bytes(), lambda name: name if _is_kept(path.with_name(name)) else None
+    )
 
 
 def local(content: bytes, path: Path) -> bytes:
     """The portable content of a file as it has to be at `path`, an absolute one."""
-    if not is_group(path.name):
+    return _with_members(path, content, lambda name: str(path.with_name(name)))
+
+
+def _with_members(path: Path, content: bytes, place: Callable[[str], str | None]) -> bytes:
+    """A group file with each member `place` has one for; any other content as it is."""
+    if not (path.name.startswith("__grp__") and path.suffix == ".json"):
         return content
-    members = _members(content)
-    return _group({name: str(path.with_name(name)) for name in members}) if members else content
-
-
-def is_group(name: str) -> bool:
-    """Whether a file of that name says which files belong together."""
-    return name.startswith(GROUP_PREFIX) and name.endswith(".json")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for compiler in (TRITON, INDUCTOR):
-        for where, folders, names in os.walk(folder / compiler):
-            folders[:] = [name for name in folders if _is_lasting(name)]
-            paths = (Path(where, name) for name in names)
-            yield from (path for path in paths if _is_kept(path) and not path.is_symlink())
-
-
-def _is_lasting(folder: str) -> bool:
-    return folder not in PASSING_FOLDERS and not folder.startswith("tmp.")
+    try:
+        members = {name: place(name) for name in sorted(json.loads(content)["child_paths"].keys())}
+    except (ValueError, KeyError, TypeError, AttributeError):  # Triton could not read it either
+        return content
+    found = {name: where for name, where in members.items() if where}
+    return json.dumps({"child_paths": found}).encode()
 
 
 def _is_kept(path: Path) -> bool:
     """Its name alone decides: a group keeps the members that are kept."""
-    in_triton = path.parent.parent.name == TRITON
-    unused = in_triton and path.suffix in UNUSED_SUFFIXES
+    unused = path.parent.parent.name == TRITON and path.suffix in UNUSED_SUFFIXES
     return not unused and path.suffix not in PASSING_SUFFIXES and ".tmp." not in path.name
-
-
-def _members(content: bytes) -> dict[str, str]:
-    """Path by name; empty if this is no group that Triton could read."""
-    try:
-        members = json.loads(content)["child_paths"]
-        return {str(name): str(path) for name, path in members.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _group(members: dict[str, str]) -> bytes:
-    return json.dumps({"child_paths": members}).encode()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import sysconfig
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,8 +23,6 @@ KERNEL_FILES = (
     "tuned.json",
 )
 """Of the engine: what its Triton kernels are compiled from, and for which shapes."""
-CPU_FLAGS = Path("/proc/cpuinfo")
-TRITON_PACKAGES = ("triton", "pytorch-triton")
 NONE = "none"
 
 
@@ -88,19 +88,16 @@ def _cpu() -> dict[str, str]:
 
 def _cpu_flags() -> str:
     """A digest of the instruction sets: virtual machines hide some of those that a model has."""
-    try:
-        lines = CPU_FLAGS.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return NONE
-    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    flags = " ".join(sorted(found.partition(":")[2].split()))
+    found = None
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
+    flags = " ".join(sorted(found.group(1).split())) if found else ""
     return hashlib.sha256(flags.encode()).hexdigest()[:12] if flags else NONE
 
 
 def _triton_version() -> str:
-    for package in TRITON_PACKAGES:
-        try:
+    for package in ("triton", "pytorch-triton"):
+        with suppress(PackageNotFoundError):
             return version(package)
-        except PackageNotFoundError:
-            continue
     return NONE

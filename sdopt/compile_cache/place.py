@@ -17,7 +17,6 @@ from sdopt.compile_cache.identity import made_here, misfit
 from sdopt.errors import ForeignCacheError, SdoptError
 
 PACK = "python -m sdopt.compile_cache pack"
-FRESH_PREFIX, HALF_PREFIX, DAMAGED_PREFIX = "fresh-", "half-", "damaged-"
 UNUSED_DAYS = 14
 """After so long a folder that nobody asked for is removed."""
 
@@ -63,88 +62,63 @@ def placed(file: Path) -> Placed:
 
     Raises as `use` does. Two processes may do this at once.
     """
-    manifest = archive.read(file, fits=lambda found: refuse_misfit(file, found))
+    manifest, contents = fitting(file)
     folder = root() / manifest.digest
-    with _alone():
-        if not is_intact(folder, manifest):
-            _unpack(file, folder)
-        os.utime(folder)
-        _remove_unused(folder)
+    try:
+        with _alone():
+            found = files.kept(folder)
+            if not folder.is_dir() or any(found.get(name) != contents[name] for name in contents):
+                _unpack(contents, folder)
+            os.utime(folder)
+            _remove_unused(folder)
+    except OSError as error:
+        raise SdoptError(
+            f"compile cache {file} cannot be unpacked: nothing can be put into {root()} ({error}); "
+            "let $XDG_CACHE_HOME name a folder that can be written and has room"
+        ) from error
     return Placed(file=file, folder=folder, manifest=manifest)
 
 
-def refuse_misfit(file: Path, manifest: archive.Manifest) -> None:
-    """Raise ForeignCacheError if the contents are of something else than what runs here."""
+def fitting(file: Path) -> tuple[archive.Manifest, dict[str, bytes]]:
+    """What the file holds. Raises ForeignCacheError if that is of something else than runs here."""
+    manifest, contents = archive.read(file)
     if found := misfit(manifest.made_for, made_here()):
         raise ForeignCacheError(f"compile cache {file} is {found}")
+    return manifest, contents
 
 
-def is_intact(folder: Path, manifest: archive.Manifest) -> bool:
-    """Whether the folder holds every file of the manifest, as it was packed."""
-    for name, (digest, _) in manifest.files.items():
-        try:
-            content = files.portable(folder / name)
-        except OSError:
-            return False
-        if archive.sha256(content) != digest:
-            return False
-    return folder.is_dir()
-
-
-def unpack(file: Path, folder: Path, at: Path | None = None) -> archive.Manifest:
-    """Unpack into an empty or new folder, for it to be used `at` another place if that is given."""
-    place = (at or folder).absolute()
-
-    def put(name: str, content: bytes) -> None:
+def put(contents: Mapping[str, bytes], folder: Path, at: Path) -> None:
+    """Write portable contents into a folder, for it to be used as `at`, an absolute path."""
+    for name, content in contents.items():
         path = folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(files.local(content, place / name))
-        except OSError as error:
-            raise SdoptError(f"compile cache {file} cannot be unpacked: {error}") from error
-
-    def fits(found: archive.Manifest) -> None:
-        refuse_misfit(file, found)
-        folder.mkdir(parents=True, exist_ok=True)
-
-    return archive.read(file, fits, put)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files.local(content, at / name))
 
 
-def _unpack(file: Path, folder: Path) -> None:
+def _unpack(contents: Mapping[str, bytes], folder: Path) -> None:
     """Beside the folder first, so that it is there whole or not at all; a damaged one makes way."""
-    half, damaged = make_folder(HALF_PREFIX), make_folder(DAMAGED_PREFIX)
-    try:
-        unpack(file, half, at=folder)
+    with tempfile.TemporaryDirectory(prefix="half-", dir=root()) as name:
+        new, old = Path(name, "new"), Path(name, "old")
+        new.mkdir(mode=0o700)
+        put(contents, new, at=folder)
         if folder.exists():
-            folder.replace(damaged)
-        half.replace(folder)
-    except OSError as error:
-        raise SdoptError(f"compile cache {file} cannot be unpacked: {error}") from error
-    finally:
-        for passing in (half, damaged):
-            shutil.rmtree(passing, ignore_errors=True)
+            folder.replace(old)
+        new.replace(folder)
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
     """While no other process of this user unpacks; released by the system whatever happens."""
-    try:
-        root().mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = root().with_name("compile.lock").open("w")
-    except OSError as error:
-        raise SdoptError(
-            f"nothing can be unpacked into {root()}: {error}; let $XDG_CACHE_HOME name a folder "
-            "that can be written"
-        ) from error
-    with lock:
+    root().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with root().with_name("compile.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def make_folder(prefix: str = FRESH_PREFIX) -> Path:
+def make_folder() -> Path:
     """A new private folder that nobody else has."""
     root().mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=root()))
+    return Path(tempfile.mkdtemp(prefix="fresh-", dir=root()))
 
 
 def _remove_unused(but: Path) -> None:
@@ -165,18 +139,3 @@ def variables(folder: Path) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(folder / files.INDUCTOR),
         "TRITON_STORE_BINARY_ONLY": "1",
     }
-
-
-@contextmanager
-def pointed_at(folder: Path) -> Iterator[Mapping[str, str]]:
-    """Compile there for as long as this lasts; child processes too."""
-    before = {name: os.environ.get(name) for name in variables(folder)}
-    os.environ.update(variables(folder))
-    try:
-        yield os.environ
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import cdiv, next_power_of_2
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sdopt.engine import epilogue, kernels, specialized_launch
@@ -63,8 +64,8 @@ def convolution(
         return _summed(sums, out, tile, bias, residual, end)
     rows = [tile.height, 1] if halved else [tile.height]
     box = [tile.images, *rows, tile.width, tile.depth]
-    tiles = _cut(images, tile.images) * _cut(height, tile.height) * _cut(width, tile.width)
-    across = _cut(columns, tile.columns + tile.extra)
+    tiles = cdiv(images, tile.images) * cdiv(height, tile.height) * cdiv(width, tile.width)
+    across = cdiv(columns, tile.columns + tile.extra)
     kernels.convolution[(tiles, across, tile.splits * phases**2)](
         TensorDescriptor.from_tensor(x, box),
         TensorDescriptor.from_tensor(flat, [tile.columns, tile.depth]),
@@ -119,8 +120,8 @@ def matrix_product(
         )  # fmt: skip
         return _summed(sums, out, tile, bias, residual, end)
     box = [tile.pixels, tile.depth]
-    across = _cut(columns, tile.columns + tile.extra)
-    kernels.matrix_product[(_cut(rows, tile.pixels), across, tile.splits)](
+    across = cdiv(columns, tile.columns + tile.extra)
+    kernels.matrix_product[(cdiv(rows, tile.pixels), across, tile.splits)](
         TensorDescriptor.from_tensor(x, box),
         TensorDescriptor.from_tensor(x if x2 is None else x2, box),
         TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
@@ -152,10 +153,10 @@ def narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     images, height, width, channels = x.shape
     columns = weight.shape[0]
     out = x.new_empty((images, height, width, columns))
-    down = _cut(images * height * width, NARROW_PIXELS)
-    kernels.narrow_convolution[(down, _cut(columns, NARROW_COLUMNS))](
+    down = cdiv(images * height * width, NARROW_PIXELS)
+    kernels.narrow_convolution[(down, cdiv(columns, NARROW_COLUMNS))](
         x, weight, _or(bias, out), out, images, height, width, columns, C=channels,
-        DEPTH=max(16, _power(9 * channels)), BM=NARROW_PIXELS, BN=NARROW_COLUMNS,
+        DEPTH=max(16, next_power_of_2(9 * channels)), BM=NARROW_PIXELS, BN=NARROW_COLUMNS,
         HAS_BIAS=bias is not None, num_warps=4,
     )  # fmt: skip
     return out
@@ -171,9 +172,9 @@ def attention(
     images, tokens, width = q.shape
     keys, size = k.shape[1], width // heads
     out = q.new_empty((images, tokens, width))
-    wide = max(16, _power(size))
+    wide = max(16, next_power_of_2(size))
     box = [1, tile.columns, wide]
-    kernels.attention[(_cut(tokens, tile.height), images * heads)](
+    kernels.attention[(cdiv(tokens, tile.height), images * heads)](
         q, *(TensorDescriptor.from_tensor(t, box) if tile.boxed else t for t in (k, v)), out,
         tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
         WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
@@ -202,7 +203,7 @@ def group_norm(
     pixels, joined = height * width, channels + more
     out = x.new_empty((images, height, width, joined))
     second, before, shifted = _or(x2, x), _or(shift, x), shift is not None
-    narrow, tall = _power(joined // groups), _power(pixels)
+    narrow, tall = next_power_of_2(joined // groups), next_power_of_2(pixels)
     if narrow * tall <= SMALL_NORM_ENTRIES:
         kernels.group_norm_small[(groups, images)](
             x, second, before, weight, bias, out, pixels, channels, more, epsilon, GROUPS=groups,
@@ -210,29 +211,30 @@ def group_norm(
         )  # fmt: skip
         return out
     rows = _chunk_rows(images, pixels)
-    chunks = _cut(pixels, rows)
+    chunks = cdiv(pixels, rows)
     statistics = _float32(x, (images, chunks, groups, 2))
     sums = _float32(x, (images, chunks, 2, joined))
-    across = _power(GROUPS_TOGETHER * joined // groups)
+    across = next_power_of_2(GROUPS_TOGETHER * joined // groups)
     entries = LARGE_STATISTICS_ENTRIES if chunks > MOST_CHUNKS else STATISTICS_ENTRIES
-    kernels.group_statistics[(_cut(groups, GROUPS_TOGETHER), chunks, images)](
+    kernels.group_statistics[(cdiv(groups, GROUPS_TOGETHER), chunks, images)](
         x, second, before, sums, statistics, pixels, rows, channels, more, GROUPS=groups,
         TOGETHER=GROUPS_TOGETHER, ROWS=max(1, entries // across), WIDTH=across,
         GROUP_WIDTH=narrow, SHIFTED=shifted, num_warps=8,
     )  # fmt: skip
     if chunks > MOST_CHUNKS:
         combined = _float32(x, (images, 1, groups, 2))
-        kernels.combine_statistics[(_cut(groups, GROUPS_TOGETHER), images)](
+        kernels.combine_statistics[(cdiv(groups, GROUPS_TOGETHER), images)](
             statistics, combined, pixels, chunks, rows, C=joined, GROUPS=groups,
             TOGETHER=GROUPS_TOGETHER, BLOCK=256, num_warps=8,
         )  # fmt: skip
         statistics, chunks, rows = combined, 1, pixels
-    across = min(_power(joined), NORM_COLUMNS)
+    across = min(next_power_of_2(joined), NORM_COLUMNS)
     down = NORM_ENTRIES // across
-    kernels.group_norm_apply[(_cut(pixels, down), images, _cut(joined, across))](
+    kernels.group_norm_apply[(cdiv(pixels, down), images, cdiv(joined, across))](
         x, second, before, statistics, weight, bias, out, pixels, chunks, rows, channels, more,
-        epsilon, GROUPS=groups, CHUNKS=_power(chunks), ROWS=down, WIDTH=across,
-        NEAR=_power(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu, num_warps=8,
+        epsilon, GROUPS=groups, CHUNKS=next_power_of_2(chunks), ROWS=down, WIDTH=across,
+        NEAR=next_power_of_2(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu,
+        num_warps=8,
     )  # fmt: skip
     return out
 
@@ -242,9 +244,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     channels = x.shape[-1]
     rows = x.numel() // channels
     out = torch.empty_like(x)
-    wide = _power(channels)
+    wide = next_power_of_2(channels)
     tall = max(1, 2048 // wide)
-    kernels.layer_norm[(_cut(rows, tall),)](
+    kernels.layer_norm[(cdiv(rows, tall),)](
         x, weight, bias, out, rows, channels, epsilon, ROWS=tall, WIDTH=wide,
         num_warps=1 if wide <= 512 else 4,
     )  # fmt: skip
@@ -269,7 +271,7 @@ def solver_step(
     """`kernels.solver_step` in place; the next input of the UNet, `copies` times the sample."""
     images = sample.shape[0]
     unet_input = noise.new_empty((max(copies, 1) * images, *sample.shape[1:]))
-    kernels.solver_step[(_cut(sample.numel(), SUM_BLOCK),)](
+    kernels.solver_step[(cdiv(sample.numel(), SUM_BLOCK),)](
         noise, sample, before, factors, unet_input, sample.numel(),
         GUIDED=noise.shape[0] == 2 * images, NEXT_COPIES=copies, BLOCK=SUM_BLOCK, num_warps=4,
     )  # fmt: skip
@@ -280,7 +282,7 @@ def _ended(
     values: Tensor, bias: Tensor | None, residual: Tensor | None, end: dict[str, Any]
 ) -> Tensor:
     out = torch.empty_like(values)
-    kernels.ending[(_cut(values.numel(), ENDING_BLOCK),)](
+    kernels.ending[(cdiv(values.numel(), ENDING_BLOCK),)](
         values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
         BLOCK=ENDING_BLOCK, num_warps=4, **end,
     )  # fmt: skip
@@ -304,7 +306,7 @@ def _summed(
     end: dict[str, Any],
 ) -> Tensor:
     if tile.splits > 1:
-        kernels.sum_splits[(_cut(out.numel(), SUM_BLOCK),)](
+        kernels.sum_splits[(cdiv(out.numel(), SUM_BLOCK),)](
             sums, _or(bias, out), _or(residual, out), out, out.numel(), out.shape[-1],
             SPLITS=tile.splits, BLOCK=SUM_BLOCK, num_warps=4, **end,
         )  # fmt: skip
@@ -329,17 +331,9 @@ def _chunk_rows(images: int, pixels: int) -> int:
     if pixels > MOST_CHUNKS * LARGEST_CHUNK:
         return LARGEST_CHUNK
     chunks = max(1, min(MOST_CHUNKS, STATISTICS_PROGRAMS // (4 * images)))
-    return _cut(pixels, chunks)
+    return int(cdiv(pixels, chunks))
 
 
 def _warps(entries: int) -> int:
     """So many that a thread holds 32 entries, from 4 to 16."""
     return max(4, min(16, entries // 1024))
-
-
-def _cut(size: int, by: int) -> int:
-    return -(-size // by)
-
-
-def _power(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()

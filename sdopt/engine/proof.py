@@ -15,6 +15,7 @@ from typing import Any
 
 from sdopt.engine import machine_code
 from sdopt.errors import MissingToolError
+from sdopt.util.replaced import replaced
 
 HOPPER = 90
 """The only architecture whose matrix unit reads ordinary registers beside other instructions."""
@@ -57,11 +58,8 @@ def kernels_launched() -> Iterator[list[Any]]:
             kernels.append(kernel)
         return kernel
 
-    JITFunction.run = noted
-    try:
+    with replaced(JITFunction, "run", noted):
         yield kernels
-    finally:
-        JITFunction.run = run
 
 
 @contextmanager
@@ -70,18 +68,17 @@ def only_compiled(capability: int = HOPPER) -> Iterator[list[Any]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    before, run = driver._active, JITFunction.run
+    run = JITFunction.run
 
     def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         return run(self, *args, grid=grid, warmup=True, **options)
 
-    JITFunction.run = compiled
-    driver.set_active(_NoDevice(capability))
-    try:
-        with kernels_launched() as kernels:
-            yield kernels
-    finally:
-        driver._active, JITFunction.run = before, run
+    with (
+        replaced(JITFunction, "run", compiled),
+        replaced(driver, "_active", _NoDevice(capability)),
+        kernels_launched() as kernels,
+    ):
+        yield kernels
 
 
 def hazards(kernel: Any) -> list[machine_code.Hazard]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 import triton
 from torch import Tensor
+from triton import cdiv
 
 from sdopt.engine.tiles import Tile
 
@@ -57,14 +58,14 @@ def product(
     depth = tile.depth
     if flat:
         box = [tile.pixels, depth]
-        down = _cut(height, 2 * tile.pixels)
+        down = cdiv(height, 2 * tile.pixels)
     else:
         rows = [tile.height, 1] if halved else [tile.height]
         box = [tile.images, *rows, tile.width, depth]
-        tiles = _cut(images, tile.images) * _cut(height, tile.height) * _cut(width, tile.width)
-        down = _cut(tiles, 2)
+        tiles = cdiv(images, tile.images) * cdiv(height, tile.height) * cdiv(width, tile.width)
+        down = cdiv(tiles, 2)
     whole = tile.splits == 1
-    across = _cut(columns, tile.columns + (0 if geglu else tile.extra))
+    across = cdiv(columns, tile.columns + (0 if geglu else tile.extra))
     specialized.product[(down, across, tile.splits * phases**2)](
         _boxes(x, box), _boxes(x if x2 is None else x2, box),
         _boxes(weight, [tile.columns, depth]), _boxes(weight, [tile.extra or tile.columns, depth]),
@@ -84,7 +85,3 @@ def _boxes(tensor: Tensor, box: list[int]) -> object:
 
     layout = gl.NVMMASharedLayout.get_default_for(box, gl.float16)
     return TensorDescriptor.from_tensor(tensor, box, layout)
-
-
-def _cut(size: int, by: int) -> int:
-    return -(-size // by)

@@ -54,13 +54,6 @@ Shift = Mapping[nn.Module, Tensor]
 """What a residual block's first convolution adds at a step, of shape (channels,), by block."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cached:
-    """The features of a full step: the input of the UNet's last layer, one for each image."""
-
-    deep: Tensor | None = None
-
-
 @dataclass(kw_only=True)
 class FusedUNet:
     """A UNet's weights, laid out for the engine; they stay the module's own wherever they can.

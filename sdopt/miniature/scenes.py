@@ -101,16 +101,6 @@ def with_article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def sample_scene(seed: int) -> Scene:
-    """A random scene, the same for the same seed; it may be a held-out one."""
-    return scene_from_row(scene_rows.sample_rows(seed, 1)[0])
-
-
-def is_held_out(scene: Scene) -> bool:
-    """Whether training never sees this scene: true for about one in 16."""
-    return bool(scene_rows.held_out(scene.row()[None])[0])
-
-
 def held_out_scenes(count: int) -> list[Scene]:
     """`count` scenes that training never sees, always the same ones for the same count."""
     return [scene_from_row(r) for r in scene_rows.sample_held_out_rows(_HELD_OUT_SEED, count)]

@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sdopt.levels import guided_steps
+
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
 def cutoff_callback(fraction: float) -> StepCallback:
-    """A `callback_on_step_end` that drops the unconditional half after one fixed step.
+    """A `callback_on_step_end` that drops the unconditional half after the guided steps.
 
-    The step has the index `int(fraction * steps)`. `prompt_embeds`, of shape (2 * images, tokens,
-    width), keeps its conditional half.
+    `prompt_embeds`, of shape (2 * images, tokens, width), keeps its conditional half.
     """
 
     def drop_unconditional(
         pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        at_cutoff = step == int(fraction * pipeline.num_timesteps)
+        at_cutoff = step + 1 == guided_steps(fraction, pipeline.num_timesteps)
         if at_cutoff and pipeline.do_classifier_free_guidance:
             # Cloned: a view would keep its storage offset and cost compiled code a recompile.
             tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1].clone()

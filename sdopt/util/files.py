@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from sdopt.errors import BrokenFileError
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a temporary name beside it, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # see sdopt.util.partial_files
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
+from sdopt.util.whole_file import write_whole as write_whole
 
 
 def damaged(path: Path, what: str) -> BrokenFileError:

@@ -6,7 +6,6 @@ import gc
 import os
 import platform
 import re
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("torch", "diffusers", "transformers")
-SMI_FORMAT = ("--format=csv,noheader,nounits",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +72,20 @@ def _cuda_hardware(device: torch.device) -> Hardware:
 
 
 def _power_limit_w(uuid: str) -> int:
-    """The enforced power limit in watts, as `nvidia-smi` reads it.
+    """The enforced power limit in watts.
 
     Raises BrokenFileError if it cannot be had: without it two cards would share one key.
     """
-    command = ("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", *SMI_FORMAT)
+    import pynvml
+
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-        return round(float(answer.stdout.strip()))
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        return round(float(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1e3)
+    except pynvml.NVMLError as error:
         raise BrokenFileError(
             f"the power limit of GPU {uuid} cannot be read ({error}), and it is part of the "
-            f"hardware key; see what `{' '.join(command)}` says"
+            "hardware key; see what `nvidia-smi --query --display=POWER` says"
         ) from error
 
 

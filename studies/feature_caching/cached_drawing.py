@@ -10,16 +10,10 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sdopt.bench.measure.scoring import Pictures
+from sdopt.levels import guided_steps
 from sdopt.miniature import GUIDANCE_SCALE
 from studies.feature_caching.split import full_step, shallow_step
-from studies.miniature_quality.studio import Studio, to_pictures
-
-_CUTOFF = 0.4
-
-
-def guided_steps(steps: int) -> int:
-    """Steps with both branches of guidance: the cutoff acts after step int(0.4 * steps)."""
-    return min(steps, int(_CUTOFF * steps) + 1)
+from studies.miniature_quality.studio import CUTOFF, Studio, to_pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +72,7 @@ class CachedStudio:
     def _latents(self, captions: list[str], seeds: list[int], plan: Plan) -> Tensor:
         scheduler, memory = self._scheduler(plan.steps), Memory(plan.slope)
         text, latents = self._text(captions), _noise(seeds, self.unet)
-        guided = guided_steps(plan.steps)
+        guided = guided_steps(CUTOFF, plan.steps)
         for index, timestep in enumerate(scheduler.timesteps):
             if index == guided:
                 text = text.chunk(2)[1]

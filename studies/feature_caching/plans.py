@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from sdopt.levels import full_steps
-from studies.feature_caching.cached_drawing import Plan, guided_steps
+from sdopt.levels import full_steps, guided_steps
+from studies.feature_caching.cached_drawing import Plan
+from studies.miniature_quality.studio import CUTOFF
 
 FULL_MS = {True: 4.6, False: 2.9}
 """One full UNet step of Stable Diffusion 1.5 on an H100 with guidance (batch 2) and without."""
@@ -18,7 +19,7 @@ LAUNCH_MS, FIXED_MS = 0.15, 3.5
 
 def predicted_ms(plan: Plan) -> float:
     """A picture of Stable Diffusion 1.5 on an H100 with this plan, by the figures above."""
-    guided, total = guided_steps(plan.steps), FIXED_MS
+    guided, total = guided_steps(CUTOFF, plan.steps), FIXED_MS
     for index in range(plan.steps):
         full_ms = FULL_MS[index < guided]
         if index in plan.full:
@@ -30,7 +31,7 @@ def predicted_ms(plan: Plan) -> float:
 
 def families(steps: int = 20) -> dict[str, Plan]:
     """Named plans: evenly spaced ones, and uneven ones with three to six full steps."""
-    cutoff, last = guided_steps(steps), steps - 1
+    cutoff, last = guided_steps(CUTOFF, steps), steps - 1
     named = {f"every {n}": tuple(range(0, steps, n)) for n in (2, 3, 4, 5)}
     named |= {
         "quadratic": tuple(max(item, int(steps * (item / 5) ** 2)) for item in range(5)),

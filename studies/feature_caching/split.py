@@ -17,20 +17,6 @@ import torch
 from torch import Tensor
 
 
-def check_split(unet: Any, layers: int) -> None:
-    """Raises ValueError unless `unet` can be split before its last `layers` up-layers."""
-    first, last = unet.down_blocks[0], unet.up_blocks[-1]
-    most = len(last.resnets)
-    if not 1 <= layers <= most:
-        raise ValueError(f"{layers} layers to recompute; the choices are 1 to {most}")
-    for block in (first, last):
-        if not getattr(block, "has_cross_attention", False):
-            raise ValueError(
-                f"{type(block).__name__} has no cross-attention; features are cached only for a "
-                "UNet whose first down-block and last up-block have it, as Stable Diffusion 1.5's"
-            )
-
-
 def full_step(
     unet: Any, sample: Tensor, timestep: Tensor, text: Tensor, *, layers: int = 1
 ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from sdopt.bench.measure.scoring import Pictures, mean_ssim
 from sdopt.miniature import GUIDANCE_SCALE, MODEL_DIR
 from sdopt.miniature.scenes import Scene, held_out_scenes
+from sdopt.util.files import write_whole
 from studies.feature_caching.cached_drawing import CachedStudio, Plan
 from studies.feature_caching.plans import (
     eliminate,
@@ -109,7 +110,7 @@ def search(jury: Jury, start: tuple[int, ...], kept: Path) -> list[Plan]:
     found: list[tuple[int, ...]] = []
     for full in eliminate(start, score):
         found.append(full)
-        write_whole(kept, json.dumps(found) + "\n")
+        write_whole(kept, (json.dumps(found) + "\n").encode())
         print(*full, flush=True)
     return [Plan(full=full, steps=STEPS) for full in found]
 
@@ -148,15 +149,8 @@ def table(rows: Iterable[Row]) -> str:
 def write(rows: list[Row], out: Path, options: dict[str, Any]) -> None:
     """`out` with ending .json and .md, each written whole."""
     content = {"options": options, "torch": torch.__version__, "rows": [asdict(r) for r in rows]}
-    write_whole(out.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
-    write_whole(out.with_suffix(".md"), table(rows))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Under a temporary name first, so that nobody reads half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+    write_whole(out.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(out.with_suffix(".md"), table(rows).encode())
 
 
 def found_plans(options: argparse.Namespace, studio: Studio, scenes: list[Scene]) -> list[Plan]:

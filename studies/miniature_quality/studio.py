@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from sdopt.bench.measure.scoring import Pictures
+from sdopt.pipelines.cfg_cutoff import cutoff_callback
 
-_CUTOFF = 0.4
+CUTOFF = 0.4
 
 
 class Studio:
@@ -54,21 +55,11 @@ class Studio:
                 guidance_scale=scale,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 output_type="latent",
-                callback_on_step_end=_cut_guidance if cutoff else None,
+                callback_on_step_end=cutoff_callback(CUTOFF) if cutoff else None,
                 callback_on_step_end_tensor_inputs=["prompt_embeds"],
             )
             batches.append(output.images)
         return torch.cat(batches)
-
-
-def _cut_guidance(
-    pipeline: Any, step: int, timestep: torch.Tensor, tensors: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Drops the unconditional half after step int(0.4 * steps), as diffusers documents it."""
-    if step == int(_CUTOFF * pipeline.num_timesteps):
-        pipeline._guidance_scale = 0.0
-        tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
-    return tensors
 
 
 @torch.no_grad()

@@ -23,20 +23,22 @@ HEADINGS = (
 )
 
 
-def peers_table(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> list[str]:
+def peers_table(rows: Sequence[Row]) -> list[str]:
     """Aligned lines; speed-up and SSIM are over plain diffusers on the same ground.
 
-    `costs` are rows by name that the SSIM is taken from, if it is another source's. What went
-    wrong stands below.
+    What went wrong stands below.
     """
     rows = in_order(rows)
-    cells = [(_title(row), *_cells(row, rows, costs)) for row in rows if "error" not in row]
+    cells = [(_title(row), *_cells(row, rows, None)) for row in rows if "error" not in row]
     wrong = [f"{row['name']}: {row['error']}" for row in rows if "error" in row]
     return [*(aligned([HEADINGS, *cells]) if cells else ()), *wrong]
 
 
 def peers_page(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> list[str]:
-    """The same as a Markdown table that also says what work is done; errors in their rows."""
+    """The same as a Markdown table that also says what work is done; errors in their rows.
+
+    `costs` are rows by name that the SSIM is taken from, if it is another source's.
+    """
     rows = in_order(rows)
     blanks = ("-",) * (len(HEADINGS) - 3)
     cells = [

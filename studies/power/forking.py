@@ -1,4 +1,4 @@
-"""Workers forked from one process that has imported everything: what the coordinator sees of it.
+"""Workers forked from one process that has imported everything: Python's fork server, preloaded.
 
 They save the imports, and share its address layout and hash seed: a little less fresh than
 processes of their own. CUDA contexts, allocations and all that is compiled are theirs alone.
@@ -6,111 +6,109 @@ processes of their own. CUDA contexts, allocations and all that is compiled are 
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import patch
 
-from sdopt.bench.ab.cleanup import Janitor
-from sdopt.bench.ab.process import LOG_BYTES, Process, environment, workload
+from sdopt.bench.ab import worker
+from sdopt.bench.ab.process import Process, Start, environment, workload
 from sdopt.bench.ab.result import Spec
 from sdopt.bench.ab.rounds import Side
 from sdopt.errors import WorkerError
 
-PROGRAM = Path(__file__).with_name("template.py")
-READY = b"ready"
-POLL_S = 0.01
+PRELOADED = "studies.power.template"
+NOT_INITIALIZED = 3
+"""CUDA_ERROR_NOT_INITIALIZED: what the driver answers before cuInit."""
 
 
 class Forked:
-    """A worker that is no child of this process, as `subprocess.Popen` would show it."""
+    """A forked worker, as `subprocess.Popen` would show it."""
 
-    def __init__(self, pid: int, stdin: Any, stdout: Any) -> None:
-        self.pid, self.stdin, self.stdout = pid, stdin, stdout
+    def __init__(self, process: Any, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self._process, self.stdin, self.stdout = process, stdin, stdout
+        self.pid: int = process.pid
 
     def wait(self, timeout: float | None = None) -> int:
-        """Until it is gone, whose status nobody knows. Raises subprocess.TimeoutExpired."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with suppress(ProcessLookupError):
-            while True:
-                os.kill(self.pid, 0)
-                if deadline is not None and time.monotonic() > deadline:
-                    raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
-                time.sleep(POLL_S)
-        return -1
+        """Until it has ended. Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+        return int(self._process.exitcode)
 
 
-class Template:
-    """The process that forks."""
+def forking(spec: Spec) -> Start:
+    """Import once, for both sides of one tree; what starts a worker from then on.
 
-    def __init__(self, spec: Spec) -> None:
-        tree = spec.sides.head
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
-        self._channel, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                (sys.executable, str(PROGRAM), str(tree), *workload(spec), str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                cwd=tree,
-                env=environment(tree, spec, "head"),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self.group = self._process.pid
+    The server takes the environment of the first call and ends with this process. Raises
+    WorkerError if it cannot import, or if that starts CUDA, which a child could not use.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    with patch.dict(os.environ, environment(spec.sides.head, spec, "head")):
+        # While it imports, libraries that ask whether there is a GPU are told by NVML.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        forkserver.ensure_running()
+    first = context.Process(target=_check_preloaded, args=(PRELOADED,), daemon=True)
+    try:
+        first.start()
+        first.join(spec.load_timeout_s)
+    except (OSError, EOFError) as error:
+        raise WorkerError("the process that imports for all others failed; see above") from error
+    if first.exitcode:
+        raise WorkerError("the process that imports for all others could not; see above")
 
-    def wait_until_ready(self, timeout_s: float) -> None:
-        """Raises WorkerError with its log if it cannot be."""
-        self._channel.settimeout(timeout_s)
-        self._receive(len(READY))
-
-    def start(self, spec: Spec, side: Side, log: IO[bytes]) -> Process:
-        """Fork a worker; both sides are of the same tree."""
+    def start(spec: Spec, side: Side, log: IO[bytes]) -> Process:
+        """Fork a worker."""
         stdin, ours_in = os.pipe()
         ours_out, stdout = os.pipe()
-        try:
-            socket.send_fds(self._channel, [b"."], [stdin, stdout, log.fileno()])
-            pid = int.from_bytes(self._receive(4), "big")
-        finally:
-            os.close(stdin)
-            os.close(stdout)
-        return Forked(pid, os.fdopen(ours_in, "wb", 0), os.fdopen(ours_out, "rb", 0))
+        ready, theirs = context.Pipe(duplex=False)
+        descriptors = [Connection(each) for each in (stdin, stdout, os.dup(log.fileno()))]
+        station = [str(spec.sides.tree(side)), *workload(spec)]
+        process = context.Process(target=_serve, args=(theirs, descriptors, station), daemon=True)
+        process.start()
+        for each in (theirs, *descriptors):
+            each.close()
+        ready.poll(spec.load_timeout_s)  # then it is in a group of its own, which can be killed
+        ready.close()
+        return Forked(process, os.fdopen(ours_in, "wb", 0), os.fdopen(ours_out, "rb", 0))
 
-    def _receive(self, size: int) -> bytes:
-        try:
-            said = self._channel.recv(size, socket.MSG_WAITALL)
-        except TimeoutError:
-            said = b""
-        if len(said) < size:
-            end = os.pread(self._log.fileno(), LOG_BYTES, 0).decode(errors="replace")
-            raise WorkerError(f"the process that imports for all others failed:\n{end}")
-        return said
-
-    def end(self) -> None:
-        """Kill it; its workers are ended by whoever started them."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.group, signal.SIGKILL)
-        self._process.wait()
-        self._channel.close()
-        self._log.close()
+    return start
 
 
-@contextmanager
-def template(spec: Spec, keeper: Janitor) -> Iterator[Template]:
-    """One that is ready, gone afterwards."""
-    made = Template(spec)
+def _check_preloaded(name: str) -> None:
+    if name not in sys.modules:  # the server passes ImportErrors by
+        __import__(name)
+
+
+def _serve(ready: Any, descriptors: list[Any], station: list[str]) -> None:
+    """Be a worker in a process group of its own."""
+    os.setpgid(0, 0)
+    ready.close()
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor.fileno(), target)
+        descriptor.close()
+    os.chdir(station[0])
+    worker.check_origin(Path(station[0]))
+    worker.main(station)
+
+
+def refuse_started_cuda() -> None:
+    """A child of a process in which CUDA has started cannot use it: raises RuntimeError."""
+    if cuda_has_started():
+        raise RuntimeError("the imports started CUDA: no worker can be forked; record without it")
+
+
+def cuda_has_started() -> bool:
+    """Whether the driver was initialized in this process; False where there is none."""
     try:
-        keeper.guard(made.group)
-        made.wait_until_ready(spec.load_timeout_s)
-        yield made
-    finally:
-        made.end()
-        keeper.forget(made.group)
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))) != NOT_INITIALIZED

@@ -34,7 +34,7 @@ from sdopt.errors import SdoptError
 from sdopt.util.files import write_whole
 from sdopt.util.progress import Progress
 from studies.power.crew import loaded_pairs
-from studies.power.forking import template
+from studies.power.forking import forking
 from studies.power.shares import GROUPS, expanded, is_of_memory, share
 from studies.power.turns import measured
 
@@ -84,13 +84,13 @@ def record(
     """Record one level; every sample of a batch is in the file once that is measured."""
     samples: list[dict[str, Any]] = []
     identity: dict[str, Any] = {}
-    with janitor() as keeper, ExitStack() as stack:
-        start = spawned
+    with janitor() as keeper:
+        start: Start = spawned
         if plan.forked:
             # What is imported once has to know by then whether there is anything to compile.
             spec = replace(plan.spec, compile_threads=1 if plan.warm_cache else None)
             with progress.during("importing once for all"):
-                start = stack.enter_context(template(spec, keeper)).start
+                start = forking(spec)
         for numbers in plan.batches():
             samples += _batch(plan, numbers, keeper, progress, identity, start)
             run = {**identity, **made_by, "level": plan.level, "pairs": samples}

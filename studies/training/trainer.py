@@ -1,7 +1,7 @@
 """Runs one stage of training: optimizer, moving average, CUDA graph, checkpoints, time budget."""
 
+import io
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from sdopt.util.files import write_whole
 from studies.training.stages import Stage
 
 _WARMUP_STEPS = 200
@@ -173,10 +174,9 @@ def rate_factor(step: int, steps: int) -> float:
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """A reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, temporary)
-    temporary.rename(path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def freeze(*modules: torch.nn.Module) -> None:

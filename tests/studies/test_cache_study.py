@@ -13,7 +13,7 @@ import torch
 from sdopt.miniature import GUIDANCE_SCALE, MODEL_DIR
 from sdopt.miniature.scenes import held_out_scenes
 from studies.feature_caching import study as cache_study
-from studies.feature_caching.cached_drawing import CachedStudio, Memory, Plan, guided_steps
+from studies.feature_caching.cached_drawing import CachedStudio, Memory, Plan
 from studies.feature_caching.plans import eliminate, families, fewer_steps, predicted_ms, variants
 from studies.miniature_quality.studio import Studio, to_pictures
 
@@ -57,10 +57,6 @@ def test_memory_goes_on_along_a_line() -> None:
     assert memory.recall(850.0, 2).tolist() == [1.0, 2.0]
     memory.store(800.0, torch.tensor([3.0]))
     assert memory.recall(750.0, 1).tolist() == [3.5]
-
-
-def test_the_cutoff_is_that_of_the_levels() -> None:
-    assert [guided_steps(steps) for steps in (1, 2, 5, 20, 50)] == [1, 1, 3, 9, 21]
 
 
 def test_predicted_times() -> None:

@@ -1,5 +1,7 @@
 """Training goes on where it stopped, and ends in a folder that diffusers loads."""
 
+import os
+
 import diffusers
 import pytest
 import torch
@@ -88,15 +90,15 @@ def test_checkpoints_are_written_whole(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
     save_atomically({"step": 1}, path)
 
-    def broken(state, target):
-        target.write_bytes(b"half")
+    def broken(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="disk full"):
         save_atomically({"step": 2}, path)
     monkeypatch.undo()
     assert torch.load(path)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_smoke_training_writes_a_loadable_folder(tmp_path, capsys):

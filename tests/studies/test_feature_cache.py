@@ -11,8 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from sdopt.miniature import MODEL_DIR
-from sdopt.weights.sd15 import UNET
-from studies.feature_caching.split import check_split, full_step, shallow_step
+from studies.feature_caching.split import full_step, shallow_step
 
 TEXT_WIDTH = 16
 T = torch.tensor(500)
@@ -108,35 +107,3 @@ def test_features_of_the_conditional_half_serve_after_the_cutoff(miniature: Any)
     _, both = full_step(miniature, sample, T, text)
     _, one = full_step(miniature, sample[1:], T, text[1:])
     torch.testing.assert_close(both[1:], one)
-
-
-@pytest.mark.parametrize("layers", [0, 4])
-def test_a_boundary_outside_the_last_block_is_an_error(tiny: Any, layers: int) -> None:
-    with pytest.raises(ValueError, match=f"{layers} layers to recompute; the choices are 1 to 3"):
-        check_split(tiny, layers)
-
-
-def test_a_unet_of_other_blocks_is_an_error() -> None:
-    unet = tiny_unet(
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    )
-    with pytest.raises(ValueError, match="DownBlock2D has no cross-attention"):
-        check_split(unet, 1)
-
-
-@pytest.mark.parametrize(("name", "most"), [("tiny", 3), ("miniature", 2), ("sd15", 3)])
-def test_a_boundary_before_each_layer_of_the_last_block_passes_the_check(
-    name: str, most: int, tiny: Any, miniature: Any
-) -> None:
-    with torch.device("meta"):
-        sd15 = UNet2DConditionModel(**UNET)
-    unet = {"tiny": tiny, "miniature": miniature, "sd15": sd15}[name]
-    assert [layers for layers in range(6) if passes(unet, layers)] == list(range(1, most + 1))
-
-
-def passes(unet: Any, layers: int) -> bool:
-    try:
-        check_split(unet, layers)
-    except ValueError:
-        return False
-    return True

@@ -7,42 +7,40 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from ab_repository import eventually, is_running
+from ab_repository import is_running
 
 import sdopt
 from sdopt.bench.ab import Sides, Spec
-from sdopt.bench.ab.cleanup import janitor
-from sdopt.bench.ab.process import Worker
+from sdopt.bench.ab.process import Start, Worker
 from sdopt.errors import WorkerError
-from studies.power import forking, template
+from studies.power import forking
 
 TREE = Path(sdopt.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def made(micro: Path) -> Iterator[tuple[Spec, forking.Template]]:
-    """A template on the micro source."""
+def made(micro: Path) -> Iterator[tuple[Spec, Start]]:
+    """What starts workers of the micro source."""
     spec = Spec(sides=Sides(base=TREE, head=TREE), source=str(micro), max_pairs=1)
-    with pytest.MonkeyPatch.context() as patch, janitor() as keeper:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("OMP_NUM_THREADS", "1")
-        with forking.template(spec, keeper) as one:
-            yield spec, one
-        eventually(lambda: not is_running(one.group))
+        yield spec, forking.forking(spec)
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # or it would stay till the end
 
 
-def test_forked_workers_draw_and_are_processes_of_their_own(
-    made: tuple[Spec, forking.Template],
-) -> None:
-    spec, one = made
-    workers = [Worker(spec, side, one.start) for side in ("base", "head")]
+def test_forked_workers_draw_and_are_processes_of_their_own(made: tuple[Spec, Start]) -> None:
+    spec, start = made
+    workers = [Worker(spec, side, start) for side in ("base", "head")]
     try:
-        assert len({worker.group for worker in workers} | {one.group}) == 3
+        assert len({os.getpgid(worker.group) for worker in workers} | {os.getpgid(0)}) == 3
         for worker in workers:
             assert worker.ask("hello")["device"] == "cpu"
         workers[0].ask("load", level="baseline")
@@ -56,33 +54,40 @@ def test_forked_workers_draw_and_are_processes_of_their_own(
     assert not any(is_running(worker.group) for worker in workers)
 
 
-def test_a_forked_worker_that_dies_is_told(made: tuple[Spec, forking.Template]) -> None:
-    spec, one = made
-    worker = Worker(spec, "head", one.start)
+def test_a_forked_worker_that_dies_is_told(made: tuple[Spec, Start]) -> None:
+    spec, start = made
+    worker = Worker(spec, "head", start)
     worker.kill()
-    with pytest.raises(WorkerError, match=r"the head worker .* 'hello', ended"):
+    with pytest.raises(WorkerError, match=r"the head worker .* 'hello', ended \(status -9\)"):
         worker.ask("hello")
     worker.end()
 
 
-def test_waiting_for_one_that_lives_has_an_end(made: tuple[Spec, forking.Template]) -> None:
-    spec, one = made
-    worker = Worker(spec, "head", one.start)
+def test_a_worker_of_another_tree_says_so(made: tuple[Spec, Start], tmp_path: Path) -> None:
+    spec, start = made
+    worker = Worker(replace(spec, sides=Sides(base=tmp_path, head=tmp_path)), "head", start)
+    with pytest.raises(WorkerError, match=f"not from {tmp_path}"):
+        worker.ask("hello")
+    worker.end()
+
+
+def test_waiting_for_one_that_lives_has_an_end(made: tuple[Spec, Start]) -> None:
+    spec, start = made
+    worker = Worker(spec, "head", start)
     with pytest.raises(subprocess.TimeoutExpired):
         worker._process.wait(0.05)
     worker.end()
 
 
-def test_a_template_that_cannot_import_says_so(tmp_path: Path) -> None:
-    (tmp_path / "sdopt").mkdir()
-    (tmp_path / "sdopt" / "__init__.py").write_text("raise ImportError('no such luck')")
-    spec = Spec(sides=Sides(base=tmp_path, head=tmp_path), max_pairs=1)
-    with (
-        janitor() as keeper,
-        pytest.raises(WorkerError, match="no such luck"),
-        forking.template(spec, keeper),
-    ):
-        pass
+def test_imports_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no_such_luck.py").write_text("raise RuntimeError('CUDA has started')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(forking, "PRELOADED", "no_such_luck")
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # of the tests before
+    spec = Spec(sides=Sides(base=TREE, head=TREE), max_pairs=1)
+    with pytest.raises(WorkerError, match="imports for all others failed"):
+        forking.forking(spec)
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("answer", "refused"), [(0, True), (100, True), (3, False)])
@@ -92,7 +97,7 @@ def test_a_template_in_which_cuda_has_started_is_refused(
     driver = SimpleNamespace(cuDeviceGetCount=lambda count: answer)
     monkeypatch.setattr("ctypes.CDLL", lambda name: driver)
     with pytest.raises(RuntimeError, match="started CUDA") if refused else nullcontext():
-        template.refuse_started_cuda()
+        forking.refuse_started_cuda()
 
 
 def test_a_machine_without_a_driver_has_started_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,12 +105,12 @@ def test_a_machine_without_a_driver_has_started_none(monkeypatch: pytest.MonkeyP
         raise OSError(name)
 
     monkeypatch.setattr("ctypes.CDLL", absent)
-    assert not template.cuda_has_started()
+    assert not forking.cuda_has_started()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_the_drivers_own_answer() -> None:
-    ask = "import torch; from studies.power.template import cuda_has_started as started; "
+    ask = "import torch; from studies.power.forking import cuda_has_started as started; "
     ask += "before = started(); torch.zeros(1, device='cuda'); print(before, started())"
     seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     words = (sys.executable, "-c", ask)

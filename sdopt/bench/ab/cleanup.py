@@ -17,47 +17,40 @@ PROGRAM = Path(__file__).with_name("janitor.py")
 class Janitor:
     """A running janitor; it does its work when it is dismissed or when this process ends."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self) -> None:
         # -I and -S: nothing of the environment and of site-packages, so that it starts at once. A
         # session of its own keeps the terminal's signals away from it.
         self._process = subprocess.Popen(
-            (sys.executable, "-I", "-S", str(PROGRAM), *arguments),
+            (sys.executable, "-I", "-S", str(PROGRAM)),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env=without_git_variables(),
         )
         self._stdin: Any = self._process.stdin
-        self._stdout: Any = self._process.stdout
-
-    def answer(self) -> dict[str, str]:
-        """What it said about the checkout that it was started with."""
-        line = self._stdout.readline()
-        answer: dict[str, str] = json.loads(line) if line else {"error": "the janitor died"}
-        return answer
 
     def guard(self, group: int) -> None:
         """Have this process group killed at the end."""
-        self._tell(f"group {group}\n")
+        self._tell("kill", group)
 
     def forget(self, group: int) -> None:
         """This process group has ended; its number may come to mean another one."""
-        self._tell(f"forget {group}\n")
+        self._tell("spare", group)
 
-    def _tell(self, line: str) -> None:
+    def remove(self, folder: Path) -> None:
+        """Have this folder, which need not be there yet, removed at the end."""
+        self._tell("remove", str(folder))
+
+    def _tell(self, word: str, what: int | str) -> None:
         with suppress(BrokenPipeError):
-            self._stdin.write(line.encode())
+            self._stdin.write(json.dumps([word, what]).encode() + b"\n")
             self._stdin.flush()
 
     def dismiss(self) -> bool:
         """Have it clean up and wait for it; whether everything is gone."""
         with suppress(BrokenPipeError):
             self._stdin.close()
-        try:
-            return self._process.wait() == 0
-        finally:
-            self._stdout.close()
+        return self._process.wait() == 0
 
 
 @contextmanager

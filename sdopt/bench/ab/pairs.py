@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.ab.cleanup import Janitor, janitor
@@ -13,7 +13,7 @@ from sdopt.bench.ab.process import Worker, running
 from sdopt.bench.ab.result import LevelPair, Result, SideSample, Spec
 from sdopt.bench.ab.rounds import BLOCK_ROUNDS, BLOCKS, Side, in_order, schedule
 from sdopt.errors import SdoptError, UnknownNameError
-from sdopt.levels import Level
+from sdopt.levels import changed_settings
 from sdopt.util.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ Judge = Callable[[str, str, Sequence[float], Sequence[float]], "Verdict | None"]
 """Of a level, a metric and the base's and the head's values, one a pair: None asks for more."""
 
 METRICS = ("latency_ms", "peak_allocated_mib")
-WORDS_ONLY = ("name", "why", "reference")
-"""Fields of a level that change nothing about its pictures."""
 
 
 def run_pairs(spec: Spec, judge: Judge, progress: Progress) -> Result:
@@ -176,25 +174,9 @@ class _Match:
         return rounds_ms
 
     def _note_redefinition(self, loaded: Mapping[Side, dict[str, Any]]) -> None:
-        changes = redefinition(loaded["base"]["level"], loaded["head"]["level"])
+        changes = changed_settings(loaded["base"]["level"], loaded["head"]["level"])
         if changes:
-            self.run.redefined[self.level] = changes
-
-
-def redefinition(base: Mapping[str, Any], head: Mapping[str, Any]) -> str:
-    """'steps 30 -> 20' for each setting that the head changes; '' if it is the same level.
-
-    A field that one side does not have yet has its default there.
-    """
-    defaults = {
-        field.name: field.default for field in fields(Level) if field.default is not MISSING
-    }
-    before, after = {**defaults, **base}, {**defaults, **head}
-    return ", ".join(
-        f"{name} {before.get(name)} -> {after.get(name)}"
-        for name in dict.fromkeys([*after, *before])
-        if name not in WORDS_ONLY and before.get(name) != after.get(name)
-    )
+            self.run.redefined[self.level] = ", ".join(changes)
 
 
 def _is_time(value: object) -> bool:

@@ -12,9 +12,11 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import SdoptError, UnknownNameError
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     import torch
@@ -146,22 +148,16 @@ FAULTS: dict[str, Callable[[LevelPipeline, float, float], Undo]] = {
 
 def _after(owner: Any, method: str, action: Callable[[], None]) -> Undo:
     """Act after each call of the method; the result restores it."""
-    own, original = method in vars(owner), getattr(owner, method)
+    original = getattr(owner, method)
 
     def followed(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         action()
         return result
 
-    object.__setattr__(owner, method, followed)
-
-    def undo() -> None:
-        if own:
-            object.__setattr__(owner, method, original)
-        else:
-            object.__delattr__(owner, method)
-
-    return undo
+    stack = ExitStack()
+    stack.enter_context(replaced(owner, method, followed))
+    return stack.close
 
 
 def _waiting(device: torch.device, milliseconds: float) -> Callable[[], None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,26 +18,46 @@ def checked_out(repository: Path, revision: str) -> Iterator[Path]:
     """The tree of that revision in a fresh folder, which is gone afterwards, even after SIGKILL.
 
     For a `repository` below the top of its git repository it is the same folder of the checkout.
-    Raises RevisionError if there is no such revision, repository or folder, or no git.
+    Git keeps no record of it. Raises RevisionError if there is no such revision, repository or
+    folder, or no git.
     """
     top, below = _top(repository)
-    keeper = Janitor(str(top), commit_of(repository, revision))
+    commit = commit_of(repository, revision)
+    keeper = Janitor()
+    folder = Path(tempfile.gettempdir()).resolve() / f"sdopt-ab-{secrets.token_hex(8)}"
     try:
-        answer = keeper.answer()
-        if "folder" not in answer:
-            raise RevisionError(
-                f"{revision!r} cannot be checked out from {top}: {answer['error']}; "
-                "repair that, then run this again"
-            )
-        tree = Path(answer["folder"]) / below
-        if not tree.is_dir():
+        keeper.remove(folder)  # before it exists: there is no moment at which nobody would
+        folder.mkdir(mode=0o700)
+        _fill(folder, top, commit, keeper, revision)
+        if not (folder / below).is_dir():
             raise RevisionError(f"{revision!r} has no folder {below}; give a revision that has it")
-        yield tree
+        yield folder / below
     finally:
         is_clean = keeper.dismiss()
     if not is_clean:
+        raise RevisionError(f"{folder} could not be removed; delete it")
+
+
+def _fill(folder: Path, top: Path, commit: str, keeper: Janitor, revision: str) -> None:
+    """Check the commit out there, by an index of its own, without the repository's hooks."""
+    index = folder / ".sdopt-index"
+    git = subprocess.Popen(
+        ("git", "-C", str(top), f"--work-tree={folder}", "read-tree", "--reset", "-u", commit),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**without_git_variables(), "GIT_INDEX_FILE": str(index)},
+        start_new_session=True,
+    )
+    keeper.guard(git.pid)
+    _, said = git.communicate()
+    keeper.forget(git.pid)
+    index.unlink(missing_ok=True)
+    if git.returncode:
         raise RevisionError(
-            f"{tree} could not be removed; delete it, then run: git -C {top} worktree prune"
+            f"{revision!r} cannot be checked out from {top}: {said.strip()}; repair that, then run "
+            "this again"
         )
 
 

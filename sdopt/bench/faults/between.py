@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 
 from sdopt.bench.faults.fault import Fault, Faulty, Finding
 from sdopt.bench.faults.judging import finding, fresh_gate
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.bench.faults.fault import Inject
@@ -40,7 +41,7 @@ def request_faults() -> list[Fault]:
         "some of the last noise": (_blending, "after another request its picture is another one"),
     }
     return [
-        Fault(group="request", name="none (control)", inject=_unchanged, caught_by=None),
+        Fault(group="request", name="none (control)", inject=nullcontext, caught_by=None),
         *(
             Fault(
                 group="request", name=f"{name} kept", inject=inject, caught_by="effect", says=says
@@ -53,7 +54,7 @@ def request_faults() -> list[Fault]:
 def round_faults() -> list[Fault]:
     """Those that the timed rounds show."""
     return [
-        Fault(group="rounds", name="none (control)", inject=_unchanged, caught_by=None),
+        Fault(group="rounds", name="none (control)", inject=nullcontext, caught_by=None),
         Fault(
             group="rounds",
             name="a warm-up with fewer steps, and a graph in the first round",
@@ -103,19 +104,9 @@ def judge_round_fault(fault: Fault, suite: Suite, level: Level, pipeline: LevelP
     return finding(fault, gate.verdicts)
 
 
-@contextmanager
-def _unchanged(pipeline: LevelPipeline) -> Iterator[Any]:
-    yield pipeline
-
-
 def _keeping(name: str) -> Inject:
     """An argument of the first call is that of all later ones; a generator as its seed."""
-
-    @contextmanager
-    def inject(pipeline: LevelPipeline) -> Iterator[Any]:
-        yield _Keeping(pipeline, name)
-
-    return inject
+    return lambda pipeline: nullcontext(_Keeping(pipeline, name))
 
 
 class _Keeping(Faulty):
@@ -148,11 +139,8 @@ def _blending(pipeline: LevelPipeline) -> Iterator[Any]:
         before.append(latents.clone())
         return latents.lerp(last, BLEND) if last.shape == latents.shape else latents
 
-    object.__setattr__(pipeline, "prepare_latents", blended)
-    try:
+    with replaced(pipeline, "prepare_latents", blended):
         yield pipeline
-    finally:
-        object.__delattr__(pipeline, "prepare_latents")
 
 
 @contextmanager
@@ -177,15 +165,12 @@ def _compiling_late(pipeline: LevelPipeline) -> Iterator[Any]:
         handle.remove()
 
 
-def _leaking(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
+@contextmanager
+def _leaking(pipeline: LevelPipeline) -> Iterator[Any]:
     from sdopt.bench.ab.slowdowns import inject
 
-    @contextmanager
-    def leaking() -> Iterator[Any]:
-        undo = inject(pipeline, f"leak:{LEAKED_MIB}", 0.0)
-        try:
-            yield pipeline
-        finally:
-            undo()
-
-    return leaking()
+    undo = inject(pipeline, f"leak:{LEAKED_MIB}", 0.0)
+    try:
+        yield pipeline
+    finally:
+        undo()

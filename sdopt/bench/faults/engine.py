@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.faults.fault import Fault
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.bench.faults.fault import Inject
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def engine_faults() -> list[Fault]:
     """Every one; `turbo` has to be the level."""
     return [
-        Fault(group="engine", name="none (control)", inject=_unchanged, caught_by=None),
+        Fault(group="engine", name="none (control)", inject=nullcontext, caught_by=None),
         Fault(
             group="engine",
             name="fused UNet not used",
@@ -70,14 +71,9 @@ def engine_faults() -> list[Fault]:
     ]
 
 
-@contextmanager
-def _unchanged(pipeline: LevelPipeline) -> Iterator[Any]:
-    yield pipeline
-
-
 def _drawn_as(**changes: Any) -> Inject:
     """The engine draws as if the level were another."""
-    return lambda pipeline: _with_engine(pipeline, _engine(pipeline, **changes))
+    return lambda pipeline: replaced(pipeline, "engine", _engine(pipeline, **changes))
 
 
 def _engine(pipeline: LevelPipeline, **changes: Any) -> Any:
@@ -88,16 +84,7 @@ def _engine(pipeline: LevelPipeline, **changes: Any) -> Any:
 
 
 def _without_engine(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
-    return _with_engine(pipeline, None)
-
-
-@contextmanager
-def _with_engine(pipeline: LevelPipeline, engine: Any) -> Iterator[Any]:
-    before, pipeline.engine = pipeline.engine, engine
-    try:
-        yield pipeline
-    finally:
-        pipeline.engine = before
+    return replaced(pipeline, "engine", None)
 
 
 def _unfused(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
@@ -137,10 +124,8 @@ def _nothing_reused(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
 @contextmanager
 def _predicting(pipeline: LevelPipeline, forward: Any) -> Iterator[Any]:
     """Another forward pass of the UNet, drawn by an engine that has no graphs yet."""
-    unet = pipeline.unet
-    before, unet.forward = unet.forward, forward
-    try:
-        with _with_engine(pipeline, _engine(pipeline)):
-            yield pipeline
-    finally:
-        unet.forward = before
+    with (
+        replaced(pipeline.unet, "forward", forward),
+        replaced(pipeline, "engine", _engine(pipeline)),
+    ):
+        yield pipeline

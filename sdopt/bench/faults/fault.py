@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
 
     Picture = NDArray[np.float32]
-    Inject = Callable[[LevelPipeline], AbstractContextManager[LevelPipeline]]
+    Inject = Callable[[LevelPipeline], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scipy.special import betaincinv
-
 from sdopt.bench.faults.fault import Finding
 
 
-def interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """The Clopper-Pearson confidence interval of a probability, from 0 to 1."""
-    tail = (1 - level) / 2
-    low = betaincinv(successes, trials - successes + 1, tail) if successes else 0.0
-    high = betaincinv(successes + 1, trials - successes, 1 - tail) if successes < trials else 1.0
+def interval(successes: int, trials: int) -> tuple[float, float]:
+    """The Clopper-Pearson confidence interval of 95 % of a probability, from 0 to 1."""
+    from scipy.stats import binomtest  # half a second, which no collection has to wait for
+
+    low, high = binomtest(successes, trials).proportion_ci(method="exact")
     return float(low), float(high)
 
 

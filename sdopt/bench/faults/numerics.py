@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.faults.fault import Fault
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.bench.faults.fault import Inject
@@ -47,7 +48,7 @@ def numeric_faults(level: str, dtype: str) -> list[Fault]:
         )
 
     return [
-        Fault(group=group, name="none (control)", inject=_unchanged, caught_by=None),
+        Fault(group=group, name="none (control)", inject=nullcontext, caught_by=None),
         fault("queries 2 % larger in the middle block", _larger_queries(f"mid_block.{ATTENTION}")),
         fault(
             "queries 2 % larger in the first down block",
@@ -94,11 +95,6 @@ def racing_tile_fault() -> Fault:
     return Fault(group="engine", name="racing tile", inject=_racing_tile, caught_by="repeat")
 
 
-@contextmanager
-def _unchanged(pipeline: LevelPipeline) -> Iterator[Any]:
-    yield pipeline
-
-
 def _larger_queries(attention: str) -> Inject:
     @contextmanager
     def inject(pipeline: LevelPipeline) -> Iterator[Any]:
@@ -122,15 +118,14 @@ def _rescheduled(**changes: Any) -> Inject:
 
     @contextmanager
     def inject(pipeline: LevelPipeline) -> Iterator[Any]:
-        before, engine = pipeline.scheduler, pipeline.engine
+        before = pipeline.scheduler
         changed = type(before).from_config(before.config, **changes)
         pipeline.register_modules(scheduler=changed)
         try:
-            pipeline.engine = _fresh_engine(pipeline)
-            yield pipeline
+            with replaced(pipeline, "engine", _fresh_engine(pipeline)):
+                yield pipeline
         finally:
             pipeline.register_modules(scheduler=before)
-            pipeline.engine = engine
 
     return inject
 
@@ -155,11 +150,8 @@ def _rounded_noise(dtype: str) -> Inject:
             noise = prepare(*args, **kwargs)
             return noise.to(getattr(torch, dtype)).to(noise.dtype)
 
-        object.__setattr__(pipeline, "prepare_latents", rounded)
-        try:
+        with replaced(pipeline, "prepare_latents", rounded):
             yield pipeline
-        finally:
-            object.__delattr__(pipeline, "prepare_latents")
 
     return inject
 
@@ -168,8 +160,7 @@ def _rounded_noise(dtype: str) -> Inject:
 def racing_stand_in(pipeline: LevelPipeline) -> Iterator[Any]:
     """One value of each prediction depends on how often the UNet was called before."""
     calls = count()
-    unet, engine = pipeline.unet, pipeline.engine
-    had, forward = "forward" in vars(unet), unet.forward
+    forward = pipeline.unet.forward
 
     def raced(*args: Any, **kwargs: Any) -> Any:
         predicted, *stored = forward(*args, **kwargs)
@@ -177,16 +168,11 @@ def racing_stand_in(pipeline: LevelPipeline) -> Iterator[Any]:
         predicted[0, 0, 0, 0] += UNEVEN * next(calls)
         return predicted, *stored
 
-    unet.forward = raced
-    try:
-        pipeline.engine = _fresh_engine(pipeline)
+    with (
+        replaced(pipeline.unet, "forward", raced),
+        replaced(pipeline, "engine", _fresh_engine(pipeline)),
+    ):
         yield pipeline
-    finally:
-        pipeline.engine = engine
-        if had:
-            unet.forward = forward
-        else:
-            del unet.forward
 
 
 @contextmanager
@@ -194,13 +180,12 @@ def _racing_tile(pipeline: LevelPipeline) -> Iterator[Any]:
     """Drawn by graphs that are captured with that tile."""
     from sdopt.engine.tiles import Tile, tuned
 
-    engine, before = pipeline.engine, tuned().get(RACING_KEY)
+    before = tuned().get(RACING_KEY)
     tuned()[RACING_KEY] = Tile(**RACING_TILE)
     try:
-        pipeline.engine = _fresh_engine(pipeline)
-        yield pipeline
+        with replaced(pipeline, "engine", _fresh_engine(pipeline)):
+            yield pipeline
     finally:
-        pipeline.engine = engine
         if before is None:
             del tuned()[RACING_KEY]
         else:

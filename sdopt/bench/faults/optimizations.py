@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sdopt.bench.faults.fault import Fault
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def optimization_faults() -> list[Fault]:
     """Every one; `final` has to be the level."""
     return [
-        Fault(group="level", name="none (control)", inject=_unchanged, caught_by=None),
+        Fault(group="level", name="none (control)", inject=nullcontext, caught_by=None),
         Fault(
             group="level",
             name="compiled code not used",
@@ -60,11 +61,6 @@ def optimization_faults() -> list[Fault]:
 
 
 @contextmanager
-def _unchanged(pipeline: LevelPipeline) -> Iterator[Any]:
-    yield pipeline
-
-
-@contextmanager
 def _not_compiled(pipeline: LevelPipeline) -> Iterator[Any]:
     with torch.compiler.set_stance("force_eager"):
         yield pipeline
@@ -94,18 +90,15 @@ def _recompiling(pipeline: LevelPipeline) -> Iterator[Any]:
 def _broken_graph(pipeline: LevelPipeline) -> Iterator[Any]:
     """The decoder compiled once more, without `fullgraph` and with a break at its beginning."""
     decoder = pipeline.vae.decoder
-    compiled, eager = decoder.forward, type(decoder).forward.__get__(decoder)
+    eager = type(decoder).forward.__get__(decoder)
 
     def broken(latents: torch.Tensor) -> Any:
         latents = latents * 1.0
         torch._dynamo.graph_break()
         return eager(latents)
 
-    decoder.forward = torch.compile(broken, dynamic=False)
-    try:
+    with replaced(decoder, "forward", torch.compile(broken, dynamic=False)):
         yield pipeline
-    finally:
-        decoder.forward = compiled
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdopt.bench.faults.fault import Fault, Faulty
 from sdopt.pipelines.cfg_cutoff import cutoff_callback
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.bench.faults.fault import Inject, Picture
@@ -42,7 +43,7 @@ def picture_faults() -> list[Fault]:
         "cutoff two steps early": _cutoff(-2),
         "cutoff two steps late": _cutoff(2),
     }
-    control = Fault(group="picture", name="none (control)", inject=_unchanged, caught_by=None)
+    control = Fault(group="picture", name="none (control)", inject=nullcontext, caught_by=None)
     return [
         control,
         *(
@@ -58,17 +59,8 @@ def picture_faults() -> list[Fault]:
     ]
 
 
-def _unchanged(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
-    return _entered(lambda: pipeline)
-
-
-@contextmanager
-def _entered(make: Callable[[], Any]) -> Iterator[Any]:
-    yield make()
-
-
 def _redrawn(change: Callable[[Picture], Picture]) -> Inject:
-    return lambda pipeline: _entered(lambda: Faulty(pipeline, picture=change))
+    return lambda pipeline: nullcontext(Faulty(pipeline, picture=change))
 
 
 def _noise(sigma: float) -> Callable[[Picture], Picture]:
@@ -96,18 +88,18 @@ def _other_seed(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
     import torch
 
     other = torch.Generator("cpu").manual_seed(10**6)
-    return _entered(lambda: Faulty(pipeline, arguments={"generator": other}))
+    return nullcontext(Faulty(pipeline, arguments={"generator": other}))
 
 
 def _one_step_less(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
     steps = pipeline.level.steps - 1
-    return _entered(lambda: Faulty(pipeline, arguments={"num_inference_steps": steps}))
+    return nullcontext(Faulty(pipeline, arguments={"num_inference_steps": steps}))
 
 
 def _guided(by: float) -> Inject:
     def inject(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
         scale = pipeline.source.guidance_scale + by
-        return _entered(lambda: Faulty(pipeline, arguments={"guidance_scale": scale}))
+        return nullcontext(Faulty(pipeline, arguments={"guidance_scale": scale}))
 
     return inject
 
@@ -117,7 +109,7 @@ def _other_spacing(pipeline: LevelPipeline) -> Iterator[Any]:
     before = pipeline.scheduler
     spacing = "leading" if before.config.timestep_spacing != "leading" else "trailing"
     changed = type(before).from_config(before.config, timestep_spacing=spacing)
-    with _replaced(pipeline, "scheduler", changed):
+    with replaced(pipeline, "scheduler", changed):
         yield pipeline
 
 
@@ -139,27 +131,13 @@ def _swapped_halves(pipeline: LevelPipeline) -> Iterator[Any]:
         positive, negative = encode(*args, **kwargs)
         return negative, positive
 
-    with _replaced(pipeline, "encode_prompt", swapped):
+    with replaced(pipeline, "encode_prompt", swapped):
         yield pipeline
 
 
 def _cutoff(by: int) -> Inject:
     def inject(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
         fraction = (pipeline.level.cfg_cutoff or 0.0) + by / pipeline.level.steps
-        return _replaced(pipeline, "step_callback", cutoff_callback(fraction))
+        return replaced(pipeline, "step_callback", cutoff_callback(fraction))
 
     return inject
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[Any]:
-    """Give the owner another attribute inside."""
-    had, before = name in vars(owner), getattr(owner, name)
-    object.__setattr__(owner, name, value)
-    try:
-        yield owner
-    finally:
-        if had:
-            object.__setattr__(owner, name, before)
-        else:
-            object.__delattr__(owner, name)

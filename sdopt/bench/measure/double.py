@@ -20,6 +20,7 @@ from torch import Tensor
 from sdopt.engine.modules import fuse_modules
 from sdopt.engine.picture import PictureEngine
 from sdopt.pipelines.workload import Request, generate
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,8 +95,8 @@ def _stopped_before_decoding(vae: Any) -> Iterator[list[Tensor]]:
         given.append(latents)
         raise _Decoding
 
-    object.__setattr__(vae, "decode", decode)
-    yield given
+    with replaced(vae, "decode", decode):
+        yield given
 
 
 @contextmanager
@@ -111,11 +112,8 @@ def _exact_waves() -> Iterator[None]:
         near = waves.shape == rounded.shape and (waves - rounded).abs().max().item() < WAVES_APART
         return waves if near else rounded
 
-    embeddings.get_timestep_embedding = exact
-    try:
+    with replaced(embeddings, "get_timestep_embedding", exact):
         yield
-    finally:
-        embeddings.get_timestep_embedding = original
 
 
 def _waves(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdopt.pipelines.workload import Request, generate
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,21 +54,15 @@ def _first(latents: Tensor) -> NDArray[np.float32]:
 @contextmanager
 def _given(owner: Any, method: str) -> Iterator[list[Any]]:
     """The first argument of each call of the method."""
-    had, original = method in vars(owner), getattr(owner, method)
+    original = getattr(owner, method)
     given: list[Any] = []
 
     def noted(first: Any, *args: Any, **kwargs: Any) -> Any:
         given.append(first)
         return original(first, *args, **kwargs)
 
-    object.__setattr__(owner, method, noted)
-    try:
+    with replaced(owner, method, noted):
         yield given
-    finally:
-        if had:
-            object.__setattr__(owner, method, original)
-        else:
-            object.__delattr__(owner, method)
 
 
 def latent_faults(latents: Latents) -> dict[str, str]:

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from sdopt.bench.measure.observation import compiled_graphs
+from sdopt.util.replaced import replaced
 
 MIB = 2**20
 SUSPICIOUS_MIB = 0.5
@@ -75,11 +76,8 @@ def watched_rounds(device: torch.device) -> Iterator[Rounds]:
         rounds.captures.append(None)
         return original(self, *args, **kwargs)
 
-    owner.capture_begin = counted
-    try:
+    with replaced(owner, "capture_begin", counted):
         yield rounds
-    finally:
-        owner.capture_begin = original
 
 
 def growth_of(draw: Callable[[], object], device: torch.device) -> float | None:

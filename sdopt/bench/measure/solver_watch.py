@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sdopt.util.replaced import replaced
+
 if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
 
@@ -76,7 +78,7 @@ def _first_input(unet: Any, seen: SeenSolver) -> Iterator[None]:
 
 @contextmanager
 def _noted_steps(scheduler: Any, steps: list[Step]) -> Iterator[None]:
-    had, own = "step" in vars(scheduler), scheduler.step
+    own = scheduler.step
 
     @wraps(own)  # diffusers asks the signature whether a step takes a generator
     def noted(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,11 +97,5 @@ def _noted_steps(scheduler: Any, steps: list[Step]) -> Iterator[None]:
         )
         return moved
 
-    scheduler.step = noted
-    try:
+    with replaced(scheduler, "step", noted):
         yield
-    finally:
-        if had:
-            scheduler.step = own
-        else:
-            del scheduler.step

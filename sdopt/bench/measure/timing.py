@@ -16,6 +16,7 @@ from sdopt.bench.measure.observation import compiled_graphs
 from sdopt.bench.measure.rounds import SUSPICIOUS_MIB, growth_of, watched_rounds
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Request, generate
+from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
@@ -106,16 +107,14 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
     )
 
 
-def rounds_of(
-    draw: Callable[[], object], device: torch.device, rounds: int | None = None
-) -> tuple[float, ...]:
+def rounds_of(draw: Callable[[], object], device: torch.device) -> tuple[float, ...]:
     """Wall times in ms of what pytest-benchmark does not run, by the clock of `latency`.
 
-    `draw` runs WARMUP_ROUNDS times first; `rounds` is ROUNDS of the device if it is None.
+    `draw` runs WARMUP_ROUNDS times first.
     """
     for _ in range(WARMUP_ROUNDS):
         draw()
-    return tuple(elapsed_ms(draw, device) for _ in range(rounds or ROUNDS[device.type]))
+    return tuple(elapsed_ms(draw, device) for _ in range(ROUNDS[device.type]))
 
 
 def elapsed_ms(draw: Callable[[], object], device: torch.device) -> float:
@@ -205,11 +204,8 @@ def _around(owner: Any, method: str, tick: Any) -> Iterator[None]:
         tick(f"{method} ends")
         return result
 
-    object.__setattr__(owner, method, timed)
-    try:
+    with replaced(owner, method, timed):
         yield
-    finally:
-        object.__delattr__(owner, method)
 
 
 class _HostClock:

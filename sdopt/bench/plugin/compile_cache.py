@@ -6,7 +6,7 @@ Nothing here is judged: a file that does not fit costs time, not the run.
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ def begin(config: pytest.Config, suite: Suite) -> None:
     if config.option.sdopt_compile_cache is None:
         return
     file = config.option.sdopt_compile_cache.absolute()
-    refuse_another_file(file)
-    stack = ExitStack()
-    config.add_cleanup(stack.close)
     try:
-        cache = SessionCache(file, suite, stack)
+        archive.refuse_another(file)
+        cache = SessionCache(file, suite, config)
+    except SdoptError as error:
+        raise pytest.UsageError(f"--sdopt-compile-cache: {error}") from error
     except OSError as error:
         raise pytest.UsageError(
             f"--sdopt-compile-cache: no private folder can be made in {place.root()}: {error}; "
@@ -41,38 +41,24 @@ def begin(config: pytest.Config, suite: Suite) -> None:
     config.pluginmanager.register(cache, NAME)
 
 
-def refuse_another_file(file: Path) -> None:
-    """Raise UsageError for a folder, or a file that is no compile cache: a run would replace it."""
-    if file.is_dir():
-        raise pytest.UsageError(f"--sdopt-compile-cache: {file} is a folder; name a file in it")
-    if file.exists() and file.stat().st_size and not archive.is_packed(file):
-        raise pytest.UsageError(
-            f"--sdopt-compile-cache: {file} is no compile cache, not even a damaged one, and a run "
-            f"that passes would replace it; name another file, or delete it; {place.PACK} makes one"
-        )
-
-
 class SessionCache:
     """The compile cache of one session: what came of the file, and what becomes of it."""
 
-    def __init__(self, file: Path, suite: Suite, stack: ExitStack) -> None:
+    def __init__(self, file: Path, suite: Suite, config: pytest.Config) -> None:
         self.file, self.suite = file, suite
         self.placed: place.Placed | None = None
-        self.header = self.note = self.warning = ""
-        self.folder = self._place(stack)
-        stack.enter_context(place.pointed_at(self.folder))
-
-    def _place(self, stack: ExitStack) -> Path:
-        """The file's contents if they fit, else an empty folder that goes with the session."""
+        self.note = self.warning = ""
         try:
             self.placed = place.placed(self.file)
+            self.folder, self.header = self.placed.folder, str(self.placed)
         except SdoptError as error:
             self.header = f"{error}: refused, it will be rebuilt if this run passes"
-            folder = place.make_folder()
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            return folder
-        self.header = str(self.placed)
-        return self.placed.folder
+            self.folder = place.make_folder()  # goes with the session
+            config.add_cleanup(partial(shutil.rmtree, self.folder, ignore_errors=True))
+        environment = pytest.MonkeyPatch()
+        config.add_cleanup(environment.undo)
+        for name, value in place.variables(self.folder).items():
+            environment.setenv(name, value)
 
     def pytest_report_header(self) -> str:
         """What the file is, or why it was refused."""

@@ -1,16 +1,15 @@
 """Marks verdicts.json as unfinished before a run of benchmarks loads anything that can fail.
 
 conftest.py loads this file by its path: it imports nothing of this package, so that a package that
-cannot be imported leaves no verdict of an earlier run behind.
+cannot be imported leaves no verdict of an earlier run behind. Likewise it loads `whole_file.py`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import os
-import tempfile
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 SCHEMA = "sdopt-verdicts/2"  # as in sdopt/bench/report/verdicts.py
 VERDICTS = "verdicts.json"
+WHOLE_FILE = Path(__file__).parents[2] / "util" / "whole_file.py"
 OUTCOME = "unfinished"
 BENCHMARKS = "benchmarks"
 ONLY_SHOW = (
@@ -66,7 +66,8 @@ def mark(config: pytest.Config) -> None:
         "verdicts": [],
     }
     try:
-        _write_whole(path, json.dumps(content, indent=1) + "\n")
+        write_whole = runpy.run_path(str(WHOLE_FILE))["write_whole"]
+        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise pytest.UsageError(
             f"{path} cannot be written ({error}), and what stands in it is of an earlier run; "
@@ -86,17 +87,3 @@ def _asks_for_benchmarks(config: pytest.Config, options: Any) -> bool:
         if path.is_relative_to(folder) or folder.is_relative_to(path):
             return True
     return False
-
-
-def _write_whole(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # see sdopt.util.partial_files
-            file.write(text)
-            file.flush()
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -19,7 +19,6 @@ import pytest
 from ab_repository import eventually, is_running
 
 from sdopt.bench.ab import Result, Sides, Spec, run_pairs
-from sdopt.bench.ab.pairs import redefinition
 from sdopt.bench.ab.process import inductor_cache
 from sdopt.bench.ab.rounds import BLOCK_ROUNDS, BLOCKS, latency_pair, schedule
 from sdopt.bench.judge.verdict import Outcome, Verdict
@@ -202,11 +201,6 @@ def test_new_removed_and_redefined_levels_are_told(stage: Stage) -> None:
     assert result.removed == ("old",)
     assert [pair.level for pair in result.pairs] == ["kept", "moved"]
     assert result.work["kept"] == {side: {"unet_evaluations": 60} for side in ("base", "head")}
-
-
-def test_a_field_that_one_side_lacks_has_its_default_there() -> None:
-    assert redefinition({}, {"cfg_cutoff": None, "steps": 30}) == ""
-    assert redefinition({"steps": 30}, {"cfg_cutoff": 0.4}) == "cfg_cutoff None -> 0.4"
 
 
 def test_only_the_levels_asked_for_are_measured(stage: Stage) -> None:

@@ -14,7 +14,7 @@ import pytest
 from ab_repository import commit_all, eventually, git, is_running, worktrees
 
 from sdopt.bench.ab import checked_out, commit_of
-from sdopt.bench.ab.janitor import groups_left
+from sdopt.bench.ab.janitor import told
 from sdopt.errors import RevisionError
 
 HOLDER = """
@@ -67,7 +67,8 @@ def test_the_tree_is_that_of_the_revision_and_goes_away(repository: Path, tempor
         assert tree.parent == temporary
         assert tree.name.startswith("sdopt-ab-")
         assert (tree / "part" / "file").read_text() == "one"
-        assert worktrees(repository) == [str(repository), str(tree)]
+        assert sorted(path.name for path in tree.iterdir()) == ["part"]
+        assert worktrees(repository) == [str(repository)]
         (tree / "made by a run").write_text("x")
     assert worktrees(repository) == [str(repository)]
     assert (repository / "part" / "file").read_text() == "three"
@@ -146,9 +147,11 @@ def test_a_base_without_the_folder_is_refused(repository: Path, temporary: Path)
 
 
 def test_what_git_cannot_check_out_is_told_in_its_words(repository: Path, temporary: Path) -> None:
-    (repository / ".git" / "worktrees").write_text("in the way")
+    git(repository, "config", "filter.broken.smudge", "false")
+    git(repository, "config", "filter.broken.required", "true")
+    (repository / ".git" / "info" / "attributes").write_text("* filter=broken\n")
     with (
-        pytest.raises(RevisionError, match=r"(?s)'v1' cannot be checked out.*worktrees"),
+        pytest.raises(RevisionError, match=r"(?s)'v1' cannot be checked out.*filter broken"),
         checked_out(repository, "v1"),
     ):
         pass
@@ -173,13 +176,13 @@ def test_a_killed_run_leaves_no_worktree_no_folder_and_no_worker(
     with holder:
         assert holder.stdout is not None
         tree, pid = holder.stdout.readline().split()
-        assert worktrees(repository) == [str(repository), tree]
+        assert os.path.exists(tree)
         assert is_running(int(pid))
         holder.send_signal(number)
         holder.wait()
     assert eventually(lambda: not is_running(int(pid)))
     assert eventually(lambda: not os.path.exists(tree))
-    assert eventually(lambda: worktrees(repository) == [str(repository)])
+    assert worktrees(repository) == [str(repository)]
 
 
 def test_a_run_killed_while_it_checks_out_leaves_nothing(repository: Path, temporary: Path) -> None:
@@ -187,12 +190,14 @@ def test_a_run_killed_while_it_checks_out_leaves_nothing(repository: Path, tempo
     git(repository, "config", "filter.slow.smudge", slow)
     (repository / ".git" / "info" / "attributes").write_text("* filter=slow\n")
     holder = subprocess.Popen((sys.executable, "-c", HOLDER, str(repository)))
-    assert eventually(lambda: len(worktrees(repository)) == 2)
+    assert eventually(lambda: any(temporary.glob("*/.sdopt-index*")))
     holder.kill()
     holder.wait()
-    assert eventually(lambda: worktrees(repository) == [str(repository)])
     assert eventually(lambda: list(temporary.iterdir()) == [])
+    assert worktrees(repository) == [str(repository)]
 
 
 def test_a_group_is_forgotten_and_a_line_cut_short_is_not_taken_at_its_word() -> None:
-    assert groups_left(["group 12\n", "group 34\n", "forget 12\n", "group 5"]) == {34}
+    lines = ['["kill", 12]\n', '["kill", 34]\n', '["spare", 12]\n', '["remove", "/x"]\n']
+    assert told([*lines, '["kill", 5']) == [("kill", 34), ("remove", "/x")]
+    assert told([*lines, '["kill", 56]\n'])[-1] == ("kill", 56)

@@ -11,7 +11,6 @@ from project import Project
 
 from sdopt.compile_cache import archive, place
 from sdopt.compile_cache.identity import made_here
-from sdopt.errors import BrokenFileError
 from sdopt.util.files import write_whole
 
 COMPILING = """
@@ -64,8 +63,8 @@ def test_a_missing_file_is_told_of_and_written_after_the_run(run: Run, file: Pat
             f"stored compile cache {file}: 0.0 MB, 1 files, 1 of them new",
         ]
     )
-    assert list(archive.read(file).files) == ["triton/ABC/one.cubin"]
-    assert archive.read(file).made_for == made_here()
+    assert list(archive.read(file)[0].files) == ["triton/ABC/one.cubin"]
+    assert archive.read(file)[0].made_for == made_here()
     assert folders() == []
     assert "TRITON_CACHE_DIR" not in os.environ
 
@@ -83,13 +82,13 @@ def test_a_file_that_fits_is_used_and_left_as_it_is(run: Run, file: Path) -> Non
     )
     result.stdout.no_fnmatch_line("stored compile cache*")
     assert file.stat() == before or file.stat().st_mtime_ns == before.st_mtime_ns
-    assert folders() == [archive.read(file).digest]
+    assert folders() == [archive.read(file)[0].digest]
 
 
 def test_what_was_compiled_meanwhile_is_added(run: Run, file: Path) -> None:
     run()
     run(name="two").stdout.fnmatch_lines([f"stored compile cache {file}: *, 2 files, 1 of them *"])
-    assert sorted(archive.read(file).files) == ["triton/ABC/one.cubin", "triton/ABC/two.cubin"]
+    assert sorted(archive.read(file)[0].files) == ["triton/ABC/one.cubin", "triton/ABC/two.cubin"]
 
 
 def test_a_foreign_file_is_refused_by_name_and_rebuilt(run: Run, file: Path) -> None:
@@ -104,7 +103,7 @@ def test_a_foreign_file_is_refused_by_name_and_rebuilt(run: Run, file: Path) -> 
             f"stored compile cache {file}: *",
         ]
     )
-    assert list(archive.read(file).files) == ["triton/ABC/one.cubin"]
+    assert list(archive.read(file)[0].files) == ["triton/ABC/one.cubin"]
 
 
 def test_a_truncated_file_is_refused_by_name_and_rebuilt(run: Run, file: Path) -> None:
@@ -114,7 +113,7 @@ def test_a_truncated_file_is_refused_by_name_and_rebuilt(run: Run, file: Path) -
     result.stdout.fnmatch_lines(
         [f"*compile cache {file} is truncated or no tar.xz file*: refused*"]
     )
-    assert list(archive.read(file).files) == ["triton/ABC/one.cubin"]
+    assert list(archive.read(file)[0].files) == ["triton/ABC/one.cubin"]
 
 
 def test_a_run_that_failed_leaves_the_file_as_it_is(run: Run, file: Path) -> None:
@@ -148,8 +147,7 @@ def test_a_run_that_compiled_nothing_writes_no_file(run: Run, file: Path) -> Non
     result = run("--collect-only")
     assert result.ret == 0
     result.stdout.fnmatch_lines([f"compile cache {file} was not written: nothing was compiled"])
-    with pytest.raises(BrokenFileError):
-        archive.read(file)
+    assert not file.exists()
 
 
 def test_a_place_that_cannot_be_written_is_a_warning(run: Run, file: Path) -> None:

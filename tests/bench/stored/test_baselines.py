@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pynvml
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -123,31 +123,33 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 def test_a_gpu_is_known_by_its_name_memory_and_power_limit(
     h100: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, ...]] = []
-
-    def smi(command: tuple[str, ...], **_: Any) -> SimpleNamespace:
-        asked.append(command)
-        return SimpleNamespace(stdout="700.00\n")
-
-    monkeypatch.setattr(subprocess, "run", smi)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+    limits = {"GPU-1a2b": 700_000}  # milliwatts
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetEnforcedPowerLimit", limits.__getitem__)
     assert hardware_of(h100) == H100
-    assert "--id=GPU-1a2b" in asked[0]
 
 
-@pytest.mark.parametrize("answer", ["[N/A]\n", "", None])
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        ("nvmlInit", pynvml.NVML_ERROR_LIBRARY_NOT_FOUND),
+        ("nvmlDeviceGetEnforcedPowerLimit", pynvml.NVML_ERROR_NOT_SUPPORTED),
+    ],
+)
 def test_a_gpu_without_a_power_limit_is_refused(
-    answer: str | None, h100: torch.device, monkeypatch: pytest.MonkeyPatch
+    call: str, status: int, h100: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def smi(*_: Any, **__: Any) -> SimpleNamespace:
-        if answer is None:
-            raise FileNotFoundError("nvidia-smi")
-        return SimpleNamespace(stdout=answer)
+    def refuse(*_: Any) -> None:
+        raise pynvml.NVMLError(status)
 
-    monkeypatch.setattr(subprocess, "run", smi)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+    monkeypatch.setattr(pynvml, call, refuse)
     with pytest.raises(BrokenFileError) as caught:
         hardware_of(h100)
     assert "power limit of GPU 1a2b" in str(caught.value)
-    assert "nvidia-smi --id=GPU-1a2b --query-gpu=power.limit" in str(caught.value)
+    assert "nvidia-smi --query --display=POWER" in str(caught.value)
 
 
 # Writing
