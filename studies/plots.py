@@ -127,7 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the charts; 2 for a folder or file that cannot be used, or without matplotlib."""
     parser = argparse.ArgumentParser(prog="python -m studies.plots", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="HISTORY_FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("docs/evidence"), help="folder (default: docs/evidence)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/evidence"), help="folder (default: docs/evidence)"
+    )
     parser.add_argument("--rows", type=Path, help="rows of the peers, for the chart of quality")
     parser.add_argument("--cost", type=Path, help="rows of another source, for its SSIM")
     options = parser.parse_args(arguments)

@@ -113,7 +113,7 @@ def _summary(found: Findings) -> list[str]:
 
 
 def _guidance(found: Findings) -> list[str]:
-    head = "| guidance | attributes right | SSIM to the ground truth | 20 against 50 | cutoff | Tiny VAE |"
+    head = "| guidance | attributes right | SSIM to truth | 20 against 50 | cutoff | Tiny VAE |"
     lines = [head, "|---|---|---|---|---|---|"]
     for row in found.guidance:
         values = (row.truth, row.solver, row.cutoff, row.tiny)

@@ -1,4 +1,4 @@
-"""What docs/reference/pipelines.md says of each diffusers feature is what happens, per family of levels."""
+"""What docs/reference/pipelines.md says of each feature is what happens, per family of levels."""
 
 from __future__ import annotations
 
@@ -592,7 +592,7 @@ def callback(trial: Trial) -> None:
     trial.is_as_stock(changed=False)
 
 
-@feature("a callback that draws with its own pipeline")
+@feature("a callback that generates with its own pipeline")
 def nested(trial: Trial) -> None:
     def again(pipeline: Any, step: int, timestep: Any, tensors: Any) -> dict[str, Any]:
         inner.append(image(pipeline))
