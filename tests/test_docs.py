@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 from markdown.extensions.toc import slugify
 
-from sdopt import gate, plugin
-from sdopt.levels import LEVELS, Level
-from sdopt.report.terminal import COLUMNS
-from sdopt.report.verdicts import SCHEMA, as_dict
-from sdopt.rules import PRIORS
-from sdopt.verdict import PASSING, ExitCode, Outcome, Verdict
+from sdopt.bench.judge import gate
+from sdopt.bench.judge.rules import PRIORS
+from sdopt.bench.judge.verdict import PASSING, ExitCode, Outcome, Verdict
+from sdopt.bench.report.results import marks
+from sdopt.bench.report.terminal import COLUMNS
+from sdopt.bench.report.verdicts import SCHEMA, as_dict
+from sdopt.levels import LEVELS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = sorted(
-    [*DOCS.rglob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
-    + [ROOT / "baselines" / "README.md"]
+    [*DOCS.rglob("*.md"), ROOT / "README.md", CONTRIBUTING, ROOT / "baselines" / "README.md"]
 )
 MOST_LINES_OF_README = 120
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`[^`\n]*`")
+RECORDED = re.compile(r"<!-- (.+): begin -->.*?<!-- \1: end -->", re.DOTALL)
+"""What a command wrote, with the commands of the day on which it was recorded."""
+DIFF = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _tables() -> ModuleType:
+    """docs/tables.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = _tables()
 
 
 def text_of(page: Path) -> str:
@@ -45,26 +63,12 @@ def table(page: Path, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
-def row_of(level: Level) -> list[str]:
-    """What the table of levels says of this one."""
-    reference = LEVELS.get(level.reference or "")
-    changes = [f"`{change}`" for change in level.changed_since(reference.as_dict())] if reference else []
-    batches = level.unet_batches()
-    return [
-        f"`{level.name}`",
-        f"`{reference.name}`" if reference else "-",
-        ", ".join(changes) or "plain diffusers",
-        str(sum(batches[step] for step in level.full_steps())),
-    ]
-
-
-def test_the_table_of_levels_is_the_code_s() -> None:
-    assert table(REFERENCE / "levels.md", "# Levels") == [*map(row_of, LEVELS.values())]
-
-
-def test_each_level_has_its_why() -> None:
-    told = table(REFERENCE / "levels.md", "## Why each level is there")
-    assert told == [[f"`{level.name}`", level.why] for level in LEVELS.values()]
+@pytest.mark.parametrize("name", TABLES.TABLES)
+def test_a_table_of_the_reference_is_the_code_s(name: str) -> None:
+    """`python docs/tables.py` writes them anew."""
+    page, lines = TABLES.TABLES[name]
+    begin, end = marks(name)
+    assert text_of(page).split(begin)[1].split(end)[0].split("\n")[2:-2] == lines()
 
 
 def test_the_fields_of_a_level_are_all_told() -> None:
@@ -73,40 +77,19 @@ def test_the_fields_of_a_level_are_all_told() -> None:
     assert set(re.findall(r"`(\w+)`", told)) == fields
 
 
-class Recorder:
-    """Stands for pytest's parser and its group, and notes the options."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[str]] = []
-
-    def getgroup(self, *_: Any) -> Recorder:
-        return self
-
-    def addoption(self, name: str, *, help: str, metavar: str = "", **_: Any) -> None:
-        self.rows.append([f"`{name}`", f"`{metavar}`" if metavar else "-", help])
-
-
-def plugin_options() -> list[list[str]]:
-    """Name, value and meaning of each option that the plugin adds."""
-    recorder = Recorder()
-    plugin.pytest_addoption(recorder)  # type: ignore[arg-type]
-    return recorder.rows
+def plugin_options() -> set[str]:
+    return {row.split("`")[1] for row in TABLES.options()[2:]}
 
 
 def test_the_options_share_one_prefix_and_are_few() -> None:
-    names = [row[0].strip("`") for row in plugin_options()]
-    assert [name for name in names if not name.startswith("--sdopt-")] == []
-    assert 1 <= len(names) <= 7
-
-
-def test_the_table_of_options_is_the_code_s() -> None:
-    assert table(REFERENCE / "options.md", "## Options of the suite") == plugin_options()
+    options = plugin_options()
+    assert [name for name in options if not name.startswith("--sdopt-")] == []
+    assert 1 <= len(options) <= 7
 
 
 def test_no_page_names_an_option_that_does_not_exist() -> None:
-    options = {row[0].strip("`") for row in plugin_options()}
     for page in PAGES:
-        assert set(re.findall(r"--sdopt-[a-z-]*[a-z]", text_of(page))) <= options, page
+        assert set(re.findall(r"--sdopt-[a-z-]*[a-z]", text_of(page))) <= plugin_options(), page
 
 
 def test_the_table_of_outcomes_is_the_code_s() -> None:
@@ -187,7 +170,7 @@ def prose_of(page: Path) -> str:
 
 
 def anchors_of(page: Path) -> set[str]:
-    """As mkdocs makes them, and GitHub for headings as plain as these; a name twice gets a number."""
+    """As mkdocs makes them, and GitHub for headings as plain as these."""
     seen: list[str] = []
     for heading in HEADING.findall(FENCE.sub("", text_of(page))):
         name = slugify(heading.replace("`", ""), "-")
@@ -236,7 +219,43 @@ def test_what_is_in_the_repository_and_named_exists() -> None:
 def test_each_module_that_is_run_exists() -> None:
     run = re.compile(r"(?:python -m|-p) ((?:sdopt|studies)[\w.]*\w)")
     for page in PAGES:
-        for module in run.findall(text_of(page)):
+        for module in run.findall(RECORDED.sub("", text_of(page))):
             place = ROOT / module.replace(".", "/")
             runs = place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
             assert runs, f"{page}: python -m {module} is no module"
+
+
+def parts_of(diff: str) -> Iterator[tuple[str, str]]:
+    """The file of each hunk, and its old lines: those around it and those taken away."""
+    file = ""
+    for part in re.split(r"^(?=--- |@@)", diff, flags=re.MULTILINE):
+        if found := re.match(r"--- (?:a/)?(\S+)", part):
+            file = found.group(1)
+        elif part.startswith("@@"):
+            lines = part.splitlines()[1:]
+            yield file, "".join(f"{line[1:]}\n" for line in lines if line[:1] in (" ", "-"))
+
+
+def test_the_old_lines_of_each_worked_diff_are_in_the_code() -> None:
+    hunks = [hunk for diff in DIFF.findall(text_of(CONTRIBUTING)) for hunk in parts_of(diff)]
+    assert len(hunks) >= 5
+    for file, before in hunks:
+        if file != "/dev/null":
+            assert before in text_of(ROOT / file), f"{file} has changed: {before}"
+
+
+@pytest.mark.parametrize(
+    ("heading", "files"),
+    [
+        ("Change a level's cutoff", r"sdopt/levels\.py"),
+        ("Change an SSIM limit", r"baselines/images/embedded/limits\.json"),
+        ("Add a column to the ladder table", r"sdopt/bench/report/terminal\.py"),
+        ("Add a kernel for another GPU family", r"sdopt/engine/\w+\.py"),
+        ("Add a fault to the self-test", r"sdopt/bench/faults/\w+\.py"),
+    ],
+)
+def test_a_worked_change_stays_where_it_should(heading: str, files: str) -> None:
+    section = text_of(CONTRIBUTING).split(f"### {heading}\n")[1].split("\n### ")[0]
+    changed = re.findall(r"^\+\+\+ b/(\S+)$", section, re.MULTILINE)
+    assert changed
+    assert [file for file in changed if not re.fullmatch(files, file)] == []
