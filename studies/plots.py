@@ -1,4 +1,4 @@
-"""Charts of stored runs: `python -m studies.plots HISTORY_FOLDER --out docs/`."""
+"""Charts of stored runs: `python -m studies.plots HISTORY_FOLDER --out docs/evidence`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def draw_latency(bars: Sequence[tuple[str, float, float | None]], path: Path) ->
     axes.set_yticks(places, [level for level, _, _ in bars])
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel("ms a picture, median")
+    axes.set_xlabel("ms an image, median")
     axes.legend()
     _save(figure, path)
 
@@ -101,7 +101,7 @@ def draw_quality(points: Sequence[Point], path: Path) -> None:
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5},
         )
     axes.set_xscale("log")
-    axes.set_xlabel("ms a picture, median (logarithmic)")
+    axes.set_xlabel("ms an image, median (logarithmic)")
     axes.set_ylabel("mean SSIM to plain diffusers, same sampler and steps")
     axes.margins(x=0.1, y=0.5)
     _save(figure, path)
@@ -127,7 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the charts; 2 for a folder or file that cannot be used, or without matplotlib."""
     parser = argparse.ArgumentParser(prog="python -m studies.plots", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="HISTORY_FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder (default: docs)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/evidence"), help="folder (default: docs/evidence)"
+    )
     parser.add_argument("--rows", type=Path, help="rows of the peers, for the chart of quality")
     parser.add_argument("--cost", type=Path, help="rows of another source, for its SSIM")
     options = parser.parse_args(arguments)

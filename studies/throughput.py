@@ -32,7 +32,7 @@ FIELDS = ("level", "batch")
 HEADINGS = (
     "level",
     "batch",
-    "pictures / s",
+    "images / s",
     "ms a batch",
     "rounds, ms",
     "first call, s",

@@ -1,35 +1,84 @@
-"""The README names every option and every level."""
+"""The documentation says what the code does, and each of its links leads somewhere."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-from sdopt.bench import plugin
+import pytest
+from markdown.extensions.toc import slugify
+
+from sdopt.bench.judge import gate
+from sdopt.bench.judge.rules import PRIORS
+from sdopt.bench.judge.verdict import PASSING, ExitCode, Outcome, Verdict
+from sdopt.bench.report.results import marks
+from sdopt.bench.report.terminal import COLUMNS
+from sdopt.bench.report.verdicts import SCHEMA, as_dict
 from sdopt.levels import LEVELS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = sorted(
+    [*DOCS.rglob("*.md"), ROOT / "README.md", CONTRIBUTING, ROOT / "baselines" / "README.md"]
+)
+MOST_LINES_OF_README = 120
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`[^`\n]*`")
+RECORDED = re.compile(r"<!-- (.+): begin -->.*?<!-- \1: end -->", re.DOTALL)
+"""What a command wrote, with the commands of the day on which it was recorded."""
+DIFF = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-class Recorder:
-    """Stands for pytest's parser and its group, and notes the options."""
-
-    def __init__(self) -> None:
-        self.options: list[str] = []
-
-    def getgroup(self, *_: Any) -> Recorder:
-        return self
-
-    def addoption(self, name: str, **_: Any) -> None:
-        self.options.append(name)
+def _tables() -> ModuleType:
+    """docs/tables.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def plugin_options() -> list[str]:
-    """The names of the options that the plugin adds."""
-    recorder = Recorder()
-    plugin.pytest_addoption(recorder)  # type: ignore[arg-type]
-    return recorder.options
+TABLES = _tables()
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """The cells of the first table below that heading, without its head."""
+    below = text_of(page).split(f"\n{heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
+    assert lines is not None, f"{page} has no table below {heading}"
+    rows = lines.group().splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+@pytest.mark.parametrize("name", TABLES.TABLES)
+def test_a_table_of_the_reference_is_the_code_s(name: str) -> None:
+    """`python docs/tables.py` writes them anew."""
+    page, lines = TABLES.TABLES[name]
+    begin, end = marks(name)
+    assert text_of(page).split(begin)[1].split(end)[0].split("\n")[2:-2] == lines()
+
+
+def test_the_fields_of_a_level_are_all_told() -> None:
+    told = " ".join(cells[0] for cells in table(REFERENCE / "levels.md", "## Fields"))
+    fields = set(LEVELS["baseline"].as_dict()) - {"name", "why", "reference"}
+    assert set(re.findall(r"`(\w+)`", told)) == fields
+
+
+def plugin_options() -> set[str]:
+    return {row.split("`")[1] for row in TABLES.options()[2:]}
 
 
 def test_the_options_share_one_prefix_and_are_few() -> None:
@@ -38,14 +87,175 @@ def test_the_options_share_one_prefix_and_are_few() -> None:
     assert 1 <= len(options) <= 7
 
 
-def found_in_readme(pattern: str) -> set[str]:
-    return set(re.findall(pattern, README.read_text(encoding="utf-8")))
+def test_no_page_names_an_option_that_does_not_exist() -> None:
+    for page in PAGES:
+        assert set(re.findall(r"--sdopt-[a-z-]*[a-z]", text_of(page))) <= plugin_options(), page
 
 
-def test_every_option_stands_in_the_readme_and_no_other() -> None:
-    assert found_in_readme(r"--sdopt-[\w-]+") == set(plugin_options())
+def test_the_table_of_outcomes_is_the_code_s() -> None:
+    told = [row[:2] for row in table(REFERENCE / "verdicts.md", "## Outcomes")]
+    passes = {True: "yes", False: "no"}
+    assert sorted(told) == sorted([f"`{o.value}`", passes[o in PASSING]] for o in Outcome)
 
 
-def test_every_level_stands_in_the_readme() -> None:
-    as_code_or_table_cell = found_in_readme(r"(?<=[`|]) *([a-z0-9-]+) *(?=[`|])")
-    assert set(LEVELS) - as_code_or_table_cell == set()
+def test_the_table_of_exit_codes_is_the_code_s() -> None:
+    told = [row[:2] for row in table(REFERENCE / "verdicts.md", "## Exit codes")]
+    assert sorted(told) == sorted([str(int(code)), f"`{code.name.lower()}`"] for code in ExitCode)
+
+
+def test_the_keys_of_a_verdict_are_all_told() -> None:
+    page = text_of(REFERENCE / "verdicts.md")
+    below = page.split("\nOne verdict:\n", 1)[1]
+    told = {key for row in re.findall(r"^\| (`.*?) \|", below, re.M) for key in names_in(row)}
+    verdict = Verdict(level="final", metric="effect", outcome=Outcome.PASS, reason="why")
+    assert told == set(as_dict(verdict))
+    assert f"`{SCHEMA}`" in page
+
+
+def names_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def told_metrics(heading: str) -> set[str]:
+    rows = table(REFERENCE / "metrics.md", heading)
+    return {name for row in rows for name in names_in(row[0])}
+
+
+def test_each_metric_of_the_code_is_told() -> None:
+    judged = {*PRIORS, *gate.ZERO_COUNTS, *gate.EXACT_COUNTS, *gate.DEFAULT_LATENT_LIMITS}
+    assert judged <= told_metrics("## Judged")
+    shown = {column.metric for column in COLUMNS} | set(gate.MEMORY_METRICS)
+    assert shown <= told_metrics("## Judged") | told_metrics("## Recorded")
+
+
+def test_each_metric_that_is_told_is_judged() -> None:
+    source = inspect.getsource(gate)
+    likeness = {"ssim_cost": '"cost"', "ssim_truth": '"truth"'}  # their names are put together
+    for metric in told_metrics("## Judged"):
+        assert likeness.get(metric, f'"{metric}"') in source, metric
+
+
+def test_each_judged_metric_belongs_to_a_benchmark() -> None:
+    rows = table(REFERENCE / "metrics.md", "## Which benchmark judges what")
+    judged = {name for row in rows for name in names_in(row[1])}
+    assert judged == told_metrics("## Judged") - {"pipeline"}  # that any benchmark may judge
+    named = {name for row in rows for name in names_in(row[0])}
+    sources = "".join(map(text_of, (ROOT / "benchmarks").glob("test_*.py")))
+    assert named == set(re.findall(r"def (test_\w+)\(", sources)) - {"test_peer"}
+
+
+def test_the_limits_that_are_told_are_the_code_s() -> None:
+    rows = {row[0]: row[3] for row in table(REFERENCE / "metrics.md", "## Judged")}
+    cpu, cuda = (f"{gate.GROWTH_LIMIT_MIB[device]:g}" for device in ("cpu", "cuda"))
+    assert f"at most {cpu} on a CPU, {cuda} on CUDA" in rows["`growth_mib`"]
+    assert f"at most {gate.BLOCK_DRIFT_LIMIT:g}" in rows["`block_drift`"]
+    assert f"({gate.DEFAULT_LIMITS.drift:g} for" in rows["`ssim_drift`"]
+    for metric, limit in gate.DEFAULT_LATENT_LIMITS.items():
+        assert f"({f'{limit:g}'.replace('e-0', 'e-')} for" in rows[f"`{metric}`"]
+
+
+def test_the_readme_is_short_and_has_two_commands() -> None:
+    lines = text_of(ROOT / "README.md").splitlines()
+    assert len(lines) <= MOST_LINES_OF_README
+    pattern = re.compile(r"^python3 -m venv .*pytest (benchmarks/|tests/)")
+    assert [found.group(1) for line in lines if (found := pattern.search(line))] == [
+        "benchmarks/",
+        "tests/",
+    ]
+
+
+def prose_of(page: Path) -> str:
+    """The page without its code, which holds no links and no headings."""
+    return SPAN.sub("", FENCE.sub("", text_of(page)))
+
+
+def anchors_of(page: Path) -> set[str]:
+    """As mkdocs makes them, and GitHub for headings as plain as these."""
+    seen: list[str] = []
+    for heading in HEADING.findall(FENCE.sub("", text_of(page))):
+        name = slugify(heading.replace("`", ""), "-")
+        seen.append(f"{name}_{seen.count(name)}" if name in seen else name)
+    return set(seen)
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    for link in LINK.findall(prose_of(page)):
+        if re.match(r"[a-z]+:", link):
+            continue  # another site's: no test may fetch it
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists():
+            yield f"{link}: there is no {target}"
+        elif anchor and anchor not in anchors_of(target):
+            yield f"{link}: {target} has no such heading; it has {sorted(anchors_of(target))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_link_leads_somewhere(page: Path) -> None:
+    assert [*broken_links(page)] == []
+
+
+def test_a_dead_link_and_a_dead_anchor_are_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One\n[a](none.md) [b](#one) [c](#two) `[d](code.md)` [e](https://x.org/)\n")
+    assert [line.split(":")[0] for line in broken_links(page)] == ["none.md", "#two"]
+
+
+def test_each_page_is_in_the_navigation() -> None:
+    navigation = text_of(ROOT / "mkdocs.yml")
+    for page in DOCS.rglob("*.md"):
+        assert f": {page.relative_to(DOCS).as_posix()}\n" in navigation, page
+
+
+def test_what_is_in_the_repository_and_named_exists() -> None:
+    """Files and folders in code spans that begin with a folder of the repository."""
+    folders = "sdopt|studies|tests|benchmarks|baselines|docs"
+    named = re.compile(rf"`((?:{folders})/[\w./-]*)`")
+    for page in PAGES:
+        for path in named.findall(text_of(page)):
+            assert (ROOT / path).exists(), f"{page}: there is no {path}"
+
+
+def test_each_module_that_is_run_exists() -> None:
+    run = re.compile(r"(?:python -m|-p) ((?:sdopt|studies)[\w.]*\w)")
+    for page in PAGES:
+        for module in run.findall(RECORDED.sub("", text_of(page))):
+            place = ROOT / module.replace(".", "/")
+            runs = place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
+            assert runs, f"{page}: python -m {module} is no module"
+
+
+def parts_of(diff: str) -> Iterator[tuple[str, str]]:
+    """The file of each hunk, and its old lines: those around it and those taken away."""
+    file = ""
+    for part in re.split(r"^(?=--- |@@)", diff, flags=re.MULTILINE):
+        if found := re.match(r"--- (?:a/)?(\S+)", part):
+            file = found.group(1)
+        elif part.startswith("@@"):
+            lines = part.splitlines()[1:]
+            yield file, "".join(f"{line[1:]}\n" for line in lines if line[:1] in (" ", "-"))
+
+
+def test_the_old_lines_of_each_worked_diff_are_in_the_code() -> None:
+    hunks = [hunk for diff in DIFF.findall(text_of(CONTRIBUTING)) for hunk in parts_of(diff)]
+    assert len(hunks) >= 5
+    for file, before in hunks:
+        if file != "/dev/null":
+            assert before in text_of(ROOT / file), f"{file} has changed: {before}"
+
+
+@pytest.mark.parametrize(
+    ("heading", "files"),
+    [
+        ("Change a level's cutoff", r"sdopt/levels\.py"),
+        ("Change an SSIM limit", r"baselines/images/embedded/limits\.json"),
+        ("Add a column to the ladder table", r"sdopt/bench/report/terminal\.py"),
+        ("Add a kernel for another GPU family", r"sdopt/engine/\w+\.py"),
+        ("Add a fault to the self-test", r"sdopt/bench/faults/\w+\.py"),
+    ],
+)
+def test_a_worked_change_stays_where_it_should(heading: str, files: str) -> None:
+    section = text_of(CONTRIBUTING).split(f"### {heading}\n")[1].split("\n### ")[0]
+    changed = re.findall(r"^\+\+\+ b/(\S+)$", section, re.MULTILINE)
+    assert changed
+    assert [file for file in changed if not re.fullmatch(files, file)] == []

@@ -4,7 +4,7 @@ One warp loads through the tensor memory accelerator (the producer), two warp gr
 consumers), each its own BI x BH x BW pixels of the same columns. A box of an image is only renamed
 to a matrix where it lies, so no operand of the matrix unit passes through registers, and nothing
 can be overwritten that it still reads. The kernels of `sdopt.engine.kernels` feed it from registers
-there, which Triton's pipelining may refill too early; see docs/pitfalls.md.
+there, which Triton's pipelining may refill too early; see docs/lab-notes/pitfalls.md.
 
 Gluon is experimental: `specialized_launch.GLUON_VERSIONS` are those that this compiles with.
 """

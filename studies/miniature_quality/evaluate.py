@@ -121,7 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", type=Path, default=MODEL_DIR, help="folder to measure")
-    add("--out", type=Path, default=Path("docs/embedded.md"), help="page whose table is renewed")
+    add(
+        "--out",
+        type=Path,
+        default=Path("docs/evidence/miniature.md"),
+        help="page whose table is renewed",
+    )
     add("--scenes", type=int, default=64, help="number of held-out scenes")
     add("--columns", type=int, default=10, help="scenes in the grid of pictures")
     add("--batch", type=int, default=16, help="pictures drawn at once")

@@ -1,4 +1,4 @@
-"""What an evaluation found, and the section of docs/embedded.md that tells it."""
+"""What an evaluation found, and the section of docs/evidence/miniature.md that tells it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ def _summary(found: Findings) -> list[str]:
         "",
         "| what | measured | least accepted |",
         "|---|---|---|",
-        f"| VAE reconstruction, SSIM to the true drawing | {found.vae:.4f} | {TARGETS['vae']} |",
+        f"| VAE reconstruction, SSIM to the ground truth | {found.vae:.4f} | {TARGETS['vae']} |",
         f"| Tiny VAE decoding the VAE's latents, SSIM | {found.tiny:.4f} | {TARGETS['tiny']} |",
         *(
             f"| Euler Ancestral 30, {name} right | {100 * found.attributes[name]:.1f} % "
@@ -103,8 +103,8 @@ def _summary(found: Findings) -> list[str]:
         ),
         f"| DPM-Solver++ 2M, 20 steps against 50, SSIM "
         f"| {chosen.solver:.4f} | {TARGETS['solver']} |",
-        f"| Euler Ancestral 30, SSIM to the true drawing | {chosen.truth:.4f} | |",
-        f"| DPM-Solver++ 2M 20, SSIM to the true drawing | {found.dpm_truth:.4f} | |",
+        f"| Euler Ancestral 30, SSIM to the ground truth | {chosen.truth:.4f} | |",
+        f"| DPM-Solver++ 2M 20, SSIM to the ground truth | {found.dpm_truth:.4f} | |",
         f"| cost of the CFG cutoff at 0.4 (`dpm-20`), SSIM | {chosen.cutoff:.4f} | |",
         f"| cost of the Tiny VAE (`dpm-20`), SSIM | {chosen.tiny:.4f} | |",
         "",

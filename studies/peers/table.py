@@ -53,7 +53,7 @@ def peers_page(rows: Sequence[Row], costs: Mapping[str, Row] | None = None) -> l
         )
         for row in rows
     ]
-    return markdown_table((*HEADINGS, "work of a picture"), cells)
+    return markdown_table((*HEADINGS, "work of an image"), cells)
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Draw the recorded evidence: `python -m studies.power.plot --samples FILE --out docs/trust.svg`.
+"""Draw the recorded evidence: `python -m studies.power.plot --samples FILE --out pairs.svg`.
 
 Left, how often each way of judging calls a slowdown a regression; right, how far unchanged pairs
 differ. It needs matplotlib, which `pip install -e '.[docs]'` brings.

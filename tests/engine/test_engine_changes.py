@@ -71,7 +71,7 @@ def test_a_fingerprint_sees_a_write_to_a_row_or_a_column(where: Any) -> None:
 
 
 def test_what_a_fingerprint_cannot_see_is_a_write_between_its_samples() -> None:
-    """As docs/pipelines.md says."""
+    """As docs/reference/pipelines.md says."""
     weight = torch.ones(64, 64)
     seen = sum(
         differs([weight], lambda index=index: weight.data.view(-1)[index].mul_(2))  # type: ignore[misc]

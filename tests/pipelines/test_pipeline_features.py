@@ -1,4 +1,4 @@
-"""What docs/pipelines.md says of each diffusers feature is what happens, per family of levels."""
+"""What docs/reference/pipelines.md says of each feature is what happens, per family of levels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from sdopt.pipelines.arguments import DEFAULTS
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.weights.sources import Source, resolve
 
-PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "pipelines.md"
 FAMILIES: dict[str, Level] = {
     "eager": replace(DPM_20, name="eager", compiled=False),
     "compiled": DPM_20,
@@ -849,7 +849,7 @@ def callback(trial: Trial) -> None:
     trial.is_as_stock(changed=False)
 
 
-@feature("a callback that draws with its own pipeline")
+@feature("a callback that generates with its own pipeline")
 def nested(trial: Trial) -> None:
     def again(pipeline: Any, step: int, timestep: Any, tensors: Any) -> dict[str, Any]:
         inner.append(image(pipeline))

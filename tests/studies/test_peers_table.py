@@ -56,7 +56,7 @@ def cells(line: str) -> list[str]:
 
 def test_a_row_is_set_beside_plain_diffusers_on_its_ground() -> None:
     head, _, plain, documented, deepcache, _, final = map(cells, peers_page(ROWS))
-    assert head == [*HEADINGS, "work of a picture"]
+    assert head == [*HEADINGS, "work of an image"]
     assert plain[:6] == [
         "`diffusers`",
         "dpm-solver++2m, 20",

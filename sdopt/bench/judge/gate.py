@@ -58,7 +58,7 @@ DEFAULT_LATENT_LIMITS = {"latent_drift": 0.02, "latent_drift_float64": 1e-6}
 """The same for the relative L2 of final latents."""
 GROWTH_LIMIT_MIB = {"cpu": 1.5, "cuda": 1.0}
 """What each image may leave in use: resident memory on a CPU, allocated on a GPU, where a healthy
-level leaves exactly nothing. docs/trust.md has the CPU's noise."""
+level leaves exactly nothing. docs/explanation/verdicts.md has the CPU's noise."""
 BLOCK_DRIFT_LIMIT = 0.1
 """Of the full range. Float16 on a GPU differs from float32 on a CPU by 0.034 at most, in five
 pictures of fifteen levels; a white spot of one block by 0.14 to 0.9."""

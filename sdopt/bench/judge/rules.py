@@ -32,7 +32,7 @@ PRIORS: Mapping[str, Mapping[str, Prior]] = {
 """What fresh runs are assumed to differ by until a history shows it, from runs of this project.
 
 Eager pictures on a fast GPU wait for the host's launches, which vary like its own work; unchanged
-runs on shared CPU cores differed by up to 31 %: see docs/pitfalls.md.
+runs on shared CPU cores differed by up to 31 %: see docs/lab-notes/pitfalls.md.
 """
 MATTERS = {"cuda": 0.03, "cuda, one graph": 0.03, "cuda, eager": 0.10, "cpu": 0.05}
 """The change of latency that a paired comparison may not pass over, by the same classes."""

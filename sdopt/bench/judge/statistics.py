@@ -2,8 +2,8 @@
 
 The unit is the fresh process run. Rounds within a run only estimate that run's median: they agree
 with each other far better than two runs do, so a test that counts them as independent samples
-alarms at nothing (docs/trust.md has the rates). All work is done on logarithms, where a change of
-x % means the same at any size.
+alarms at nothing (docs/evidence/false-alarms.md has the rates). All work is done on
+logarithms, where a change of x % means the same at any size.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ GRID_PX = 64
 MORE_GUIDANCE = 1.5
 TOLERANCE = {"cpu": 1e-5, "cuda": 5e-4}
 """Mean difference, of the full range, that two images of one request may have. On a CPU they are
-equal; on a GPU a fresh pipeline may find other algorithms. docs/trust.md says what faults do."""
+equal; on a GPU a fresh pipeline may find other algorithms. docs/explanation/verdicts.md says
+what faults do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ HEADINGS = (
     "kernels",
     "host syncs",
     "allocated / reserved / used, MiB",
-    "a run is blamed from",
+    "a run is called slower from",
 )
 
 Run = Mapping[str, Mapping[str, Any]]
@@ -134,11 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="HISTORY_FOLDER")
     parser.add_argument("--page", type=Path, help="page to write the table into")
+    parser.add_argument("--mark", default="measured", help="between these marks in it (measured)")
     options = parser.parse_args(arguments)
     try:
         table = results_table([run.metrics for run in read_judging_runs(options.folder)])
         if options.page:
-            write_table(options.page, table)
+            write_table(options.page, table, options.mark)
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""All verdicts of a run as one JSON file for other programs; docs/verdicts.md has its schema."""
+"""All verdicts of a run as one JSON file; docs/reference/verdicts.md has its schema."""
 
 from __future__ import annotations
 

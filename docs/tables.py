@@ -1,0 +1,102 @@
+"""The tables of reference/ that the code decides: `python docs/tables.py` writes them anew."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdopt.bench import plugin
+from sdopt.bench.report.results import write_table
+from sdopt.levels import LEVELS, Level
+
+DOCS = Path(__file__).parent
+REFERENCE = DOCS / "reference"
+LIMITS = DOCS.parent / "baselines" / "images" / "embedded" / "limits.json"
+
+
+def table(head: str, ruler: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [head, ruler, *(f"| {' | '.join(cells)} |" for cells in rows)]
+
+
+def levels() -> list[str]:
+    """Each level beside the one it differs from."""
+    head = "| level | reference | changed against it | UNet evaluations |"
+    return table(head, "|---|---|---|---:|", [_row(level) for level in LEVELS.values()])
+
+
+def _row(level: Level) -> list[str]:
+    reference = LEVELS.get(level.reference or "")
+    changes = level.changed_since(reference.as_dict()) if reference else []
+    batches = level.unet_batches()
+    return [
+        f"`{level.name}`",
+        f"`{reference.name}`" if reference else "-",
+        ", ".join(f"`{change}`" for change in changes) or "plain diffusers",
+        str(sum(batches[step] for step in level.full_steps())),
+    ]
+
+
+def whys() -> list[str]:
+    """Each level's own line."""
+    rows = [[f"`{level.name}`", level.why] for level in LEVELS.values()]
+    return table("| level | why |", "|---|---|", rows)
+
+
+def likeness() -> list[str]:
+    """What the stored images of each level cost, and how near they are to the ground truth."""
+    limits = json.loads(LIMITS.read_text(encoding="utf-8"))["levels"]
+    head = "| level | `ssim_cost` | `ssim_truth` |"
+    return table(head, "|---|---:|---:|", [_likeness(name, limits[name]) for name in LEVELS])
+
+
+def _likeness(name: str, limits: Mapping[str, Any]) -> list[str]:
+    none = "not comparable" if LEVELS[name].reference else "-"
+    cost = f"{limits['cost']['measured']:.4f}" if "cost" in limits else none
+    return [f"`{name}`", cost, f"{limits['truth']['measured']:.4f}"]
+
+
+class _Recorder:
+    """Stands for pytest's parser and its group, and notes the options."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+
+    def getgroup(self, *_: Any) -> _Recorder:
+        """Itself: the options of the group are what is wanted."""
+        return self
+
+    def addoption(self, name: str, *, help: str, metavar: str = "", **_: Any) -> None:
+        """Note one option."""
+        self.rows.append([f"`{name}`", f"`{metavar}`" if metavar else "-", help])
+
+
+def options() -> list[str]:
+    """Each option of the suite with its help."""
+    recorder = _Recorder()
+    plugin.pytest_addoption(recorder)  # type: ignore[arg-type]
+    return table("| option | value | meaning |", "|---|---|---|", recorder.rows)
+
+
+TABLES: dict[str, tuple[Path, Callable[[], list[str]]]] = {
+    "levels": (REFERENCE / "levels.md", levels),
+    "whys": (REFERENCE / "levels.md", whys),
+    "likeness": (REFERENCE / "levels.md", likeness),
+    "options": (REFERENCE / "options.md", options),
+}
+"""The page of each table, by the name of its marks there."""
+
+
+def main() -> int:
+    """Write every table into its page."""
+    for name, (page, lines) in TABLES.items():
+        write_table(page, lines(), name)
+        print(f"wrote {name} into {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
