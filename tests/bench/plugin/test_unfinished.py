@@ -73,7 +73,7 @@ def row_removed(clone: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [syntax_error("gate.py"), syntax_error("errors.py"), row_removed],
+    [syntax_error("bench/judge/gate.py"), syntax_error("errors.py"), row_removed],
     ids=["gate", "errors", "row"],
 )
 def test_a_plugin_that_cannot_be_loaded_leaves_no_old_verdict(
@@ -82,7 +82,7 @@ def test_a_plugin_that_cannot_be_loaded_leaves_no_old_verdict(
     change(clone)
     result = run(clone, "benchmarks/", "--benchmark-compare")
     assert result.returncode == pytest.ExitCode.INTERNAL_ERROR == 3, result.stderr
-    assert 'Error while loading plugin "sdopt.bench.plugin"' in result.stderr
+    assert "Error while loading plugin" in result.stderr
     assert verdicts(clone) == UNFINISHED
 
 
