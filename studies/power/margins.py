@@ -1,6 +1,6 @@
 """By how much each fault of arithmetic misses its limit: `python -m studies.power.margins`.
 
-The rows of the table in docs/evidence/self-test.md: every level that is named draws all prompts with
+The rows of the table in docs/evidence: every level that is named draws all prompts with each
 each fault of `numerics` inside, and is judged by what is stored.
 """
 
