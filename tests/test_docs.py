@@ -212,7 +212,8 @@ def test_what_is_in_the_repository_and_named_exists() -> None:
     folders = "sdopt|studies|tests|benchmarks|baselines|docs"
     named = re.compile(rf"`((?:{folders})/[\w./-]*)`")
     for page in PAGES:
-        for path in set(named.findall(text_of(page))) - {"baselines/unfinished/"}:  # of a killed run
+        of_killed_runs = {"baselines/unfinished/"}
+        for path in set(named.findall(text_of(page))) - of_killed_runs:
             assert (ROOT / path).exists(), f"{page}: there is no {path}"
 
 

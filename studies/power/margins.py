@@ -1,7 +1,7 @@
 """By how much each fault of arithmetic misses its limit: `python -m studies.power.margins`.
 
-The rows of the table in docs/evidence: every level that is named draws all prompts with each
-each fault of `numerics` inside, and is judged by what is stored.
+The rows of a table in docs/evidence: every level that is named draws all prompts with each
+fault of `numerics` inside, and is judged by what is stored.
 """
 
 from __future__ import annotations
