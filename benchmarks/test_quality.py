@@ -5,25 +5,28 @@ import pytest
 from sdopt.bench import measure
 
 
-def test_drift(level, pictures, suite, gate):
+def test_drift(level, generated, pictures, store, gate):
     """Each picture against the level's own stored one."""
-    stored, unusable = suite.stored_pictures(level, pictures)
+    store.accept(level, generated)
+    stored, unusable = store.images(level, pictures)
     verdict = gate.drift(level, measure.compare(pictures, stored), unusable)
     assert verdict.passed, verdict.message
 
 
-def test_latents(level, latents, suite, gate):
+def test_latents(level, generated, latents, store, gate):
     """What each picture was decoded from against the level's own stored latents."""
-    stored, unusable = suite.stored_latents(level, latents)
+    store.accept(level, generated)
+    stored, unusable = store.latents(level, latents)
     verdict = gate.latents(level, measure.latent_drift(latents, stored), unusable)
     assert verdict.passed, verdict.message
 
 
-def test_latents_float64(level, double, suite, gate):
+def test_latents_float64(level, generated, double, store, gate):
     """The same in float64 with the level's own modules and weights: rounding hides nothing."""
     if not double:
         pytest.skip("needs the CPU: on a GPU nothing of this draws in float64")
-    stored, unusable = suite.stored_latents(level, double, double=True)
+    store.accept(level, generated)
+    stored, unusable = store.latents(level, double, double=True)
     verdict = gate.latents_float64(level, measure.latent_drift(double, stored), unusable)
     assert verdict.passed, verdict.message
 

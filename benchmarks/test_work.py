@@ -11,9 +11,9 @@ def test_effect(level, observation, promise, dtype, kept_state, gate):
     assert verdict.passed, verdict.message
 
 
-def test_work(level, pipeline, observation, suite, gate):
+def test_work(level, pipeline, observation, store, gate):
     """Counts that are the same on every machine, and on a GPU what it did."""
     record = measure.work_of(pipeline, observation)
-    suite.keep_work(level, record)
+    store.accept_work(level, record)
     verdict = gate.work(level, record)
     assert verdict.passed, verdict.message

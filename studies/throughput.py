@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.report.results import markdown_table, write_table
-from sdopt.bench.session.suite import Settings, Suite
+from sdopt.bench.session import PipelinePool, RunContext, Settings
 from sdopt.errors import OutOfMemoryError, SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.pipelines.workload import Request, generate_batch
-from sdopt.util.hardware import free_memory
 from sdopt.util.progress import Progress
 from studies.rows import Row, Rows, continue_rows, latency_ms, read_rows
 
@@ -50,25 +49,21 @@ def batch_of(requests: Sequence[Request], size: int) -> tuple[Request, ...]:
     )
 
 
-def measure(suite: Suite, level: Level, size: int) -> dict[str, Any]:
+def measure(pool: PipelinePool, level: Level, size: int) -> dict[str, Any]:
     """One level at one batch size, in a pipeline of its own; out of memory is a result too."""
     row = {"name": f"{level.name} x {size}", "level": level.as_dict(), "batch": size}
     try:
-        return {**row, **_measured(suite, level, size)}
+        return {**row, **_measured(pool, level, size)}
     except OutOfMemoryError as error:
         return {**row, "error": OUT_OF_MEMORY, "detail": str(error)}
 
 
-def _measured(suite: Suite, level: Level, size: int) -> dict[str, Any]:
-    from sdopt.pipelines.pipeline import build
-
-    pipeline = build(suite.source, level, suite.device)
+def _measured(pool: PipelinePool, level: Level, size: int) -> dict[str, Any]:
+    pipeline = pool.build(level)
     try:
-        return _timed(pipeline, batch_of(suite.workload.requests, size))
+        return _timed(pipeline, batch_of(pool.run.workload.requests, size))
     finally:
-        # Whoever still holds the pipeline, such as an error's traceback, holds none of its parts.
-        pipeline.__dict__.clear()
-        free_memory(suite.device)
+        pool.free(pipeline)
 
 
 def _timed(pipeline: LevelPipeline, requests: Sequence[Request]) -> dict[str, Any]:
@@ -116,15 +111,16 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _measure_all(options: argparse.Namespace) -> Rows:
     """Measure what was asked for; each row is written as soon as it is there."""
-    suite = Suite(
+    run = RunContext(
         settings=Settings(source=options.source, baselines_root=Path("baselines")),
         progress=Progress(sys.stderr),
     )
-    rows = continue_rows(options.json, suite.made_on())
+    pool = PipelinePool(run=run)
+    rows = continue_rows(options.json, run.made_on())
     for level in [get_level(name) for name in options.levels]:
         for size in options.batches:
-            with suite.progress.during(f"[{level.name}] batch of {size}"):
-                rows.put(measure(suite, level, size))
+            with run.progress.during(f"[{level.name}] batch of {size}"):
+                rows.put(measure(pool, level, size))
     return rows
 
 

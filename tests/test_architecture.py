@@ -34,6 +34,7 @@ ROOMS = ("measure", "stored", "judge", "report", "ab", "session", "faults", "plu
 
 BENCH_ONLY = {"pytest", "skimage", "scipy", "pytest_benchmark", "_pytest"}
 NEVER = {"matplotlib", "hypothesis"}
+TOO_LARGE_STILL = {"sdopt/bench/judge/gate.py"}
 
 MODULES = {
     str(path.relative_to(PACKAGE.parent)): ast.parse(path.read_text(encoding="utf-8"))
@@ -104,6 +105,18 @@ def test_only_the_bench_imports_what_only_the_bench_installs(file: str) -> None:
 def test_only_the_plugin_imports_pytest() -> None:
     found = {file for file in OWN if packages(file) & {"pytest", "_pytest"}}
     assert {place(file, 2) for file in found} == {"plugin"}
+
+
+@pytest.mark.parametrize("file", [file for file in BENCH if file not in TOO_LARGE_STILL])
+def test_what_is_too_large_is_split(file: str) -> None:
+    """A module has 350 lines at most, a function 60, a class 15 methods."""
+    assert len((PACKAGE.parent / file).read_text(encoding="utf-8").splitlines()) <= 350
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(MODULES[file]):
+        if isinstance(node, functions):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+        elif isinstance(node, ast.ClassDef):
+            assert sum(isinstance(part, functions) for part in node.body) <= 15, node.name
 
 
 def test_a_plain_installation_brings_nothing_of_the_bench() -> None:

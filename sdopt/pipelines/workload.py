@@ -101,10 +101,13 @@ def load_workload(source: Source, prompts: Path | None = None) -> Workload:
 
     Raises BrokenFileError for a bad line, such as one with a word that the source cannot draw.
     """
-    if prompts is None:
-        return Workload(baseline_set=source.name, requests=_built_in(source))
-    requests = read_prompts(prompts, source)
-    return Workload(baseline_set=f"{source.name}--{prompts.stem}", requests=requests)
+    requests = read_prompts(prompts, source) if prompts else _built_in(source)
+    return Workload(baseline_set=set_name(source.name, prompts), requests=requests)
+
+
+def set_name(source: str, prompts: Path | None) -> str:
+    """The baseline set of a source: a user's own prompts are one of their own."""
+    return f"{source}--{prompts.stem}" if prompts else source
 
 
 def _built_in(source: Source) -> tuple[Request, ...]:

@@ -1,6 +1,6 @@
 """Other people's recipes for the same pipeline, measured beside levels of this project.
 
-    contest = Contest(suite, folder)
+    contest = Contest(run=run, folder=folder)
     failed = contest.measure(recipe)      # in a process of its own, with a time limit
     print(peers_table(contest.rows))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.bench.ab.cleanup import janitor
-from sdopt.bench.session.suite import Suite
+from sdopt.bench.session import RunContext
 from sdopt.errors import SdoptError
 from sdopt.util.children import python_path
 from sdopt.weights.sources import NAMED_SOURCES
@@ -37,19 +37,19 @@ class Contest:
     `folder` holds the rows, the pictures that costs are measured against, and the logs.
     """
 
-    suite: Suite
+    run: RunContext
     folder: Path
     program: tuple[str, ...] = ("-m", "studies.peers.worker")
     limit_s: float = field(default_factory=lambda: limit_s())
     measured: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rows: Rows = continue_rows(self.folder / "rows.json", self.suite.made_on())
+        self.rows: Rows = continue_rows(self.folder / "rows.json", self.run.made_on())
 
     def missing(self, recipe: Recipe) -> str | None:
         """Why the recipe is not measured, and what to install, if it is not."""
-        if self.suite.settings.unfit:
-            return self.suite.settings.unfit
+        if self.run.settings.unfit:
+            return self.run.settings.unfit
         if recipe.package and not installed(recipe.package):
             return f"needs {recipe.package}: {INSTALL}"
         if not any(installed(other.package) for other in RECIPES if other.package):
@@ -61,7 +61,7 @@ class Contest:
         self.folder.mkdir(parents=True, exist_ok=True)
         own_file = self.folder / recipe.rows_file
         own_file.unlink(missing_ok=True)
-        with self.suite.progress.during(f"[{recipe}] in a process of its own"):
+        with self.run.progress.during(f"[{recipe}] in a process of its own"):
             error = self._run(recipe)
         found = json.loads(own_file.read_text(encoding="utf-8")) if own_file.exists() else []
         known = {row["name"]: row for row in found}
@@ -74,7 +74,7 @@ class Contest:
 
     def _run(self, recipe: Recipe) -> str | None:
         """Run the worker to its end, or to that of the time limit."""
-        settings, log_path = self.suite.settings, self.folder / f"{recipe}.log"
+        settings, log_path = self.run.settings, self.folder / f"{recipe}.log"
         source = settings.source
         if source not in NAMED_SOURCES and Path(source).exists():
             source = str(Path(source).resolve())

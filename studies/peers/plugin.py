@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sdopt.bench.session.suite import Suite
+from sdopt.bench.session import RunContext
 from studies.peers.contest import Contest
 from studies.peers.table import peers_table
 
@@ -15,10 +15,10 @@ CONTEST = pytest.StashKey[Contest]()
 
 
 @pytest.fixture(scope="session")
-def contest(suite: Suite, pytestconfig: pytest.Config) -> Contest:
+def contest(run: RunContext, pytestconfig: pytest.Config) -> Contest:
     """The peers' processes and what they measured; kept below the root folder, by source."""
-    folder = pytestconfig.rootpath / FOLDER / suite.baseline_set
-    return pytestconfig.stash.setdefault(CONTEST, Contest(suite=suite, folder=folder))
+    folder = pytestconfig.rootpath / FOLDER / run.baseline_set
+    return pytestconfig.stash.setdefault(CONTEST, Contest(run=run, folder=folder))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,7 +27,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     found = config.stash.get(CONTEST, None)
     if found is None or not found.measured:
         return
-    terminalreporter.section(f"peers: {found.suite.source.name} on {found.suite.hardware}")
+    terminalreporter.section(f"peers: {found.run.source.name} on {found.run.hardware}")
     terminalreporter.write_line("\n".join(peers_table(list(found.rows.rows.values()))))
     terminalreporter.write_line(
         "Speed-up and SSIM are over plain diffusers on the same sampler and steps.\n"

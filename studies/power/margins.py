@@ -15,7 +15,7 @@ from sdopt.bench.faults.fault import Fault
 from sdopt.bench.faults.judging import numeric_verdicts
 from sdopt.bench.faults.numerics import numeric_faults
 from sdopt.bench.judge.verdict import Verdict
-from sdopt.bench.session.suite import Settings, Suite
+from sdopt.bench.session import RunContext, Session, Settings
 from sdopt.errors import SdoptError
 from sdopt.levels import get_level
 from sdopt.util.progress import Progress
@@ -29,14 +29,14 @@ HEADING = (
 DISTANCES = ("latent_drift", "latent_drift_float64")
 
 
-def rows(suite: Suite, names: Sequence[str]) -> list[str]:
+def rows(session: Session, names: Sequence[str]) -> list[str]:
     """A line for each fault and level."""
     lines: dict[str, list[str]] = {}
     for name in names:
         level = get_level(name)
-        with suite.warm_pipeline(level) as (pipeline, _):
-            for fault in numeric_faults(name, suite.dtype):
-                verdicts = numeric_verdicts(fault, suite, level, pipeline)
+        with session.pool.warm(level) as (pipeline, _):
+            for fault in numeric_faults(name, session.run.dtype):
+                verdicts = numeric_verdicts(fault, session, level, pipeline)
                 lines.setdefault(fault.name, []).append(_row(fault, name, verdicts))
     return [line for of_fault in lines.values() for line in of_fault]
 
@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baselines", type=Path, default=ROOT / "baselines", metavar="DIR")
     options = parser.parse_args(arguments)
     settings = Settings(source=options.source, baselines_root=options.baselines)
+    run = RunContext(settings=settings, progress=Progress(sys.stderr))
     try:
-        lines = rows(Suite(settings=settings, progress=Progress(sys.stderr)), options.levels)
+        lines = rows(Session.of(run), options.levels)
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

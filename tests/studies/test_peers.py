@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sdopt.bench.session.suite import Settings, Suite
+from sdopt.bench.session import RunContext, Settings
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import LEVELS
 from sdopt.pipelines.workload import Request
@@ -35,8 +35,8 @@ row = {"name": "diffusers (dpm-solver++2m, 20)", "rounds_ms": [1.0], "first_call
 @pytest.fixture
 def contest(micro: Path, tmp_path: Path) -> Contest:
     settings = Settings(source=str(micro), baselines_root=tmp_path)
-    suite = Suite(settings=settings, progress=Progress(io.StringIO()))
-    return Contest(suite=suite, folder=tmp_path / "peers")
+    run = RunContext(settings=settings, progress=Progress(io.StringIO()))
+    return Contest(run=run, folder=tmp_path / "peers")
 
 
 def running(contest: Contest, code: str) -> Contest:
@@ -162,7 +162,7 @@ def test_a_peers_rows_are_kept_with_what_it_is(contest: Contest) -> None:
     first, *others = rows.values()
     assert (first["recipe"], first["rounds_ms"]) == ("diffusers", [1.0])
     assert {row["error"] for row in others} == {"no result"}
-    again = Contest(suite=contest.suite, folder=contest.folder)
+    again = Contest(run=contest.run, folder=contest.folder)
     assert again.rows.rows == rows
 
 
@@ -201,8 +201,8 @@ def test_what_is_not_installed_is_said(contest: Contest, monkeypatch: pytest.Mon
     there.add("tomesd")
     assert contest.missing(PLAIN) is None
     assert contest.missing(deepcache) is not None
-    unfit = replace(contest.suite.settings, unfit="benchmarks are disabled")
-    contest.suite = Suite(settings=unfit, progress=contest.suite.progress)
+    unfit = replace(contest.run.settings, unfit="benchmarks are disabled")
+    contest.run = RunContext(settings=unfit, progress=contest.run.progress)
     assert contest.missing(PLAIN) == "benchmarks are disabled"
 
 

@@ -30,7 +30,7 @@ NEEDLESS = (
     "sdopt.bench.measure",
     "sdopt.bench.plugin",
     "sdopt.bench.report",
-    "sdopt.bench.session.suite",
+    "sdopt.bench.session",
     "sdopt.tuning",
     "torch._inductor.compile_fx",
     "transformers.models.bert",

@@ -15,7 +15,7 @@ from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
     from sdopt.bench.faults.fault import Inject
-    from sdopt.bench.session.suite import Suite
+    from sdopt.bench.session import Session
     from sdopt.levels import Level
     from sdopt.pipelines.pipeline import LevelPipeline
 
@@ -71,18 +71,20 @@ def round_faults() -> list[Fault]:
 
 
 def judge_request_fault(
-    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+    fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
     """Draw a second request with the fault inside."""
     from sdopt.bench.measure.second_request import kept_state
 
-    gate = fresh_gate(suite.gate)
+    gate = fresh_gate(session.gate)
     with fault.inject(pipeline) as faulty:
-        gate.effect(level, kept_state(faulty, suite.workload.requests))
+        gate.effect(level, kept_state(faulty, session.run.workload.requests))
     return finding(fault, gate.verdicts)
 
 
-def judge_round_fault(fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline) -> Finding:
+def judge_round_fault(
+    fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
+) -> Finding:
     """Draw warm-up and rounds with the fault inside; nothing is timed."""
     from sdopt.bench import measure
     from sdopt.bench.measure.timing import ROUNDS, WARMUP_ROUNDS
@@ -97,9 +99,9 @@ def judge_round_fault(fault: Fault, suite: Suite, level: Level, pipeline: LevelP
                 options["setup"]()
                 target()
 
-    gate = fresh_gate(suite.gate)
+    gate = fresh_gate(session.gate)
     with fault.inject(pipeline) as faulty:
-        record = measure.latency(faulty, suite.workload.requests[0], Untimed())
+        record = measure.latency(faulty, session.run.workload.requests[0], Untimed())
         gate.latency(level, record, measure.FirstCall(seconds=0.0, compile_cache="warm"))
     return finding(fault, gate.verdicts)
 

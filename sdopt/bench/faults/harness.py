@@ -148,6 +148,11 @@ def _truncated(folder: Folder) -> None:
 
 def harness_faults() -> list[HarnessFault]:
     """Every one."""
+    return [*_faults_of_the_run(), *_faults_of_the_history()]
+
+
+def _faults_of_the_run() -> list[HarnessFault]:
+    """A control, and runs that leave something out."""
     broken = ExitCode.FAULT
     return [
         HarnessFault(name="none (control)", code=ExitCode.PASS, says=" passed"),
@@ -183,6 +188,13 @@ def harness_faults() -> list[HarnessFault]:
             says="--benchmark-disable",
             options=("--benchmark-compare", "--benchmark-disable"),
         ),
+    ]
+
+
+def _faults_of_the_history() -> list[HarnessFault]:
+    """Stored runs that are missing, broken, foreign or faster."""
+    broken = ExitCode.FAULT
+    return [
         HarnessFault(
             name="an empty history",
             code=broken,

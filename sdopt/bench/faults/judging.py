@@ -14,12 +14,12 @@ from sdopt.levels import Level
 if TYPE_CHECKING:
     from sdopt.bench.measure import Observation
     from sdopt.bench.measure.latents import Drawn
-    from sdopt.bench.session.suite import Suite
+    from sdopt.bench.session import Session
     from sdopt.pipelines.pipeline import LevelPipeline
 
 
 def judge_picture_fault(
-    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+    fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
     """Draw every prompt with the fault inside and compare with the stored pictures and latents.
 
@@ -28,101 +28,103 @@ def judge_picture_fault(
     from sdopt.bench import measure
 
     with fault.inject(pipeline) as faulty:
-        gate = fresh_gate(suite.gate)
-        _judge_drawn(suite, gate, level, _drawn(suite, faulty))
+        gate = fresh_gate(session.gate)
+        _judge_drawn(session, gate, level, _drawn(session, faulty))
     found = finding(fault, gate.verdicts)
     if found.caught or fault.or_by is None:
         return found
     with fault.inject(pipeline) as faulty:
-        seen = measure.observe(faulty, suite.workload.requests[0])
+        seen = measure.observe(faulty, session.run.workload.requests[0])
         gate.work(level, measure.work_of(faulty, seen))
     return finding(replace(fault, caught_by=fault.or_by), gate.verdicts)
 
 
 def judge_numeric_fault(
-    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+    fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
     """Judge by all that could see it: pictures, latents, a second drawing, the proof of effect."""
-    return finding(fault, numeric_verdicts(fault, suite, level, pipeline))
+    return finding(fault, numeric_verdicts(fault, session, level, pipeline))
 
 
 def numeric_verdicts(
-    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+    fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> list[Verdict]:
     """With the fault inside all prompts are drawn, the first of them twice and once watched."""
     from sdopt.bench.measure.double import double_latents
     from sdopt.bench.measure.latents import draw, latent_drift
     from sdopt.bench.measure.repeat import repeat_of
 
-    first = suite.workload.requests[0]
-    gate = fresh_gate(suite.gate)
+    first = session.run.workload.requests[0]
+    gate = fresh_gate(session.gate)
     with fault.inject(pipeline) as faulty:
-        drawn = _drawn(suite, faulty)
+        drawn = _drawn(session, faulty)
         again = draw(faulty, first)
         double = double_latents(faulty, first)
-        _judge_effect(suite, gate, level, faulty)
-    _judge_drawn(suite, gate, level, drawn)
+        _judge_effect(session, gate, level, faulty)
+    _judge_drawn(session, gate, level, drawn)
     if double is not None:
         doubles = {first.name: double}
-        kept, missing = suite.stored_latents(level, doubles, double=True)
+        kept, missing = session.store.latents(level, doubles, double=True)
         gate.latents_float64(level, latent_drift(doubles, kept), missing)
     gate.repeat(level, repeat_of(first.name, drawn[first.name], again))
     return gate.verdicts
 
 
 def judge_repeat_fault(
-    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+    fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
     """Draw the first prompt twice with the fault inside."""
     from sdopt.bench.measure.latents import draw
     from sdopt.bench.measure.repeat import repeat_of
 
-    first = suite.workload.requests[0]
-    gate = fresh_gate(suite.gate)
+    first = session.run.workload.requests[0]
+    gate = fresh_gate(session.gate)
     with fault.inject(pipeline) as faulty:
         gate.repeat(level, repeat_of(first.name, draw(faulty, first), draw(faulty, first)))
     return finding(fault, gate.verdicts)
 
 
 def judge_optimization_fault(
-    fault: Fault, suite: Suite, level: Level, pipeline: LevelPipeline
+    fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
     """Watch one picture with the fault inside, and judge its effect and its work."""
     from sdopt.bench import measure
 
-    request = suite.workload.requests[0]
+    request = session.run.workload.requests[0]
     with fault.inject(pipeline) as faulty:
         measure.first_call(faulty, request)  # what the fault itself compiles is not its effect
-        gate = fresh_gate(suite.gate)
-        seen = _judge_effect(suite, gate, level, faulty)
+        gate = fresh_gate(session.gate)
+        seen = _judge_effect(session, gate, level, faulty)
         gate.work(level, measure.work_of(faulty, seen))
     return finding(fault, gate.verdicts)
 
 
-def _drawn(suite: Suite, pipeline: LevelPipeline) -> dict[str, Drawn]:
+def _drawn(session: Session, pipeline: LevelPipeline) -> dict[str, Drawn]:
     from sdopt.bench.measure.latents import draw
 
-    return {request.name: draw(pipeline, request) for request in suite.workload.requests}
+    return {request.name: draw(pipeline, request) for request in session.run.workload.requests}
 
 
-def _judge_drawn(suite: Suite, gate: Gate, level: Level, drawn: Mapping[str, Drawn]) -> None:
+def _judge_drawn(session: Session, gate: Gate, level: Level, drawn: Mapping[str, Drawn]) -> None:
     from sdopt.bench import measure
 
     pictures = {name: one.picture for name, one in drawn.items()}
-    stored, unusable = suite.stored_pictures(level, pictures)
+    stored, unusable = session.store.images(level, pictures)
     gate.drift(level, measure.compare(pictures, stored), unusable)
     latents = {name: one.latents for name, one in drawn.items()}
-    kept, missing = suite.stored_latents(level, latents)
+    kept, missing = session.store.latents(level, latents)
     gate.latents(level, measure.latent_drift(latents, kept), missing)
 
 
-def _judge_effect(suite: Suite, gate: Gate, level: Level, pipeline: LevelPipeline) -> Observation:
+def _judge_effect(
+    session: Session, gate: Gate, level: Level, pipeline: LevelPipeline
+) -> Observation:
     from sdopt.bench import measure
 
-    request = suite.workload.requests[0]
+    request = session.run.workload.requests[0]
     seen = measure.observe(pipeline, request)
-    promise = measure.promise_of(suite.source, level, request, suite.dtype)
-    missing = measure.missing_effects(level, seen, suite.dtype)
+    promise = measure.promise_of(session.run.source, level, request, session.run.dtype)
+    missing = measure.missing_effects(level, seen, session.run.dtype)
     gate.effect(level, [*missing, *measure.broken_promises(promise, seen)])
     return seen
 

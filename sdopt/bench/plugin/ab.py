@@ -19,14 +19,14 @@ from sdopt.levels import LEVELS
 if TYPE_CHECKING:
     from sdopt.bench.ab import Result
     from sdopt.bench.ab.rounds import Side
-    from sdopt.bench.session.suite import Suite
+    from sdopt.bench.session import Session
 
 
 class Comparison:
     """The A/B run of a session: made when its first test runs, for all levels at once."""
 
-    def __init__(self, suite: Suite, base: str, root: Path, levels: Sequence[str]) -> None:
-        self.suite, self.base, self.root, self.levels = suite, base, root, tuple(levels)
+    def __init__(self, session: Session, base: str, root: Path, levels: Sequence[str]) -> None:
+        self.session, self.base, self.root, self.levels = session, base, root, tuple(levels)
         self._result: Result | None = None
         self._error: SdoptError | None = None
 
@@ -46,17 +46,18 @@ class Comparison:
     def _run(self) -> Result:
         from sdopt.bench.ab import Sides, Spec, checked_out, run_pairs
 
-        settings = self.suite.settings
+        run = self.session.run
+        settings = run.settings
         with checked_out(self.root, self.base) as tree:
             spec = Spec(
                 sides=Sides(base=tree, head=self.root),
                 # What 'auto' means is decided here, once for both sides.
-                source=self.suite.source.name if settings.source == "auto" else settings.source,
+                source=run.source.name if settings.source == "auto" else settings.source,
                 prompts=settings.prompts.absolute() if settings.prompts else None,
                 levels=self.levels,
                 max_pairs=PairedPlan().looks[-1],
             )
-            return run_pairs(spec, self.judge, self.suite.progress)
+            return run_pairs(spec, self.judge, run.progress)
 
     def judge(
         self, level: str, metric: str, base: Sequence[float], head: Sequence[float]
@@ -66,7 +67,7 @@ class Comparison:
 
     def plan(self, level: str, metric: str) -> PairedPlan:
         """When to look and what matters; all comparisons of the run share one error rate."""
-        device = self.suite.device.type
+        device = self.session.run.device.type
         comparisons = len(self.levels) * (2 if device == "cuda" else 1)
         if metric == GATED_MEMORY:
             return replace(MEMORY_PLAN, comparisons=comparisons)
@@ -96,7 +97,7 @@ class Comparison:
             return ""
         if verdict.outcome is Outcome.REGRESSION:
             return f"git diff {self.base} -- sdopt  # what made it so"
-        again = f'{self.suite.settings.command} --sdopt-ab={self.base} -k "[{verdict.level}]"'
+        again = f'{self.session.run.settings.command} --sdopt-ab={self.base} -k "[{verdict.level}]"'
         return f"{again}  # when nothing else runs on the machine"
 
     def notes(self) -> list[str]:
@@ -153,14 +154,14 @@ class PairedItem(pytest.Item):
 
     def runtest(self) -> None:
         """Fail with the verdict that speaks for the level."""
-        suite = self.comparison.suite
+        session = self.comparison.session
         verdicts = self.comparison.verdicts(self.level)
-        suite.gate.verdicts.extend(verdicts)
-        suite.judged.append(self.nodeid)
+        session.gate.verdicts.extend(verdicts)
+        session.judged.append(self.nodeid)
         self.user_properties += [(f"sdopt {v.metric}", v.outcome.value) for v in verdicts]
         speaking = first_failure(verdicts)
         if not speaking.passed:
-            suite.failed_by_verdict.append(self.nodeid)
+            session.failed_by_verdict.append(self.nodeid)
             raise FailedVerdict(speaking.message)
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> str:
@@ -179,7 +180,7 @@ class FailedVerdict(Exception):
 
 
 def paired_items(
-    session: pytest.Session, items: Sequence[pytest.Item], suite: Suite, base: str
+    session: pytest.Session, items: Sequence[pytest.Item], own: Session, base: str
 ) -> tuple[list[pytest.Item], Comparison]:
     """One item for each level that was selected, in the order of the ladder."""
     chosen = {
@@ -188,7 +189,7 @@ def paired_items(
         if isinstance(item, pytest.Function) and hasattr(item, "callspec")
     }
     levels = [name for name in LEVELS if name in chosen]
-    comparison = Comparison(suite, base, session.config.rootpath, levels)
+    comparison = Comparison(own, base, session.config.rootpath, levels)
     return [
         PairedItem.from_parent(
             session,

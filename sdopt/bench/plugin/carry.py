@@ -7,13 +7,12 @@ Such a run stores nothing.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sdopt.bench.ab.slowdowns import parse
-from sdopt.bench.plugin import SUITE
+from sdopt.bench.plugin.keys import SESSION
 from sdopt.errors import SdoptError
 
 VARIABLE = "SDOPT_FAULT"
@@ -27,8 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except SdoptError as error:
         raise pytest.UsageError(f"-p {__name__} carries ${VARIABLE}: {error}") from error
     _refuse_storing(config.option)
-    suite = config.stash[SUITE]
-    suite.settings = replace(suite.settings, fault=fault)
+    config.stash[SESSION].pool.fault = fault
 
 
 def _refuse_storing(option: Any) -> None:
@@ -50,10 +48,10 @@ def _refuse_storing(option: Any) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say it before anything else is read."""
-    return f"sdopt: FAULT CARRIED ON PURPOSE: {config.stash[SUITE].settings.fault}"
+    return f"sdopt: FAULT CARRIED ON PURPOSE: {config.stash[SESSION].pool.fault}"
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Say it once more beside the verdicts."""
-    fault = config.stash[SUITE].settings.fault
+    fault = config.stash[SESSION].pool.fault
     terminalreporter.section(f"every pipeline carried {fault} on purpose; nothing was stored")

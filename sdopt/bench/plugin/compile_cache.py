@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sdopt.bench.session.suite import Suite
+from sdopt.bench.session import Session
 from sdopt.compile_cache import archive, files, place
 from sdopt.compile_cache.identity import made_here
 from sdopt.errors import SdoptError
@@ -20,7 +20,7 @@ from sdopt.errors import SdoptError
 NAME = "sdopt-compile-cache"
 
 
-def begin(config: pytest.Config, suite: Suite) -> None:
+def begin(config: pytest.Config, session: Session) -> None:
     """If the option was given: point both compilers at a private folder before anything compiles.
 
     Raises UsageError if there can be no such folder.
@@ -30,7 +30,7 @@ def begin(config: pytest.Config, suite: Suite) -> None:
     file = config.option.sdopt_compile_cache.absolute()
     try:
         archive.refuse_another(file)
-        cache = SessionCache(file, suite, config)
+        cache = SessionCache(file, session, config)
     except SdoptError as error:
         raise pytest.UsageError(f"--sdopt-compile-cache: {error}") from error
     except OSError as error:
@@ -44,8 +44,8 @@ def begin(config: pytest.Config, suite: Suite) -> None:
 class SessionCache:
     """The compile cache of one session: what came of the file, and what becomes of it."""
 
-    def __init__(self, file: Path, suite: Suite, config: pytest.Config) -> None:
-        self.file, self.suite = file, suite
+    def __init__(self, file: Path, session: Session, config: pytest.Config) -> None:
+        self.file, self.session = file, session
         self.placed: place.Placed | None = None
         self.note = self.warning = ""
         try:
@@ -80,14 +80,13 @@ class SessionCache:
 
     def _renew(self, contents: dict[str, bytes], added: int) -> None:
         before = self.placed.manifest.levels if self.placed else ()
-        measured = self.suite.gate.measured if "gate" in vars(self.suite) else ()
         try:
             archive.pack(
                 self.file,
                 contents,
                 made_for=made_here(),
-                levels=tuple(dict.fromkeys((*before, *measured))),
-                source=self.suite.source.name,
+                levels=tuple(dict.fromkeys((*before, *self.session.measured))),
+                source=self.session.run.source.name,
             )
         except OSError as error:
             self.warning = (

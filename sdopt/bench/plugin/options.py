@@ -16,7 +16,7 @@ from sdopt.bench.plugin.refusals import (
     refuse_other_measurements,
     unfit,
 )
-from sdopt.bench.session.suite import Settings
+from sdopt.bench.session import Settings
 
 DEFAULT_STORAGE = "file://./.benchmarks"
 
@@ -139,6 +139,5 @@ def _command(option: Any) -> str:
         "--sdopt-prompts": option.sdopt_prompts,
         "--sdopt-baselines": option.sdopt_baselines,
     }
-    return shlex.join(
-        [*RUN.split(), *(f"{name}={value}" for name, value in choices.items() if value)]
-    )
+    given = shlex.join(f"{name}={value}" for name, value in choices.items() if value)
+    return f"{RUN} {given}" if given else RUN

@@ -10,7 +10,7 @@ import pytest
 from sdopt.errors import OutOfMemoryError, SdoptError, SourceError
 
 if TYPE_CHECKING:
-    from sdopt.bench.session.suite import Suite
+    from sdopt.bench.session import Session
 
 MODULE = "sdopt.pipelines.pipeline"
 OF_A_LEVEL = "sdopt_level_raised"
@@ -20,8 +20,8 @@ OF_A_LEVEL = "sdopt_level_raised"
 class Raised:
     """Tells failures of a level from those of the suite."""
 
-    def __init__(self, suite: Suite) -> None:
-        self.suite = suite
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self.first: dict[str, str] = {}
 
     @pytest.hookimpl(wrapper=True)
@@ -38,7 +38,7 @@ class Raised:
 
     def _note(self, level: str, error: BaseException, item: pytest.Item, report: Any) -> None:
         try:
-            gate = self.suite.gate
+            gate = self.session.gate
         except SdoptError:
             return  # broken limits or counts: every test names that file
         setattr(report, OF_A_LEVEL, True)
@@ -53,7 +53,7 @@ class Raised:
             verdict = gate.raised(level, what)
             item.user_properties.append((f"sdopt {verdict.metric}", verdict.outcome.value))
             report.sections.append(("verdict", verdict.message))
-        self.suite.judged.append(item.nodeid)
+        self.session.judged.append(item.nodeid)
 
 
 def raising_level(excinfo: pytest.ExceptionInfo[BaseException]) -> str | None:

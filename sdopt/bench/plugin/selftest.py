@@ -43,7 +43,7 @@ from sdopt.bench.faults.pictures import picture_faults
 from sdopt.levels import Level, get_level
 
 if TYPE_CHECKING:
-    from sdopt.bench.session.suite import Suite
+    from sdopt.bench.session import RunContext, Session
     from sdopt.pipelines.pipeline import LevelPipeline
 
 LEVEL = "final"
@@ -55,19 +55,15 @@ ENGINE_LEVEL = "turbo"
 class Bench:
     """What the faults of one session share: warm pipelines, and a folder for harness runs."""
 
-    def __init__(self, suite: Suite, benchmarks: Path) -> None:
-        self.suite, self.benchmarks = suite, benchmarks
+    def __init__(self, session: Session, benchmarks: Path) -> None:
+        self.session, self.benchmarks = session, benchmarks
         self.findings: list[Finding] = []
         self._stack = ExitStack()
-        self._pipelines: dict[str, LevelPipeline] = {}
         self._folder: Folder | None = None
 
     def pipeline(self, level: Level) -> LevelPipeline:
         """The level's pipeline, warm."""
-        if level.name not in self._pipelines:
-            warm = self.suite.warm_pipeline(level)
-            self._pipelines[level.name] = self._stack.enter_context(warm)[0]
-        return self._pipelines[level.name]
+        return self.session.pool.keep(level)
 
     @property
     def folder(self) -> Folder:
@@ -75,13 +71,14 @@ class Bench:
         if self._folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="sdopt-selftest-")
             root = Path(self._stack.enter_context(temporary))
-            with self.suite.progress.during("a folder with one stored run"):
+            with self.session.run.progress.during("a folder with one stored run"):
                 self._folder = prepared(root / "template", self.benchmarks)
         return self._folder
 
     def close(self) -> None:
         """Free the pipelines, remove the folder."""
         self._stack.close()
+        self.session.pool.close()
 
 
 class FaultItem(pytest.Item):
@@ -116,28 +113,28 @@ class Missed(Exception):
 
 def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
     """One item for each fault; those that share the warm pipelines come first."""
-    suite = bench.suite
+    own = bench.session
     level, engine_level = get_level(LEVEL), get_level(ENGINE_LEVEL)
     finders: dict[str, Callable[[], Finding]] = {}
     for fault in optimization_faults():
         finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline(level)
+            fault, own, level, bench.pipeline(level)
         )
     for fault in picture_faults():
         finders[fault.id] = lambda fault=fault: judge_picture_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline(level)
+            fault, own, level, bench.pipeline(level)
         )
     for fault in request_faults():
         finders[fault.id] = lambda fault=fault: judge_request_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline(level)
+            fault, own, level, bench.pipeline(level)
         )
     for fault in round_faults():
         finders[fault.id] = lambda fault=fault: judge_round_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline(level)
+            fault, own, level, bench.pipeline(level)
         )
     for fault in engine_faults():
         finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
-            fault, suite, engine_level, bench.pipeline(engine_level)
+            fault, own, engine_level, bench.pipeline(engine_level)
         )
     for name in (LEVEL, ENGINE_LEVEL):
         finders |= _numeric_finders(bench, get_level(name))
@@ -156,27 +153,27 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
 
 def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Finding]]:
     """Faults that need latents, or a second drawing, to be seen."""
-    suite = bench.suite
+    own = bench.session
     finders: dict[str, Callable[[], Finding]] = {}
-    for fault in numeric_faults(level.name, suite.dtype):
+    for fault in numeric_faults(level.name, own.run.dtype):
         finders[fault.id] = lambda fault=fault: judge_numeric_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline(level)
+            fault, own, level, bench.pipeline(level)
         )
-    racing = racing_faults(level.name, suite.device.type)
-    if level.name == ENGINE_LEVEL and suite.device.type == "cuda" and _has_racing_tile(suite):
+    racing = racing_faults(level.name, own.run.device.type)
+    if level.name == ENGINE_LEVEL and own.run.device.type == "cuda" and _has_racing_tile(own.run):
         racing = [*racing, racing_tile_fault()]
     for fault in racing:
         finders[fault.id] = lambda fault=fault: judge_repeat_fault(  # type: ignore[misc]
-            fault, suite, level, bench.pipeline(level)
+            fault, own, level, bench.pipeline(level)
         )
     return finders
 
 
-def _has_racing_tile(suite: Suite) -> bool:
+def _has_racing_tile(run: RunContext) -> bool:
     """Whether a picture of this source has the convolution whose tile raced."""
     from sdopt.engine.tiles import tuned
 
-    return not suite.source.is_embedded and RACING_KEY in tuned()
+    return not run.source.is_embedded and RACING_KEY in tuned()
 
 
 def summary(bench: Bench) -> list[str]:

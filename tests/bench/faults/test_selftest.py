@@ -165,6 +165,14 @@ def test_the_matrix_shows_what_was_missed() -> None:
     ]
 
 
+def session_like(pipeline: LevelPipeline, request: Request, gate: Gate) -> Any:
+    """Stands for a session of one request with nothing stored."""
+    run = SimpleNamespace(
+        workload=SimpleNamespace(requests=[request]), dtype="float32", source=pipeline.source
+    )
+    return SimpleNamespace(gate=gate, run=run)
+
+
 OPTIMIZATION_FAULTS = {fault.name: fault for fault in optimization_faults()}
 CHEAP = [name for name in OPTIMIZATION_FAULTS if name != "a graph break in the decoder"]
 
@@ -174,13 +182,8 @@ def test_a_fault_of_a_level_is_judged_by_what_was_seen(
     name: str, pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
 ) -> None:
     fault = OPTIMIZATION_FAULTS[name]
-    suite: Any = SimpleNamespace(
-        gate=Gate(),
-        workload=SimpleNamespace(requests=[micro_request]),
-        dtype="float32",
-        source=pipeline.source,
-    )
-    seen = judge_optimization_fault(fault, suite, EAGER, pipeline)
+    session = session_like(pipeline, micro_request, Gate())
+    seen = judge_optimization_fault(fault, session, EAGER, pipeline)
     # What needs compiled code to be missed cannot be missed by a pipeline that has none.
     shows_on_eager_code = fault.caught_by is not None and name != "compiled code not used"
     assert seen.caught is shows_on_eager_code, seen.seen
@@ -209,22 +212,17 @@ def test_a_fault_of_the_engine_is_caught_and_gone_afterwards(
     name: str, turbo: LevelPipeline, turbo_work: dict[str, Any], micro_request: Request
 ) -> None:
     fault = ENGINE_FAULTS[name]
-    suite: Any = SimpleNamespace(
-        gate=Gate(work_stored=turbo_work),
-        workload=SimpleNamespace(requests=[micro_request]),
-        dtype="float32",
-        source=turbo.source,
-    )
-    found = judge_optimization_fault(fault, suite, TURBO, turbo)
+    session = session_like(turbo, micro_request, Gate(work_stored=turbo_work))
+    found = judge_optimization_fault(fault, session, TURBO, turbo)
     assert found.caught, found.seen
     assert ("effect: " in found.seen) is (fault.caught_by is not None)
     assert ("tflop " in found.seen) is (name in SEEN_BY_WORK)
-    control = judge_optimization_fault(ENGINE_FAULTS["none (control)"], suite, TURBO, turbo)
+    control = judge_optimization_fault(ENGINE_FAULTS["none (control)"], session, TURBO, turbo)
     assert control.caught, control.seen
 
 
 def standing_in(pipeline: LevelPipeline, picture: np.ndarray, request: Request) -> Any:
-    """A suite of one request that has what the pipeline draws without a fault stored."""
+    """A session of one request that has what the pipeline draws without a fault stored."""
     drawn, double = draw(pipeline, request), double_latents(pipeline, request)
     assert np.array_equal(drawn.picture, picture)
 
@@ -232,14 +230,13 @@ def standing_in(pipeline: LevelPipeline, picture: np.ndarray, request: Request) 
         return {request.name: kept[double]}, {}
 
     kept = {False: drawn.latents, True: double}
-    return SimpleNamespace(
-        gate=Gate(limits={pipeline.level.name: Limits(drift=0.9, latents=1e-6, float64=1e-12)}),
-        workload=SimpleNamespace(requests=[request]),
-        dtype="float32",
-        source=pipeline.source,
-        stored_pictures=lambda level, pictures: ({request.name: to_uint8(picture)}, {}),
-        stored_latents=stored_latents,
+    limits = {pipeline.level.name: Limits(drift=0.9, latents=1e-6, float64=1e-12)}
+    session = session_like(pipeline, request, Gate(limits=limits))
+    session.store = SimpleNamespace(
+        images=lambda level, images: ({request.name: to_uint8(picture)}, {}),
+        latents=stored_latents,
     )
+    return session
 
 
 NUMERIC_FAULTS = [fault.name for fault in numeric_faults("final", "float32")]
@@ -252,10 +249,10 @@ def test_a_fault_of_arithmetic_is_seen_and_gone_afterwards(
 ) -> None:
     drawing = {"final": pipeline, "turbo": turbo}[level]
     before = generate(drawing, micro_request)
-    suite = standing_in(drawing, before, micro_request)
+    session = standing_in(drawing, before, micro_request)
     fault = next(one for one in numeric_faults(level, "float32") if one.name == name)
     # Compiled or not is no question of these faults; this pipeline is not.
-    found = judge_numeric_fault(fault, suite, drawing.level, drawing)
+    found = judge_numeric_fault(fault, session, drawing.level, drawing)
     assert found.caught, found.seen
     assert ("latent_drift_float64" in found.seen) is (fault.caught_by is not None)
     assert ("times that" in found.seen) is (fault.caught_by is not None)
@@ -268,15 +265,13 @@ def test_a_race_is_seen_by_drawing_twice(
     level: str, pipeline: LevelPipeline, turbo: LevelPipeline, micro_request: Request
 ) -> None:
     drawing = {"final": pipeline, "turbo": turbo}[level]
-    suite: Any = SimpleNamespace(
-        gate=Gate(), workload=SimpleNamespace(requests=[micro_request]), dtype="float32"
-    )
+    session = session_like(drawing, micro_request, Gate())
     (fault,) = racing_faults(level, "cpu")
-    found = judge_repeat_fault(fault, suite, drawing.level, drawing)
+    found = judge_repeat_fault(fault, session, drawing.level, drawing)
     assert found.caught, found.seen
     assert "drawn twice" in found.seen
     control = replace(fault, inject=numeric_faults(level, "float32")[0].inject, caught_by=None)
-    assert judge_repeat_fault(control, suite, drawing.level, drawing).caught
+    assert judge_repeat_fault(control, session, drawing.level, drawing).caught
 
 
 def test_the_racing_tile_is_put_back_for_a_while(turbo: LevelPipeline) -> None:
@@ -305,10 +300,9 @@ def test_a_fault_between_images_is_caught_and_gone_afterwards(
     name: str, pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
 ) -> None:
     fault = BETWEEN[name]
-    suite: Any = SimpleNamespace(gate=Gate(device="cpu"), workload=SimpleNamespace())
-    suite.workload.requests = [micro_request]
+    session = session_like(pipeline, micro_request, Gate(device="cpu"))
     judge = judge_request_fault if fault.group == "request" else judge_round_fault
-    found = judge(fault, suite, EAGER, pipeline)
+    found = judge(fault, session, EAGER, pipeline)
     assert found.caught, found.seen
     assert np.array_equal(generate(pipeline, micro_request), unchanged)
 
@@ -316,11 +310,11 @@ def test_a_fault_between_images_is_caught_and_gone_afterwards(
 def test_a_fault_of_the_picture_is_judged_against_the_stored_ones(
     pipeline: LevelPipeline, unchanged: np.ndarray, micro_request: Request
 ) -> None:
-    suite = standing_in(pipeline, unchanged, micro_request)
+    session = standing_in(pipeline, unchanged, micro_request)
     for name in ("none (control)", "noise of 0.03", "black"):
-        assert judge_picture_fault(PICTURE_FAULTS[name], suite, EAGER, pipeline).caught, name
+        assert judge_picture_fault(PICTURE_FAULTS[name], session, EAGER, pipeline).caught, name
     missed = replace(PICTURE_FAULTS["none (control)"], caught_by="ssim_drift")
-    assert not judge_picture_fault(missed, suite, EAGER, pipeline).caught
+    assert not judge_picture_fault(missed, session, EAGER, pipeline).caught
 
 
 @pytest.mark.parametrize(
@@ -332,9 +326,9 @@ def test_where_pictures_cannot_show_it_work_has_to(
     """As in float16, whose limit is below what such a fault does to a picture."""
     work = {"final": asdict(work_of(pipeline, observe(pipeline, micro_request)))}
     loose = Limits(drift=-1.0, latents=2.0)
-    suite = standing_in(pipeline, unchanged, micro_request)
-    suite.gate = Gate(limits={"final": loose}, work_stored=work)
-    found = judge_picture_fault(PICTURE_FAULTS[name], suite, EAGER, pipeline)
+    session = standing_in(pipeline, unchanged, micro_request)
+    session.gate = Gate(limits={"final": loose}, work_stored=work)
+    found = judge_picture_fault(PICTURE_FAULTS[name], session, EAGER, pipeline)
     assert found.caught is (name != "wrong seed"), found.seen
     assert found.expected == ("unet_evaluations" if found.caught else "ssim_drift")
     assert np.array_equal(generate(pipeline, micro_request), unchanged)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sessions import session_of
 
 from sdopt.bench.faults.numerics import racing_stand_in
 from sdopt.bench.judge import gate as gating
@@ -15,12 +15,10 @@ from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Outcome
 from sdopt.bench.measure.latents import Drawn, draw
 from sdopt.bench.measure.repeat import Repeat, repeat_of
-from sdopt.bench.session.suite import Settings, Suite
 from sdopt.levels import BASELINE, FINAL, HOISTED, LEVELS, TURBO, UNREPEATABLE, Level
 from sdopt.pipelines import workload
 from sdopt.pipelines.pipeline import build
 from sdopt.pipelines.workload import Request
-from sdopt.util.progress import Progress
 from sdopt.weights.sources import Source
 
 EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
@@ -98,22 +96,21 @@ def test_a_level_repeats_and_one_with_a_race_does_not(
     assert repeat_of("cat", first, draw(pipeline, micro_request)).is_exact
 
 
-def test_the_suite_draws_the_first_prompt_again_after_all_others(
+def test_the_pool_draws_the_first_prompt_again_after_all_others(
     micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     level = replace(BASELINE, steps=2)
     monkeypatch.setattr(workload, "PHOTO_REQUESTS", workload.PHOTO_REQUESTS[:2])
-    settings = Settings(source=str(micro), baselines_root=tmp_path)
-    suite = Suite(settings=settings, progress=Progress(io.StringIO()))
+    pool = session_of(micro, tmp_path).pool
     names: list[str] = []
 
     def noting(pipeline: object, request: Request) -> Drawn:
         names.append(request.name)
         return drawn(len(names))
 
-    monkeypatch.setattr("sdopt.bench.measure.latents.draw", noting)
-    with suite.warm_pipeline(level) as (pipeline, _):
-        repeat = suite.repeat(level, pipeline)
-        assert suite.repeat(level, pipeline) is repeat
+    monkeypatch.setattr("sdopt.bench.measure.generated.draw", noting)
+    with pool.warm(level) as (pipeline, _):
+        repeat = pool.generated(level, pipeline).repeat
+        assert pool.generated(level, pipeline).repeat is repeat
     assert names == ["astronaut", "castle", "astronaut"]
     assert repeat.latents_differing == 4

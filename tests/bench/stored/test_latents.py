@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +11,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from sessions import made_up, session_of, with_settings
 
 from sdopt.bench.judge.gate import DEFAULT_LATENT_LIMITS, Gate, Limits
 from sdopt.bench.judge.verdict import Outcome
 from sdopt.bench.measure import observe
 from sdopt.bench.measure.double import STEPS, double_latents
+from sdopt.bench.measure.generated import Generated
 from sdopt.bench.measure.latents import draw, latent_drift, latent_faults, relative_distance
 from sdopt.bench.measure.observation import is_channels_last
 from sdopt.bench.measure.repeat import Repeat
-from sdopt.bench.session.suite import Settings, Suite
+from sdopt.bench.session import Session
 from sdopt.bench.stored import latents as stored
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import BASELINE, FINAL, HOISTED, LEVELS, TURBO, Level
 from sdopt.pipelines import workload
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import Request, generate
-from sdopt.util.progress import Progress
 from sdopt.weights.sources import Source
 
 PLAIN = replace(BASELINE, steps=2)
@@ -108,56 +108,59 @@ def test_distances_are_relative_and_nan_is_infinitely_far() -> None:
 
 
 @pytest.fixture
-def suite(micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+def session(micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     """Two prompts, two steps of the first level."""
     monkeypatch.setitem(LEVELS, "baseline", PLAIN)
     monkeypatch.setattr(workload, "PHOTO_REQUESTS", workload.PHOTO_REQUESTS[:2])
-    settings = Settings(source=str(micro), baselines_root=tmp_path / "baselines")
-    return Suite(settings=settings, progress=Progress(io.StringIO()))
+    return session_of(micro, tmp_path / "baselines")
 
 
 @pytest.fixture
-def accepted(suite: Suite) -> Suite:
-    """The same with what the first level draws stored."""
-    accepting = Suite(settings=replace(suite.settings, accept=True), progress=suite.progress)
-    with accepting.warm_pipeline(PLAIN) as (pipeline, _):
-        latents = accepting.latents(PLAIN, pipeline)
-        stored_ones, unusable = accepting.stored_latents(PLAIN, latents)
+def made(session: Session) -> Generated:
+    """What the first level makes, stored."""
+    accepting = with_settings(session, accept=True)
+    with accepting.pool.warm(PLAIN) as (pipeline, _):
+        generated = accepting.pool.generated(PLAIN, pipeline)
+    accepting.store.accept(PLAIN, generated)
+    stored_ones, unusable = accepting.store.latents(PLAIN, generated.latents)
     assert unusable == {}
-    assert latent_drift(latents, stored_ones) == {"astronaut": 0.0, "castle": 0.0}
-    suite._latents, suite._doubles = accepting._latents, accepting._doubles
-    return suite
+    assert latent_drift(generated.latents, stored_ones) == {"astronaut": 0.0, "castle": 0.0}
+    return generated
 
 
-def test_latents_are_stored_with_the_pictures_and_judged_by_a_later_run(accepted: Suite) -> None:
-    root = accepted.settings.baselines_root
+def test_latents_are_stored_with_the_pictures_and_judged_by_a_later_run(
+    session: Session, made: Generated
+) -> None:
+    root = session.store.root
     assert len([*root.glob("images/micro/baseline/*.png")]) == 2
     path = root / "latents/micro/baseline/castle.safetensors"
     _, made_by = stored.read_latents(path)
-    assert made_by["prompt"] == accepted.workload.requests[1].prompt
+    assert made_by["prompt"] == session.run.workload.requests[1].prompt
     assert made_by["level_fields"]["steps"] == made_by["drawn_steps"] == 2
-    assert made_by["environment"] == accepted.environment
-    drawn = accepted._latents["baseline"]
-    kept, unusable = accepted.stored_latents(PLAIN, drawn)
-    verdict = accepted.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    assert made_by["environment"] == session.run.environment
+    drawn = made.latents
+    kept, unusable = session.store.latents(PLAIN, drawn)
+    verdict = session.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
     assert (verdict.outcome, verdict.measured) == (Outcome.PASS, 0.0)
 
 
-def test_float64_latents_are_stored_for_the_first_prompt(accepted: Suite) -> None:
-    doubles = accepted._doubles["baseline"]
-    kept, unusable = accepted.stored_latents(PLAIN, doubles, double=True)
+def test_float64_latents_are_stored_for_the_first_prompt(session: Session, made: Generated) -> None:
+    doubles = made.doubles
+    kept, unusable = session.store.latents(PLAIN, doubles, double=True)
     assert (list(kept), unusable) == (["astronaut"], {})
     assert kept["astronaut"].dtype == np.float64
-    path = accepted.settings.baselines_root / "latents/micro/baseline/float64/astronaut.safetensors"
+    path = session.store.root / "latents/micro/baseline/float64/astronaut.safetensors"
     assert stored.read_latents(path, "float64")[1]["drawn_steps"] == STEPS
-    verdict = accepted.gate.latents_float64(PLAIN, latent_drift(doubles, kept), unusable)
+    verdict = session.gate.latents_float64(PLAIN, latent_drift(doubles, kept), unusable)
     assert verdict.passed
 
 
-def test_a_set_without_latents_fails_and_names_the_command(suite: Suite) -> None:
-    drawn = {request.name: np.ones((4, 8, 8), np.float32) for request in suite.workload.requests}
-    kept, unusable = suite.stored_latents(PLAIN, drawn)
-    verdict = suite.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+def test_a_set_without_latents_fails_and_names_the_command(session: Session) -> None:
+    drawn = {
+        request.name: np.ones((4, 8, 8), np.float32) for request in session.run.workload.requests
+    }
+    kept, unusable = session.store.latents(PLAIN, drawn)
+    verdict = session.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
     assert (kept, verdict.outcome) == ({}, Outcome.FAULT)
     assert "no baseline latents" in verdict.reason
     accept = 'pytest benchmarks/ -k "[baseline]" --sdopt-accept'
@@ -215,14 +218,14 @@ BROKEN = [
     ("change", "says", "damaged"), BROKEN, ids=[f"{n}-{case[1]}" for n, case in enumerate(BROKEN)]
 )
 def test_a_stored_file_that_cannot_be_used_is_named(
-    change: Any, says: str, damaged: bool, accepted: Suite
+    change: Any, says: str, damaged: bool, session: Session, made: Generated
 ) -> None:
-    path = accepted.settings.baselines_root / "latents/micro/baseline/castle.safetensors"
+    path = session.store.root / "latents/micro/baseline/castle.safetensors"
     change(path)
     before = path.read_bytes() if path.exists() else None
-    drawn = accepted._latents["baseline"]
-    kept, unusable = accepted.stored_latents(PLAIN, drawn)
-    verdict = accepted.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    drawn = made.latents
+    kept, unusable = session.store.latents(PLAIN, drawn)
+    verdict = session.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
     assert list(kept) == ["astronaut"]
     assert (verdict.outcome, says in verdict.reason) == (Outcome.FAULT, True), verdict.reason
     assert str(path) in verdict.reason
@@ -232,26 +235,15 @@ def test_a_stored_file_that_cannot_be_used_is_named(
     assert (path.read_bytes() if path.exists() else None) == before
 
 
-def an_accepting(suite: Suite) -> Suite:
-    return Suite(settings=replace(suite.settings, accept=True), progress=suite.progress)
-
-
-def pictures(suite: Suite) -> dict[str, np.ndarray]:
-    ramp = np.linspace(0, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
-    return {request.name: ramp for request in suite.workload.requests}
-
-
-def test_worthless_latents_are_never_stored(suite: Suite) -> None:
-    accepting = an_accepting(suite)
-    accepting._latents["baseline"] = {"castle": GOOD * np.nan}
+def test_worthless_latents_are_never_stored(session: Session) -> None:
+    worthless = made_up(session, latents={"castle": GOOD * np.nan})
     with pytest.raises(SdoptError, match=r"nothing was stored: .*castle.*NaN or infinite latents"):
-        accepting.stored_pictures(PLAIN, pictures(suite))
-    assert not suite.settings.baselines_root.exists()
+        with_settings(session, accept=True).store.accept(PLAIN, worthless)
+    assert not session.store.root.exists()
 
 
-def test_a_picture_that_does_not_repeat_is_never_stored(suite: Suite) -> None:
-    accepting = an_accepting(suite)
-    accepting._repeats["baseline"] = Repeat(
+def test_an_image_that_does_not_repeat_is_never_stored(session: Session) -> None:
+    repeat = Repeat(
         request="castle",
         latents_differing=3,
         latents_apart=0.1,
@@ -259,8 +251,8 @@ def test_a_picture_that_does_not_repeat_is_never_stored(suite: Suite) -> None:
         pixels_apart=0.2,
     )
     with pytest.raises(SdoptError, match=r"nothing was stored: castle drawn twice: 3 values"):
-        accepting.stored_pictures(PLAIN, pictures(suite))
-    assert not suite.settings.baselines_root.exists()
+        with_settings(session, accept=True).store.accept(PLAIN, made_up(session, repeat=repeat))
+    assert not session.store.root.exists()
 
 
 @pytest.mark.parametrize(

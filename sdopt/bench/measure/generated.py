@@ -1,0 +1,50 @@
+"""What a level makes of every request of a run: images, latents, and the first image twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdopt.bench.measure.double import double_latents
+from sdopt.bench.measure.latents import Doubles, Latents, draw, latent_faults
+from sdopt.bench.measure.quality import Pictures, picture_faults
+from sdopt.bench.measure.repeat import Repeat, repeat_of
+from sdopt.levels import UNREPEATABLE, Level
+from sdopt.pipelines.pipeline import LevelPipeline
+from sdopt.pipelines.workload import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Images and the latents that they were decoded from, by prompt name.
+
+    `doubles` holds the first request's latents in float64, and nothing where nothing computes in
+    it. `repeat` compares the first image with one of the same request made after all others.
+    """
+
+    images: Pictures
+    latents: Latents
+    doubles: Doubles
+    repeat: Repeat
+
+    def unsound(self, level: Level) -> str | None:
+        """Why no baseline may hold this, or None."""
+        if faults := {**latent_faults(self.latents), **picture_faults(self.images)}:
+            return str(faults)
+        if not self.repeat.is_exact and level.name not in UNREPEATABLE:
+            return str(self.repeat)
+        return None
+
+
+def generate_all(pipeline: LevelPipeline, requests: Sequence[Request]) -> Generated:
+    """Every request in turn, then the first one again."""
+    first = requests[0]
+    drawn = {request.name: draw(pipeline, request) for request in requests}
+    repeat = repeat_of(first.name, drawn[first.name], draw(pipeline, first))
+    double = double_latents(pipeline, first)
+    return Generated(
+        images={name: one.picture for name, one in drawn.items()},
+        latents={name: one.latents for name, one in drawn.items()},
+        doubles={} if double is None else {first.name: double},
+        repeat=repeat,
+    )

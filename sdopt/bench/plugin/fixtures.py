@@ -1,0 +1,159 @@
+"""The fixtures that benchmarks are written with; docs name those that a user's own may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sdopt.bench.judge.gate import Gate
+from sdopt.bench.plugin.keys import SESSION
+from sdopt.bench.session import BaselineStore, PipelinePool, RunContext
+from sdopt.levels import LEVELS, Level, get_level
+from sdopt.pipelines.workload import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sdopt.bench.measure import FirstCall, Observation, Promise
+    from sdopt.bench.measure.generated import Generated
+    from sdopt.bench.measure.latents import Doubles, Latents
+    from sdopt.bench.measure.quality import Pictures
+    from sdopt.bench.measure.repeat import Repeat
+    from sdopt.pipelines.pipeline import LevelPipeline
+
+
+@pytest.fixture(scope="session")
+def run(pytestconfig: pytest.Config) -> RunContext:
+    """What this run is of: settings, source, requests, device, environment."""
+    return pytestconfig.stash[SESSION].run
+
+
+@pytest.fixture(scope="session")
+def pool(pytestconfig: pytest.Config) -> PipelinePool:
+    """The pipelines of this run."""
+    return pytestconfig.stash[SESSION].pool
+
+
+@pytest.fixture(scope="session")
+def store(pytestconfig: pytest.Config) -> BaselineStore:
+    """What is stored for this run, and stores it under --sdopt-accept."""
+    return pytestconfig.stash[SESSION].store
+
+
+@pytest.fixture(scope="session")
+def gate(pytestconfig: pytest.Config) -> Gate:
+    """The judge of this run's numbers."""
+    return pytestconfig.stash[SESSION].gate
+
+
+@pytest.fixture(scope="session", params=list(LEVELS))
+def level(request: pytest.FixtureRequest) -> Level:
+    """Each level of the ladder in turn; `-k "[final]"` picks one."""
+    return get_level(request.param)
+
+
+@pytest.fixture(scope="session")
+def warm_pipeline(pool: PipelinePool, level: Level) -> Iterator[tuple[LevelPipeline, FirstCall]]:
+    """The level's pipeline and its first call."""
+    with pool.warm(level) as pipeline_and_first_call:
+        yield pipeline_and_first_call
+
+
+@pytest.fixture(scope="session")
+def pipeline(warm_pipeline: tuple[LevelPipeline, FirstCall]) -> LevelPipeline:
+    """The level's pipeline, warm."""
+    return warm_pipeline[0]
+
+
+@pytest.fixture(scope="session")
+def first_call(warm_pipeline: tuple[LevelPipeline, FirstCall]) -> FirstCall:
+    """The first picture of the level's pipeline, compilation included."""
+    return warm_pipeline[1]
+
+
+@pytest.fixture(scope="session")
+def image_request(run: RunContext) -> Request:
+    """The request that is timed and watched."""
+    return run.workload.requests[0]
+
+
+@pytest.fixture(scope="session")
+def dtype(run: RunContext) -> str:
+    """What a level has to compute in on this device."""
+    return run.dtype
+
+
+@pytest.fixture(scope="session")
+def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
+    """What happened inside the warm pipeline during one picture."""
+    from sdopt.bench.measure import observe
+
+    return observe(pipeline, image_request)
+
+
+@pytest.fixture(scope="session")
+def promise(run: RunContext, level: Level, image_request: Request) -> Promise:
+    """The solver and the noise that the level promises of that picture."""
+    from sdopt.bench.measure import promise_of
+
+    return promise_of(run.source, level, image_request, run.dtype)
+
+
+@pytest.fixture(scope="session")
+def kept_state(pool: PipelinePool, level: Level, pipeline: LevelPipeline) -> tuple[str, ...]:
+    """What the warm pipeline kept from earlier requests: nothing, if all is well."""
+    return pool.kept_state(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def generated(pool: PipelinePool, level: Level, pipeline: LevelPipeline) -> Generated:
+    """What the level makes of every prompt: pictures, latents, and the first one twice."""
+    return pool.generated(level, pipeline)
+
+
+@pytest.fixture(scope="session")
+def pictures(generated: Generated) -> Pictures:
+    """The level's picture of every prompt, float32 from 0 to 1."""
+    return generated.images
+
+
+@pytest.fixture(scope="session")
+def latents(generated: Generated) -> Latents:
+    """What the level's picture of every prompt was decoded from, float32."""
+    return generated.latents
+
+
+@pytest.fixture(scope="session")
+def double(generated: Generated) -> Doubles:
+    """The first picture's latents in float64; empty without a pipeline on the CPU."""
+    return generated.doubles
+
+
+@pytest.fixture(scope="session")
+def repeat(generated: Generated) -> Repeat:
+    """The first prompt drawn twice by the level."""
+    return generated.repeat
+
+
+@pytest.fixture(scope="session")
+def reference_pictures(pool: PipelinePool, level: Level) -> Mapping[str, NDArray[np.uint8]] | None:
+    """The reference level's picture of every prompt, uint8."""
+    from sdopt.bench.measure.quality import to_uint8
+
+    reference = pool.reference(level)
+    if reference is None:
+        return None
+    return {name: to_uint8(picture) for name, picture in reference.images.items()}
+
+
+@pytest.fixture(scope="session")
+def true_pictures(run: RunContext) -> Mapping[str, NDArray[np.uint8]]:
+    """The true rendering of every prompt that has one, uint8."""
+    from sdopt.bench.measure.ground_truth import ground_truth
+
+    return ground_truth(run.source, run.workload.requests)

@@ -1,0 +1,118 @@
+"""The context of one run: what it was asked for, its source, requests, device and environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdopt.bench.judge.gate import RUN
+from sdopt.levels import Level
+from sdopt.pipelines.workload import Workload, load_workload, set_name
+from sdopt.util.hardware import Hardware, hardware_of, versions
+from sdopt.util.progress import Progress
+from sdopt.weights.sources import Source, resolve
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command line asks for.
+
+    `compare` is None, '' for the newest stored run, or the name of one. `unfit` says why timings
+    of this run would mean nothing, if they would. `command` starts the same run again.
+    """
+
+    source: str = "auto"
+    prompts: Path | None = None
+    baselines_root: Path
+    accept: bool = False
+    compare: str | None = None
+    unfit: str | None = None
+    command: str = RUN
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a run is of, and where it says how far it is. Nothing here changes during a run.
+
+    What is costly to find out is found out when it is first asked for.
+    """
+
+    settings: Settings
+    progress: Progress
+
+    @cached_property
+    def source(self) -> Source:
+        """The weights. Raises SdoptError for a source that does not exist."""
+        return resolve(self.settings.source)
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The requests. Raises SdoptError for a bad prompts file."""
+        return load_workload(self.source, self.settings.prompts)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that every level runs on."""
+        import torch
+
+        # `pipeline.default_device` says the same, but imports diffusers, which takes seconds.
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> str:
+        """What every level computes in on this device."""
+        return "float16" if self.device.type == "cuda" else "float32"
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """What this run's histories are filed under."""
+        return hardware_of(self.device)
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """Versions that may move a number; another one is compared and printed."""
+        return versions()
+
+    @property
+    def source_set(self) -> str:
+        """What limits are filed under: the source, apart by dtype where that matters.
+
+        The miniature's float16 images differ from its float32 ones by more than a fault may: they
+        are a set of their own.
+        """
+        in_half = self.source.is_embedded and self.dtype == "float16"
+        return f"{self.source.name}-float16" if in_half else self.source.name
+
+    @property
+    def baseline_set(self) -> str:
+        """The folder of this run's stored runs, images and latents."""
+        return set_name(self.source_set, self.settings.prompts)
+
+    def identity(self, level: Level) -> dict[str, Any]:
+        """What a stored number or image of this run is of."""
+        return {
+            "level": level.name,
+            "level_fields": level.as_dict(),
+            "source": self.source.name,
+            "device": self.hardware.name,
+            "dtype": self.dtype,
+            "steps": level.steps,
+            "size_px": self.source.size_px,
+            "guidance_scale": self.source.guidance_scale,
+        }
+
+    def made_on(self) -> dict[str, Any]:
+        """What rows of measurements have to share to stand in one table."""
+        return {
+            "hardware": self.hardware.key,
+            "device": str(self.hardware),
+            "source": self.workload.baseline_set,
+            "size_px": self.source.size_px,
+            "dtype": self.dtype,
+            "environment": self.environment,
+        }

@@ -1,0 +1,45 @@
+"""The lines that say on what, with which weights and against what a run works."""
+
+from __future__ import annotations
+
+from sdopt.bench.session.context import RunContext
+from sdopt.bench.session.store import BaselineStore
+from sdopt.bench.stored.compared import Compared, NotCompared, Refused
+
+WITHOUT_CUDA = (
+    "sdopt: without CUDA graphs run step by step, PyTorch's operations stand for Triton's kernels, "
+    "and memory and kernel figures are missing"
+)
+
+
+def header(run: RunContext, store: BaselineStore) -> list[str]:
+    """What every run begins with."""
+    source, settings = run.source, run.settings
+    return [
+        f"sdopt: {run.hardware}, {run.dtype}",
+        *([] if run.device.type == "cuda" else [WITHOUT_CUDA]),
+        f"sdopt: source {source.name} ({source.why}), {source.size_px} x {source.size_px}, "
+        f"guidance scale {source.guidance_scale:g}, {len(run.workload.requests)} prompts",
+        f"sdopt: baselines {settings.baselines_root}, set {run.baseline_set}, "
+        f"hardware key {run.hardware.key}",
+        *_compared_with(run, store),
+    ]
+
+
+def _compared_with(run: RunContext, store: BaselineStore) -> list[str]:
+    match store.history:
+        case NotCompared():
+            return []
+        case Refused(reason=reason):
+            lines = [f"sdopt: comparing with nothing: {reason}"]
+            if not any(store.history_folder.glob("*.json")):
+                lines.append("sdopt: latency will fail; --benchmark-autosave stores a first run")
+            return lines
+        case Compared() as found:
+            earlier = len(found.runs) - 1
+            changes = found.changes(run.environment)
+            return [
+                f"sdopt: comparing with {found.newest.path}"
+                + (f" and {earlier} earlier" if earlier else ""),
+                *([f"sdopt: changed since then: {', '.join(changes)}"] if changes else []),
+            ]

@@ -1,0 +1,60 @@
+"""The history that a run is compared with: none was asked for, it is refused, or it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdopt.bench.stored.history import StoredRun, find_run, load_until
+from sdopt.errors import BrokenFileError
+from sdopt.util.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class NotCompared:
+    """No comparison was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """There is nothing to compare with, and why.
+
+    `broken` is the file to blame, if it is one.
+    """
+
+    reason: str
+    broken: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The runs to compare with, oldest first; there is at least one."""
+
+    runs: tuple[StoredRun, ...]
+
+    @property
+    def newest(self) -> StoredRun:
+        """The run whose values are the stored ones."""
+        return self.runs[-1]
+
+    def changes(self, environment: Mapping[str, str]) -> list[str]:
+        """'torch 2.12.0 -> 2.13.0' for each version that is no longer the newest run's."""
+        before = self.newest.environment
+        return [
+            f"{name} {before.get(name)} -> {value}"
+            for name, value in environment.items()
+            if before.get(name) != value
+        ]
+
+
+History = NotCompared | Refused | Compared
+
+
+def find_history(folder: Path, wanted: str, hardware: Hardware, baseline_set: str) -> History:
+    """The runs of a folder up to the wanted one, '' for the newest; refused if one is broken."""
+    try:
+        runs = load_until(find_run(folder, wanted), hardware, baseline_set)
+    except BrokenFileError as error:
+        return Refused(reason=str(error), broken=error.path)
+    return Compared(runs=tuple(runs))

@@ -1,0 +1,45 @@
+"""A run says what it is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sessions import with_settings
+
+from sdopt.bench.session import RunContext, Session
+from sdopt.bench.stored.baselines import work_path
+from sdopt.levels import LEVELS
+
+
+def test_what_is_stored_says_what_it_is_of(session: Session) -> None:
+    identity = session.run.identity(LEVELS["tuned"])
+    assert identity["level_fields"]["channels_last"] is True
+    assert (identity["source"], identity["steps"], identity["size_px"]) == ("micro", 2, 64)
+    assert (identity["dtype"], identity["guidance_scale"]) == ("float32", 7.5)
+    session.judged.append("benchmarks/a.py::test")
+    block = session.block()
+    assert (block["judged"], block["baseline_set"]) == (["benchmarks/a.py::test"], "micro")
+
+
+def test_counts_of_the_miniature_are_those_of_every_dtype(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = with_settings(session, source="embedded")
+    monkeypatch.setattr(RunContext, "dtype", "float16")
+    assert embedded.run.baseline_set == "embedded-float16"
+    root = session.store.root
+    assert embedded.gate.work_file == str(work_path(root, "embedded"))
+    assert embedded.gate.limits_file == str(root / "images" / "embedded-float16" / "limits.json")
+
+
+def test_own_prompts_are_a_set_of_their_own(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunContext, "dtype", "float16")
+    prompts = tmp_path / "mine.jsonl"
+    prompts.write_text('{"name": "words", "prompt": "red star", "seed": 1}\n')
+    assert with_settings(session, prompts=prompts).run.baseline_set == "micro--mine"
+    embedded = with_settings(session, source="embedded", prompts=prompts)
+    assert embedded.run.baseline_set == "embedded-float16--mine"
+    assert embedded.run.made_on()["source"] == "embedded--mine"

@@ -1,0 +1,58 @@
+"""Pipelines are freed when their level is done, and what they generated is made once."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdopt.bench.session import Session
+from sdopt.levels import LEVELS
+
+
+@pytest.mark.parametrize("name", ["baseline", "tuned"])
+def test_a_pipeline_is_freed_when_its_level_is_done(name: str, session: Session) -> None:
+    with session.pool.warm(LEVELS[name]) as (pipeline, first):
+        gone = [weakref.ref(pipeline), weakref.ref(pipeline.unet), weakref.ref(pipeline.vae)]
+        assert (first.compile_cache, pipeline.level) == ("eager", LEVELS[name])
+        del pipeline
+    assert [ref() for ref in gone] == [None] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ladder")
+def test_a_compiled_pipeline_is_freed_too(micro: Path, session: Session) -> None:
+    with session.pool.warm(LEVELS["final"]) as (pipeline, first):
+        gone = [weakref.ref(pipeline), weakref.ref(pipeline.unet), weakref.ref(pipeline.vae)]
+        assert first.compile_cache == "shared"
+        del pipeline
+    assert [ref() for ref in gone] == [None] * 3
+
+
+def test_a_kept_pipeline_is_one_for_all_until_the_pool_is_closed(session: Session) -> None:
+    level = LEVELS["baseline"]
+    pipeline = session.pool.keep(level)
+    assert session.pool.keep(level) is pipeline
+    unet = weakref.ref(pipeline.unet)
+    session.pool.close()
+    assert (unet(), vars(pipeline)) == (None, {})
+
+
+def test_images_are_generated_once(session: Session) -> None:
+    level = LEVELS["baseline"]
+    with session.pool.warm(level) as (pipeline, _):
+        made = session.pool.generated(level, pipeline)
+    assert list(made.images) == ["astronaut", "castle"]
+    assert {image.shape for image in made.images.values()} == {(64, 64, 3)}
+    assert session.pool.generated(level, pipeline) is made
+
+
+def test_the_references_images_are_generated_if_this_run_has_none(session: Session) -> None:
+    assert session.pool.reference(LEVELS["baseline"]) is None
+    made = session.pool.reference(LEVELS["tuned"])
+    assert made is not None
+    with session.pool.warm(LEVELS["baseline"]) as (pipeline, _):
+        assert session.pool.generated(LEVELS["baseline"], pipeline) is made
+    assert np.isfinite([*made.images.values()]).all()
