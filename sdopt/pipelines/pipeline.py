@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copyreg
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from sdopt.pipelines.device_limits import check_capability, naming_the_hungry
 from sdopt.pipelines.engine_call import drawn_whole
 from sdopt.pipelines.loading import load_tiny_vae, quiet_loading, reading
 from sdopt.pipelines.nested import leaving_the_outer_call
+from sdopt.pipelines.prompts import named_as_diffusers_does, without_learnt_words
 from sdopt.pipelines.saving import plainly_laid_out
 from sdopt.pipelines.settings import process_settings
 from sdopt.weights.sd15 import random_parts
@@ -173,35 +172,6 @@ FAST_PATHS = ("engine", "fused", "step_callback", "drawing")
 # diffusers finds relatives by the name of the class: AutoPipelineForImage2Image.from_pipe, and
 # whoever loads a folder that names it.
 LevelPipeline.__name__ = StableDiffusionPipeline.__name__
-
-
-def without_learnt_words(text: str, tokenizer: Any) -> str:
-    """The text without the tokens that a textual inversion added, which it taught the model.
-
-    A tokenizer finds them in lower case, and within words too.
-    """
-    if tokenizer is None:
-        return text
-    learnt = set(tokenizer.added_tokens_encoder) - set(tokenizer.all_special_tokens)
-    for token in sorted(learnt, key=len, reverse=True):  # "<cat>_1" before "<cat>"
-        text = re.sub(re.escape(token), " ", text, flags=re.IGNORECASE)
-    return text
-
-
-@contextmanager
-def named_as_diffusers_does(text_encoder: Any) -> Iterator[None]:
-    """`text_encoder.text_model`, which transformers had until 5 and diffusers 0.42 still asks for.
-
-    It asks for it where `clip_skip` is given, or the scale of a LoRA without peft.
-    """
-    if text_encoder is None or hasattr(text_encoder, "text_model"):
-        yield
-        return
-    vars(text_encoder)["text_model"] = text_encoder  # past Module's own: it is no part of itself
-    try:
-        yield
-    finally:
-        del vars(text_encoder)["text_model"]
 
 
 def default_device() -> torch.device:
