@@ -94,6 +94,37 @@ def test_the_rooms_of_the_bench_are_in_order(file: str) -> None:
     assert {room for room in named(file, "sdopt.bench.") if ROOMS.index(room) > own} == set()
 
 
+def circles(modules: dict[str, ast.Module]) -> set[str]:
+    """The modules, by file, whose imports lead back to them."""
+    files = {file.removesuffix(".py").replace("/", "."): file for file in modules}
+    reached = {}
+    for file, tree in modules.items():
+        names = imports(tree)
+        found = {files.get(name) or files.get(name.rpartition(".")[0]) for name in names}
+        reached[file] = {one for one in found if one is not None} - {file}
+    for middle in reached:
+        for file, found in reached.items():
+            if middle in found:
+                reached[file] = found | reached[middle]
+    return {file for file, found in reached.items() if file in found}
+
+
+def test_no_imports_lead_in_a_circle() -> None:
+    assert circles({file: MODULES[file] for file in OWN}) == set()
+
+
+def test_a_circle_of_three_is_found_one_for_annotations_too() -> None:
+    code = {
+        "a/one.py": "from a.two import x",
+        "a/two.py": "if TYPE_CHECKING:\n    import a.three",
+        "a/three.py": "def f():\n    from a import one",
+        "a/four.py": "import a.one",
+    }
+    assert circles({file: ast.parse(text) for file, text in code.items()}) == set(code) - {
+        "a/four.py"
+    }
+
+
 @pytest.mark.parametrize("file", OWN)
 def test_only_the_bench_imports_what_only_the_bench_installs(file: str) -> None:
     used = packages(file)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,51 @@ def replaying() -> bool:
     return _replaying
 
 
+Graph = TypeVar("Graph")
+
+
+class GraphCache(Generic[Graph]):
+    """Captured graphs by what they depend on: the `most` that were used last, in one memory pool.
+
+    They run one after the other and what they wrote is copied at once, so they can share memory.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._pool: Any = None
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self.kept
+
+    def get(self, key: Hashable, capture: Callable[[], Graph]) -> Graph:
+        """That of the key, captured if there is none; the one that was used first may go."""
+        graph = self.kept.get(key)
+        if graph is None:
+            graph = capture()
+            self.kept[key] = graph
+            if len(self.kept) > self.most:
+                self.kept.popitem(last=False)
+        self.kept.move_to_end(key)
+        return graph
+
+    def pool(self) -> Any:
+        """The memory to capture the next one in."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def forget(self) -> None:
+        """Drop all: what they have captured holds no more."""
+        if self.kept and torch.cuda.is_available():
+            torch.cuda.synchronize()  # one of them may still be replayed
+        self.kept.clear()
+        self._pool = None  # it ended with the last of its graphs
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
@@ -59,8 +104,7 @@ class GraphedFunction:
     def __init__(self, function: Callable[..., Any], weights: Sequence[Tensor]) -> None:
         self.function = function
         self.weights = weights
-        self.pool: Any = None
-        self.graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self.graphs: GraphCache[_Captured] = GraphCache(MOST_GRAPHS)
         self.places: tuple[int, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,13 +115,7 @@ class GraphedFunction:
             return self.function(*args, **kwargs)
         self._forget_moved_weights()
         key = (structure, tuple(_signature(leaf) for leaf in leaves))
-        captured = self.graphs.get(key)
-        if captured is None:
-            captured = self._capture(leaves, structure)
-            self.graphs[key] = captured
-            if len(self.graphs) > MOST_GRAPHS:
-                self.graphs.popitem(last=False)
-        self.graphs.move_to_end(key)
+        captured = self.graphs.get(key, lambda: self._capture(leaves, structure))
         for static, tensor in zip(captured.inputs, tensors, strict=True):
             static.copy_(tensor)
         captured.graph.replay()
@@ -97,16 +135,12 @@ class GraphedFunction:
 
     def forget(self) -> None:
         """Drop all graphs: what they have captured holds no more."""
-        if self.graphs and torch.cuda.is_available():
-            torch.cuda.synchronize()  # one of them may still be replayed
-        self.graphs.clear()
-        self.pool = None  # it ended with the last of its graphs
+        self.graphs.forget()
 
     def _capture(self, leaves: list[Any], structure: Any) -> _Captured:
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(static, structure)
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
+        pool = self.graphs.pool()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -114,9 +148,7 @@ class GraphedFunction:
                 self.function(*args, **kwargs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # The graphs of a pipeline run one after the other and their outputs are copied at once,
-        # so they can share their memory.
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=pool):
             outputs = self.function(*args, **kwargs)
         inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
         return _Captured(graph=graph, inputs=inputs, outputs=outputs)

@@ -108,12 +108,12 @@ class FusedPart(Generic[Made]):
                 f"level {self.level!r} draws with graphs and kernels of its own, which would leave "
                 f"out {patch}; undo that, or {OTHER_LEVEL}"
             )
+        check_alike(parts, self.level)  # what has no memory is not described further
         if problem := unsupported(parts) or difference(described(parts), self._as_built):
             raise SdoptError(
                 f"level {self.level!r} computes what the modules were built for: {problem}; undo "
                 f"that, or {OTHER_LEVEL}"
             )
-        check_alike(parts, self.level)
 
     def _called_now(self) -> tuple[nn.Module, ...]:
         return tuple(inner for ref in self._called if (inner := ref()) is not None)

@@ -50,6 +50,42 @@ class Solver:
     factors: Tensor
 
 
+class SolverTables:
+    """A scheduler's timesteps and factors; `last` are those of the last picture, on its device.
+
+    Solvers are kept by their number of steps, until they are forgotten since the scheduler changed.
+    """
+
+    def __init__(self) -> None:
+        self.last = (torch.empty(0), torch.empty(0))
+        self._solvers: dict[int, Solver] = {}
+        self._last_of: tuple[int, float, torch.device] | None = None
+
+    def on(
+        self, device: torch.device, scheduler: Any, steps: int, guidance_scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Timesteps and factors on the device."""
+        key = (steps, guidance_scale, device)
+        if self._last_of != key:
+            solver = self.solver(scheduler, steps)
+            factors = solver.factors.clone()
+            factors[:, GUIDANCE] = guidance_scale
+            self.last = (solver.timesteps.to(device, torch.float32), factors.to(device))
+            self._last_of = key
+        return self.last
+
+    def solver(self, scheduler: Any, steps: int) -> Solver:
+        """That of a number of steps, made the first time."""
+        if steps not in self._solvers:
+            self._solvers[steps] = solver_for(scheduler, steps)
+        return self._solvers[steps]
+
+    def forget(self) -> None:
+        """The scheduler is another one now, or has other settings."""
+        self._solvers.clear()
+        self._last_of = None
+
+
 def solver_for(scheduler: Any, steps: int) -> Solver:
     """The solver of that many steps with this scheduler's configuration.
 

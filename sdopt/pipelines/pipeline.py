@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copyreg
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +16,9 @@ from diffusers import (
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from sdopt.engine.modules import Fused, fuse_modules
-from sdopt.engine.ops import LEAST_CAPABILITY
 from sdopt.engine.picture import PictureEngine
 from sdopt.engine.unet import FusedUNet
-from sdopt.errors import OutOfMemoryError, SdoptError, SourceError, UnknownNameError
+from sdopt.errors import SdoptError, SourceError, UnknownNameError
 from sdopt.levels import Level, get_level
 from sdopt.pipelines.arguments import (
     DEFAULTS,
@@ -32,11 +29,14 @@ from sdopt.pipelines.arguments import (
 from sdopt.pipelines.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.pipelines.compilation import compile_decoder, compile_unet
 from sdopt.pipelines.components import check_components
+from sdopt.pipelines.device_limits import check_capability, naming_the_hungry
 from sdopt.pipelines.engine_call import drawn_whole
+from sdopt.pipelines.loading import load_tiny_vae, quiet_loading, reading
 from sdopt.pipelines.nested import leaving_the_outer_call
+from sdopt.pipelines.prompts import named_as_diffusers_does, without_learnt_words
 from sdopt.pipelines.saving import plainly_laid_out
 from sdopt.pipelines.settings import process_settings
-from sdopt.weights.sd15 import random_parts, random_tiny_vae
+from sdopt.weights.sd15 import random_parts
 from sdopt.weights.sources import Source, resolve
 
 HOW_TO_LOAD = (
@@ -174,35 +174,6 @@ FAST_PATHS = ("engine", "fused", "step_callback", "drawing")
 LevelPipeline.__name__ = StableDiffusionPipeline.__name__
 
 
-def without_learnt_words(text: str, tokenizer: Any) -> str:
-    """The text without the tokens that a textual inversion added, which it taught the model.
-
-    A tokenizer finds them in lower case, and within words too.
-    """
-    if tokenizer is None:
-        return text
-    learnt = set(tokenizer.added_tokens_encoder) - set(tokenizer.all_special_tokens)
-    for token in sorted(learnt, key=len, reverse=True):  # "<cat>_1" before "<cat>"
-        text = re.sub(re.escape(token), " ", text, flags=re.IGNORECASE)
-    return text
-
-
-@contextmanager
-def named_as_diffusers_does(text_encoder: Any) -> Iterator[None]:
-    """`text_encoder.text_model`, which transformers had until 5 and diffusers 0.42 still asks for.
-
-    It asks for it where `clip_skip` is given, or the scale of a LoRA without peft.
-    """
-    if text_encoder is None or hasattr(text_encoder, "text_model"):
-        yield
-        return
-    vars(text_encoder)["text_model"] = text_encoder  # past Module's own: it is no part of itself
-    try:
-        yield
-    finally:
-        del vars(text_encoder)["text_model"]
-
-
 def default_device() -> torch.device:
     """The CUDA device if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -249,8 +220,12 @@ def apply_level(
     """Apply the level's fields to an eager pipeline of the source's weights."""
     pipeline.level, pipeline.source = level, source
     for apply in APPLY:
-        apply(pipeline, level)
-        pipeline.to(device)
+        if apply in BEFORE_THE_MOVE:
+            apply(pipeline, level)
+    pipeline.to(device)
+    for apply in APPLY:
+        if apply not in BEFORE_THE_MOVE:
+            apply(pipeline, level)
     pipeline.set_progress_bar_config(disable=True)
 
 
@@ -269,15 +244,6 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> Le
         else:
             pipeline = LevelPipeline.from_pretrained(source.folder, **local)
     return pipeline
-
-
-def load_tiny_vae(source: Source, device: torch.device, dtype: torch.dtype) -> AutoencoderTiny:
-    """The source's Tiny VAE (TAESD, https://github.com/madebyollin/taesd)."""
-    if source.kind == "random":
-        return random_tiny_vae(device, dtype)
-    folder = source.tiny_vae_folder
-    with reading(source):
-        return AutoencoderTiny.from_pretrained(folder, dtype=dtype)
 
 
 def apply_decoder(pipeline: LevelPipeline, level: Level) -> None:
@@ -349,60 +315,5 @@ APPLY: tuple[Callable[[LevelPipeline, Level], None], ...] = (
     apply_fused,
     apply_whole_graph,
 )
-
-
-def check_capability(level: Level, device: torch.device) -> None:
-    """Raise SdoptError on a GPU that the fused kernels cannot run on."""
-    if device.type != "cuda":
-        return
-    found = torch.cuda.get_device_capability(device)
-    if found < LEAST_CAPABILITY:
-        raise SdoptError(
-            f"level {level.name!r}: its kernels need a GPU of compute capability "
-            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or newer (Hopper), {device} has "
-            f"{found[0]}.{found[1]}; choose 'one-graph' or another level without them"
-        )
-
-
-@contextmanager
-def reading(source: Source) -> Iterator[None]:
-    """Name the source whose weights cannot be read."""
-    try:
-        yield
-    except Exception as error:  # a broken vocabulary raises just that: the base class
-        raise SourceError(
-            f"source {source.name!r}: {source.location} cannot be loaded: {error}; check that it "
-            "is complete; save it again, or delete it and download it again"
-        ) from error
-
-
-@contextmanager
-def naming_the_hungry(level: Level, device: torch.device) -> Iterator[None]:
-    """Name the level that ran out of memory, what it held and what it asked for."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        held = torch.cuda.max_memory_allocated(device) / 2**20
-        raise OutOfMemoryError(
-            f"level {level.name!r} does not fit on {device}: it held {held:.0f} MiB when this "
-            f"failed: {error}; end what else uses the device, draw fewer or smaller pictures, or "
-            "pick a level with the Tiny VAE"
-        ) from error
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No progress bars of diffusers and transformers while weights are read."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    loggers = [
-        log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()
-    ]
-    for log in loggers:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in loggers:
-            log.enable_progress_bar()
+BEFORE_THE_MOVE = (apply_decoder,)
+"""To the device, where a VAE that is swapped for another one need not go."""

@@ -17,12 +17,12 @@ from own_code import own_code
 from sdopt.errors import SdoptError
 from sdopt.levels import BASELINE, COMPILED, DPM_20_CUTOFF, EXPRESS, ONE_GRAPH, TURBO, Level
 from sdopt.pipelines.arguments import DEFAULTS, without_defaults
+from sdopt.pipelines.loading import load_tiny_vae
 from sdopt.pipelines.pipeline import (
     LevelPipeline,
     apply_channels_last,
     apply_scheduler,
     build,
-    load_tiny_vae,
     load_weights,
 )
 from sdopt.weights.sources import Source

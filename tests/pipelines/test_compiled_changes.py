@@ -244,7 +244,7 @@ def test_captured_graphs_are_dropped_and_their_memory_waited_for(
     compiled = CompiledForward(outer, "default", "outer")
     run: Any = compiled._run
     for change in (moved_weight, CHANGES["attribute"]):
-        run.graphs["any"] = object()
+        run.graphs.kept["any"] = object()
         change(outer)
         compiled(X, torch.tensor(1.0))
         assert not run.graphs

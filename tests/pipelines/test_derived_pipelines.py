@@ -20,11 +20,11 @@ from micro import SIZE_PX
 
 from sdopt.errors import SdoptError
 from sdopt.levels import DPM_20, EXPRESS, FINAL, FUSED, HOISTED, TUNED, TURBO, Level
+from sdopt.pipelines.loading import load_tiny_vae
 from sdopt.pipelines.pipeline import (
     LevelPipeline,
     apply_scheduler,
     build,
-    load_tiny_vae,
     load_weights,
 )
 from sdopt.weights.sources import Source

@@ -21,7 +21,7 @@ from micro import SIZE_PX, Rung
 
 import sdopt
 from sdopt.errors import OutOfMemoryError, SourceError, UnknownNameError
-from sdopt.levels import BASELINE, DPM_20_CUTOFF, FINAL, LEVELS
+from sdopt.levels import BASELINE, DPM_20_CUTOFF, FINAL, LEVELS, Level
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import Request, generate
 from sdopt.weights.sources import Source
@@ -399,3 +399,19 @@ def test_weights_that_do_not_fit_name_the_level_too(
     with pytest.raises(OutOfMemoryError) as caught:
         build(micro_source, PLAIN)
     assert hungry(caught.value) == []
+
+
+@pytest.mark.parametrize("level", [BASELINE, FINAL], ids=lambda level: str(level.name))
+def test_a_pipeline_moves_to_the_device_once(
+    level: Level, micro_source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the decoder that it keeps, and before anything is compiled or laid out."""
+    decoders, moves = [], LevelPipeline.to
+
+    def noted(self: LevelPipeline, *args: Any, **kwargs: Any) -> Any:
+        decoders.append((type(self.vae), "forward" in vars(self.vae.decoder), *args))
+        return moves(self, *args, **kwargs)
+
+    monkeypatch.setattr(LevelPipeline, "to", noted)
+    pipeline = build(micro_source, level, torch.device("cpu"))
+    assert decoders == [(type(pipeline.vae), False, torch.device("cpu"))]

@@ -16,7 +16,8 @@ from sdopt.engine.adapters import scaled_adapters
 from sdopt.engine.text import pooled_text
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import BASELINE, DPM_20, HOISTED, ONE_GRAPH, TURBO, Level
-from sdopt.pipelines.pipeline import LevelPipeline, build, without_learnt_words
+from sdopt.pipelines.pipeline import LevelPipeline, build
+from sdopt.pipelines.prompts import without_learnt_words
 from sdopt.weights.sources import Source, resolve
 
 CPU = torch.device("cpu")
@@ -156,6 +157,7 @@ def test_adapters_without_a_scale_have_none_to_change(hoisted: LevelPipeline) ->
         drawn(hoisted, cross_attention_kwargs={"scale": 0.5})
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("times", [torch.tensor([1, 2]), torch.arange(4)], ids=str)
 def test_timesteps_that_are_not_one_for_each_image_are_counted(
     times: Any, hoisted: LevelPipeline
@@ -165,6 +167,7 @@ def test_timesteps_that_are_not_one_for_each_image_are_counted(
         hoisted.unet(x, times, encoder_hidden_states=text)
 
 
+@torch.no_grad()
 def test_a_text_that_is_too_long_is_named(hoisted: LevelPipeline) -> None:
     with pytest.raises(SdoptError, match="32 tokens at most, these are 99"):
         hoisted.text_encoder(torch.zeros(1, 99, dtype=torch.long))

@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from sdopt.errors import SourceError
 from sdopt.levels import LEVELS
-from sdopt.pipelines.pipeline import LevelPipeline, build, load_tiny_vae, load_weights
+from sdopt.pipelines.loading import load_tiny_vae
+from sdopt.pipelines.pipeline import LevelPipeline, build, load_weights
 from sdopt.pipelines.saving import plainly_laid_out
 from sdopt.weights.sources import Source, resolve
 

@@ -77,11 +77,12 @@ def _in_graphs_of_its_own(pipeline: LevelPipeline, fault: str, undo: Undo) -> Un
         return undo
     engine = pipeline.engine
     kept: dict[str, Any] = vars(engine).setdefault("graphs_with_faults", {})
-    before, engine.graphs = engine.graphs, kept.setdefault(fault, OrderedDict())
+    graphs = engine.graphs
+    before, graphs.kept = graphs.kept, kept.setdefault(fault, OrderedDict())
 
     def undo_and_swap() -> None:
         undo()
-        engine.graphs = before
+        graphs.kept = before
 
     return undo_and_swap
 

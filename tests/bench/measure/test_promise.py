@@ -104,12 +104,11 @@ def moved_between(pipeline: LevelPipeline) -> Iterator[Any]:
 def a_stale_table(pipeline: LevelPipeline) -> Iterator[Any]:
     """The engine's, of another solver than the scheduler's options say."""
     assert pipeline.engine is not None
-    pipeline.engine.solvers.clear()
-    pipeline.engine._tables_of = None
+    pipeline.engine.schedule.forget()
     right = pipeline.scheduler
     wrong = type(right).from_config(right.config, use_karras_sigmas=True)
     object.__setattr__(pipeline, "scheduler", wrong)
-    pipeline.engine._solver(pipeline.level.steps)
+    pipeline.engine.schedule.solver(wrong, pipeline.level.steps)
     object.__setattr__(pipeline, "scheduler", right)
     yield pipeline
 
