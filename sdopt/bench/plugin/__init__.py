@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.junitxml import xml_key
 
-from sdopt.bench.judge.gate import RUN, Gate
+from sdopt.bench.judge.gate import Gate
+from sdopt.bench.judge.known import RUN
 from sdopt.bench.judge.verdict import exit_code
 from sdopt.bench.plugin import ab, compile_cache, raised, refusals, unfinished
 from sdopt.bench.plugin.options import add_options, settings_of
-from sdopt.bench.report.terminal import blind_note, ladder_table, power_note
+from sdopt.bench.report.terminal import absence_note, blind_note, ladder_table, power_note
 from sdopt.bench.report.verdicts import write_verdicts
 from sdopt.bench.session.suite import Suite
 from sdopt.bench.stored import history
@@ -455,7 +456,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             "A cost in parentheses is the samplers' difference, not a loss."
         )
         store = f"{suite.gate.command} --benchmark-autosave"
-        notes = (*power_note(suite.gate.measured), *blind_note(suite.gate.verdicts, store))
+        notes = (
+            *power_note(suite.gate.measured),
+            *blind_note(suite.gate.verdicts, store),
+            *absence_note(),
+        )
         for line in notes:
             terminalreporter.write_line(line)
     if suite.accepted:

@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt.bench.judge.gate import EXACT_COUNTS, RUN, WORK_DETAILS, Gate, Limits
-from sdopt.bench.judge.rules import PRIORS
+from sdopt.bench.judge.gate import Gate
+from sdopt.bench.judge.known import RUN
+from sdopt.bench.metrics import HISTORY_RULES
+from sdopt.bench.metrics.work import ACCEPTED_COUNTS, WORK_DETAILS
 from sdopt.bench.stored import baselines, history, latents
 from sdopt.bench.stored.accepting import forget_settled, mixture, store_together
 from sdopt.bench.stored.history import StoredRun
@@ -150,13 +152,12 @@ class Suite:
     def gate(self) -> Gate:
         """The judge of this run's numbers."""
         limits_file = baselines.limits_path(self.settings.baselines_root, self._source_set)
-        limits = baselines.load_limits(limits_file)
         work_file = baselines.work_path(self.settings.baselines_root, self.workload.baseline_set)
         gate = Gate(
             comparing=self.settings.compare is not None,
             device=self.device.type,
             command=self.settings.command,
-            limits={level: Limits(**kinds) for level, kinds in limits.items()},
+            limits=baselines.load_limits(limits_file),
             limits_file=str(limits_file),
             work_stored=baselines.load_work(work_file),
             work_file=str(work_file),
@@ -174,7 +175,7 @@ class Suite:
             gate.commit = newest.commit
             changes = {name: self._redefined(name, row) for name, row in newest.metrics.items()}
             gate.redefined = {name: what for name, what in changes.items() if what}
-            gate.series = history.series(self.history, PRIORS, self._redefined)
+            gate.series = history.series(self.history, HISTORY_RULES, self._redefined)
         return gate
 
     def _redefined(self, level: str, stored: Mapping[str, Any]) -> str | None:
@@ -188,7 +189,7 @@ class Suite:
         if not self.settings.accept:
             return
         path = Path(self.gate.work_file or "")
-        counts = {name: getattr(work, name) for name in (*EXACT_COUNTS, *WORK_DETAILS)}
+        counts = {name: getattr(work, name) for name in (*ACCEPTED_COUNTS, *WORK_DETAILS)}
         baselines.save_work(path, level.name, counts)
         self.gate.work_stored = baselines.load_work(path)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdopt.bench.judge.gate import EXACT_COUNTS, WORK_DETAILS
 from sdopt.bench.measure import Work
+from sdopt.bench.metrics.work import ACCEPTED_COUNTS, WORK_DETAILS
 from sdopt.bench.session.suite import Settings, Suite
 from sdopt.bench.stored.baselines import load_work, work_path
 from sdopt.bench.stored.history import StoredRun, save_run
@@ -287,7 +287,7 @@ def test_counts_are_stored_when_they_are_accepted(suite: Suite) -> None:
     assert accepting.gate.work(BASELINE, WORK).passed is False
     accepting.keep_work(BASELINE, WORK)
     path = work_path(suite.settings.baselines_root, "micro")
-    expected = {name: getattr(WORK, name) for name in (*EXACT_COUNTS, *WORK_DETAILS)}
+    expected = {name: getattr(WORK, name) for name in (*ACCEPTED_COUNTS, *WORK_DETAILS)}
     assert load_work(path) == {"baseline": expected}
     assert accepting.gate.work(BASELINE, WORK).passed
     later = with_settings(suite).gate
