@@ -3,6 +3,7 @@
 import pytest
 
 from sdopt.bench import measure
+from sdopt.bench.metrics.metric import Subject
 
 
 def test_drift(level, generated, pictures, store, gate):
@@ -17,7 +18,7 @@ def test_latents(level, generated, latents, store, gate):
     """What each picture was decoded from against the level's own stored latents."""
     store.accept(level, generated)
     stored, unusable = store.latents(level, latents)
-    verdict = gate.latents(level, measure.latent_drift(latents, stored), unusable)
+    verdict = gate.latents(level, measure.compare_latents(latents, stored), unusable)
     assert verdict.passed, verdict.message
 
 
@@ -27,7 +28,8 @@ def test_latents_float64(level, generated, double, store, gate):
         pytest.skip("needs the CPU: on a GPU nothing of this draws in float64")
     store.accept(level, generated)
     stored, unusable = store.latents(level, double, double=True)
-    verdict = gate.latents_float64(level, measure.latent_drift(double, stored), unusable)
+    comparison = measure.compare_latents(double, stored, Subject.FLOAT64)
+    verdict = gate.latents_float64(level, comparison, unusable)
     assert verdict.passed, verdict.message
 
 
@@ -41,7 +43,7 @@ def test_cost(level, pictures, reference_pictures, gate):
     """Each picture against that of the level this one differs from by one change."""
     if reference_pictures is None:
         pytest.skip("the first level of the ladder has no reference")
-    verdict = gate.cost(level, measure.compare(pictures, reference_pictures))
+    verdict = gate.cost(level, measure.compare(pictures, reference_pictures, Subject.REFERENCE))
     assert verdict.passed, verdict.message
 
 
@@ -49,5 +51,5 @@ def test_truth(level, pictures, true_pictures, gate):
     """Each picture against the true rendering of its caption."""
     if not true_pictures:
         pytest.skip("needs prompts with a true rendering: captions of the embedded source")
-    verdict = gate.truth(level, measure.compare(pictures, true_pictures))
+    verdict = gate.truth(level, measure.compare(pictures, true_pictures, Subject.TRUTH))
     assert verdict.passed, verdict.message

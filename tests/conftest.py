@@ -15,7 +15,15 @@ from sdopt.weights.sources import Source, resolve
 if TYPE_CHECKING:
     from micro import Rung
 
-FAST = ("util", "miniature", "weights", "bench/judge", "bench/stored", "bench/report")
+FAST = (
+    "util",
+    "miniature",
+    "weights",
+    "bench/metrics",
+    "bench/judge",
+    "bench/stored",
+    "bench/report",
+)
 """Folders of `pytest -m fast tests/`, beside the files at the top: what needs no pipeline."""
 NOT_FAST = ("test_hub.py", "test_startup.py", "test_embedded_model.py")
 HERE = Path(__file__).parent

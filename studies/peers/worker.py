@@ -126,6 +126,7 @@ def _cost(recipe: Recipe, ground: Ground, pictures: Any, folder: Path) -> dict[s
     import numpy as np
 
     from sdopt.bench.measure.quality import compare, picture_faults, to_uint8
+    from sdopt.bench.metrics.metric import Subject
 
     path = folder / f"pictures-{ground.sampler}-{ground.steps}.npz"
     if recipe == PLAIN:
@@ -136,8 +137,9 @@ def _cost(recipe: Recipe, ground: Ground, pictures: Any, folder: Path) -> dict[s
     if not path.exists():
         return {"faults": picture_faults(pictures)}
     with np.load(path) as stored:
-        found = compare(pictures, {name: stored[name] for name in pictures})
-    return {"faults": found.faults, "ssim_cost": found.ssim}
+        others = {name: stored[name] for name in pictures}
+        found = compare(pictures, others, Subject.REFERENCE)
+    return {"faults": found.faults, "ssim_cost": found.values("ssim_cost")}
 
 
 def main(arguments: list[str]) -> None:

@@ -11,8 +11,11 @@ from statistics import median
 from typing import Any
 
 from sdopt.bench.ab.rounds import BLOCK_ROUNDS, latency_pair
-from sdopt.bench.judge.rules import MATTERS, MEMORY_PLAN, PRIORS, noise_class
-from sdopt.bench.judge.statistics import PairedPlan, Prior, judge_by_history, judge_pairs
+from sdopt.bench.judge.rules import plan_of
+from sdopt.bench.judge.statistics import PairedPlan, judge_by_history, judge_pairs
+from sdopt.bench.metrics.memory import PEAK_PAIRS, PEAK_RULE
+from sdopt.bench.metrics.metric import Prior
+from sdopt.bench.metrics.time import LATENCY_PAIRS, LATENCY_RULE
 from sdopt.errors import BrokenFileError
 from sdopt.levels import LEVELS
 from studies.power.shares import UNCHANGED
@@ -27,7 +30,7 @@ class Setting:
     """How runs are judged: the plan of pairs, what a history assumes, how rounds are grouped."""
 
     plan: PairedPlan = PLAN
-    prior: Prior = PRIORS["latency_ms"]["cuda"]
+    prior: Prior = LATENCY_RULE.priors["cuda"]
     block_rounds: int = 1
 
 
@@ -65,10 +68,10 @@ class Samples:
     @property
     def setting(self) -> Setting:
         """How the suite judges this level on this device."""
-        kind = noise_class(self.device, LEVELS[self.level])
+        noise = LATENCY_RULE.noise(self.device, LEVELS[self.level])
         return Setting(
-            plan=PairedPlan(matters=MATTERS[kind]),
-            prior=PRIORS["latency_ms"][kind],
+            plan=plan_of(LATENCY_PAIRS, noise, comparisons=1),
+            prior=LATENCY_RULE.priors[noise],
             block_rounds=BLOCK_ROUNDS[self.device],
         )
 
@@ -165,7 +168,7 @@ def fault_against_history(samples: Samples, fault: str, stored: int) -> list[boo
 
 def peaks_against_history(samples: Samples, fault: str, stored: int) -> list[bool]:
     """The same of peak memory."""
-    prior = PRIORS["peak_allocated_mib"]["cuda"]
+    prior = PEAK_RULE.priors["cuda"]
     bases = [base for base, _ in samples.peaks(UNCHANGED)][:stored]
     if len(bases) < stored:
         return []
@@ -180,7 +183,7 @@ def is_blamed(measured: float, stored: Sequence[float], prior: Prior, comparison
 
 def memory_setting() -> Setting:
     """How peaks are judged."""
-    return Setting(plan=MEMORY_PLAN, prior=PRIORS["peak_allocated_mib"]["cuda"])
+    return Setting(plan=plan_of(PEAK_PAIRS, "cuda", comparisons=1), prior=PEAK_RULE.priors["cuda"])
 
 
 def for_levels(setting: Setting, levels: int) -> Setting:

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from sdopt.bench.measure.observation import parts
-from sdopt.bench.measure.quality import likeness, to_uint8
+from sdopt.bench.measure.quality import to_uint8
+from sdopt.bench.metrics import images
 from sdopt.engine.modules import fuse_modules
 from sdopt.engine.picture import PictureEngine
 from sdopt.errors import SdoptError
@@ -56,7 +57,7 @@ def draw(pipeline: LevelPipeline, prompt: Any = PROMPT, seed: int = 1, **more: A
 
 
 def ssim(one: Any, other: Any) -> float:
-    return likeness(to_uint8(one), to_uint8(other)).ssim
+    return images.ssim(to_uint8(one), to_uint8(other)).value
 
 
 LIKE = [

@@ -12,6 +12,7 @@ from sdopt.bench.ab.cleanup import Janitor, janitor
 from sdopt.bench.ab.process import Worker, running
 from sdopt.bench.ab.result import LevelPair, Result, SideSample, Spec
 from sdopt.bench.ab.rounds import BLOCK_ROUNDS, BLOCKS, Side, in_order, schedule
+from sdopt.bench.metrics import PAIRED
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import changed_settings
 from sdopt.util.progress import Progress
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 Judge = Callable[[str, str, Sequence[float], Sequence[float]], "Verdict | None"]
 """Of a level, a metric and the base's and the head's values, one a pair: None asks for more."""
-
-METRICS = ("latency_ms", "peak_allocated_mib")
 
 
 def run_pairs(spec: Spec, judge: Judge, progress: Progress) -> Result:
@@ -96,7 +95,7 @@ class _Run:
         """Ask for the verdicts that are still open; drop the levels that have them all."""
         self.undecided = []
         for level in self.levels:
-            for metric in METRICS:
+            for metric in PAIRED:
                 base, head = self.result().values(level, metric)
                 if not base or (level, metric) in self.verdicts:
                     continue

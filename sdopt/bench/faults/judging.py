@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sdopt.bench.faults.fault import Fault, Finding
 from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Verdict
+from sdopt.bench.metrics.metric import Subject
 from sdopt.levels import Level
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def numeric_verdicts(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> list[Verdict]:
     """With the fault inside all prompts are drawn, the first of them twice and once watched."""
+    from sdopt.bench.measure import compare_latents
     from sdopt.bench.measure.double import double_latents
-    from sdopt.bench.measure.latents import draw, latent_drift
+    from sdopt.bench.measure.latents import draw
     from sdopt.bench.measure.repeat import repeat_of
 
     first = session.run.workload.requests[0]
@@ -65,7 +67,8 @@ def numeric_verdicts(
     if double is not None:
         doubles = {first.name: double}
         kept, missing = session.store.latents(level, doubles, double=True)
-        gate.latents_float64(level, latent_drift(doubles, kept), missing)
+        comparison = compare_latents(doubles, kept, Subject.FLOAT64)
+        gate.latents_float64(level, comparison, missing)
     gate.repeat(level, repeat_of(first.name, drawn[first.name], again))
     return gate.verdicts
 
@@ -113,7 +116,7 @@ def _judge_drawn(session: Session, gate: Gate, level: Level, drawn: Mapping[str,
     gate.drift(level, measure.compare(pictures, stored), unusable)
     latents = {name: one.latents for name, one in drawn.items()}
     kept, missing = session.store.latents(level, latents)
-    gate.latents(level, measure.latent_drift(latents, kept), missing)
+    gate.latents(level, measure.compare_latents(latents, kept), missing)
 
 
 def _judge_effect(

@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from statistics import median
 
 from sdopt.bench.judge.statistics import (
     HistoryJudgement,
     PairedJudgement,
     PairedPlan,
-    Prior,
     judge_by_history,
     judge_pairs,
 )
 from sdopt.bench.judge.verdict import Outcome, Verdict, fault
-from sdopt.levels import Level
+from sdopt.bench.metrics.metric import Better, Pairs, Prior
 
-PRIORS: Mapping[str, Mapping[str, Prior]] = {
-    "latency_ms": {
-        "cuda": Prior(spread=0.02, least_effect=0.01),
-        "cuda, one graph": Prior(spread=0.0075, least_effect=0.01),
-        "cuda, eager": Prior(spread=0.08, least_effect=0.02),
-        "cpu": Prior(spread=0.10, least_effect=0.02),
-    },
-    "gpu_busy_ms": {"cuda": Prior(spread=0.005, least_effect=0.01)},
-    "kernel_launches": {"cuda": Prior(spread=0.005, least_effect=0.02)},
-    "peak_allocated_mib": {"cuda": Prior(spread=0.0005, least_effect=0.005)},
-}
-"""What fresh runs are assumed to differ by until a history shows it, from runs of this project.
-
-Eager pictures on a fast GPU wait for the host's launches, which vary like its own work; unchanged
-runs on shared CPU cores differed by up to 31 %: see docs/lab-notes/pitfalls.md.
-"""
-MATTERS = {"cuda": 0.03, "cuda, one graph": 0.03, "cuda, eager": 0.10, "cpu": 0.05}
-"""The change of latency that a paired comparison may not pass over, by the same classes."""
-MEMORY_PLAN = PairedPlan(matters=0.01, least_effect=0.005)
-ANSWERS = {
-    "regression": Outcome.REGRESSION,
-    "improvement": Outcome.IMPROVEMENT,
-    "pass": Outcome.PASS,
-    "insufficient": Outcome.INSUFFICIENT,
-}
+CHANGES = {"regression": 1, "improvement": -1, "pass": 0}
+"""What a judgement of pairs says of the value: more, less, or nothing beyond chance."""
 
 
-def noise_class(device: str, level: Level) -> str:
-    """What a level's wall time depends on: 'cpu', or on 'cuda' how much of it is the host's."""
-    if device != "cuda":
-        return device
-    if level.whole_graph:
-        return "cuda, one graph"
-    return "cuda" if level.compiled else "cuda, eager"
+def outcome_of(change: int, better: Better) -> Outcome:
+    """What a change beyond chance is, of a run and of pairs: above 0 is more, below 0 less."""
+    if change == 0:
+        return Outcome.PASS
+    improves = {Better.LOWER: change < 0, Better.HIGHER: change > 0, Better.NEITHER: False}
+    return Outcome.IMPROVEMENT if improves[better] else Outcome.REGRESSION
 
 
 def by_history(
@@ -106,12 +80,18 @@ def _history_answer(measured: float, judged: HistoryJudgement) -> tuple[Outcome,
         f"{100 * change:+.1f} % against {runs}, {100 * allowed:.1f} % may be chance, "
         f"sees {100 * judged.detectable:.1f} % in 4 of 5 runs"
     )
-    if measured > judged.limit:
-        return Outcome.REGRESSION, reason
-    if judged.drift is not None:
+    if measured <= judged.limit and judged.drift is not None:
         rise = f"a slow drift: the newest runs are {100 * judged.drift:.1f} % above the best ones"
-        return Outcome.REGRESSION, f"{rise}; {reason}"
-    return (Outcome.IMPROVEMENT if measured < judged.lower_limit else Outcome.PASS), reason
+        return outcome_of(1, Better.LOWER), f"{rise}; {reason}"
+    above, below = measured > judged.limit, measured < judged.lower_limit
+    return outcome_of(above - below, Better.LOWER), reason
+
+
+def plan_of(pairs: Pairs, noise: str, comparisons: int) -> PairedPlan:
+    """When to look at pairs and what matters; `comparisons` of a run share one error rate."""
+    return PairedPlan(
+        comparisons=comparisons, matters=pairs.matters[noise], least_effect=pairs.least_effect
+    )
 
 
 def by_pairs(
@@ -131,13 +111,19 @@ def by_pairs(
     return Verdict(
         level=level,
         metric=metric,
-        outcome=ANSWERS[judged.answer],
+        outcome=_paired_outcome(judged.answer),
         reason=_paired_reason(judged, plan),
         measured=median(head),
         stored=median(base),
         detectable=judged.detectable,
         runs=judged.pairs,
     )
+
+
+def _paired_outcome(answer: str) -> Outcome:
+    if answer == "insufficient":
+        return Outcome.INSUFFICIENT
+    return outcome_of(CHANGES[answer], Better.LOWER)
 
 
 def _paired_reason(judged: PairedJudgement, plan: PairedPlan) -> str:
@@ -150,37 +136,56 @@ def _paired_reason(judged: PairedJudgement, plan: PairedPlan) -> str:
 
 def at_least(level: str, metric: str, measured: float, limit: float | None, what: str) -> Verdict:
     """Pass from `limit` on; recorded without one; a fault if it is NaN. For SSIM."""
+    return _limited(level, metric, measured, limit, what, limit is not None and measured >= limit)
+
+
+def at_most(level: str, metric: str, measured: float, limit: float | None, what: str) -> Verdict:
+    """Pass up to `limit`; recorded without one; a fault if it is NaN. For distances."""
+    return _limited(level, metric, measured, limit, what, limit is not None and measured <= limit)
+
+
+def _limited(
+    level: str, metric: str, measured: float, limit: float | None, what: str, within: bool
+) -> Verdict:
     if not math.isfinite(measured):
         outcome, what = Outcome.FAULT, f"the measured value is {measured}, {what}"
     elif limit is None:
         outcome = Outcome.RECORDED
     else:
-        outcome = Outcome.PASS if measured >= limit else Outcome.REGRESSION
+        outcome = Outcome.PASS if within else Outcome.REGRESSION
     return Verdict(
         level=level, metric=metric, outcome=outcome, reason=what, measured=measured, limit=limit
     )
 
 
-def at_most(level: str, metric: str, measured: float, limit: float, what: str) -> Verdict:
-    """Pass up to `limit`; a fault if it is NaN."""
-    verdict = at_least(level, metric, -measured, -limit, what)
-    return replace(verdict, measured=measured, limit=limit)
-
-
 def exactly(
-    level: str, metric: str, measured: float | None, stored: float | None, changes: str = ""
+    level: str,
+    metric: str,
+    measured: float | None,
+    stored: float | None,
+    changes: str = "",
+    better: Better = Better.NEITHER,
 ) -> Verdict:
-    """Pass if equal; a fault if either number is missing. `changes` says what differs inside."""
+    """Pass if equal; a fault if either number is missing. `changes` says what differs inside.
+
+    What differs is a regression unless the difference is `better`.
+    """
     if measured is None or stored is None:
         side = "measured" if measured is None else "stored"
         return fault(level, metric, f"there is no {side} value", measured, stored)
     # Sums of exact counts in 1e12 differ in the last digits with their order.
     same = math.isclose(measured, stored, rel_tol=1e-12)
+    outcome = outcome_of(0 if same else -1 if measured < stored else 1, better)
+    words = {
+        Outcome.PASS: "equal",
+        Outcome.IMPROVEMENT: "better than what is stored",
+        Outcome.REGRESSION: "has to equal what is stored",
+    }
     return Verdict(
         level=level,
         metric=metric,
-        outcome=Outcome.PASS if same else Outcome.REGRESSION,
-        reason="equal" if same else f"has to equal what is stored{changes and ': '}{changes}",
+        outcome=outcome,
+        reason=words[outcome] + ("" if same or not changes else f": {changes}"),
         measured=measured,
         stored=stored,
         limit=stored,

@@ -15,6 +15,8 @@ from statistics import median
 
 from scipy.special import ndtri, stdtrit
 
+from sdopt.bench.metrics.metric import Prior
+
 FAMILY_ERROR = 0.01
 """How often a whole run of the suite, with all its comparisons, may blame a healthy commit."""
 DRIFT_SHARE = 0.2
@@ -29,18 +31,6 @@ MOST_LAG, RUNS_A_LAG = 4, 5
 """Runs are compared with those up to four before them, where there are five runs for each lag."""
 POWER = 0.8
 """Of the minimum detectable effect: the chance to see it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prior:
-    """What is assumed of a metric before its spread was measured, as fractions.
-
-    `spread` is the standard deviation between fresh runs; `least_effect` what is never called a
-    change, however sure it is.
-    """
-
-    spread: float
-    least_effect: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-UNITS = {"latency_ms": "ms", "gpu_busy_ms": "ms", "tflop": "1e12"}
+from sdopt.bench.metrics import METRICS
 
 
 class Outcome(enum.Enum):
@@ -87,7 +87,7 @@ class Verdict:
     @property
     def message(self) -> str:
         """The verdict in a few lines: what, measured, stored, limit, file, next command."""
-        unit = UNITS.get(self.metric, "MiB" if self.metric.endswith("_mib") else "")
+        unit = METRICS[self.metric].unit if self.metric in METRICS else ""
         numbers = [
             f"{name} {value:.6g}{' ' + unit if unit else ''}"
             for name, value in (

@@ -2,10 +2,9 @@
 
 from sdopt.bench.measure.cuda_memory import Memory, memory, memory_of
 from sdopt.bench.measure.effect import missing_effects
-from sdopt.bench.measure.latents import latent_drift
 from sdopt.bench.measure.observation import Observation, observe
 from sdopt.bench.measure.promise import Promise, broken_promises, promise_of
-from sdopt.bench.measure.quality import Comparison, Likeness, compare, picture_faults
+from sdopt.bench.measure.quality import Comparison, compare, compare_latents, picture_faults
 from sdopt.bench.measure.timing import FirstCall, Latency, first_call, latency, rounds_of
 from sdopt.bench.measure.work import Work, work_of
 
@@ -13,16 +12,15 @@ __all__ = [
     "Comparison",
     "FirstCall",
     "Latency",
-    "Likeness",
     "Memory",
     "Observation",
     "Promise",
     "Work",
     "broken_promises",
     "compare",
+    "compare_latents",
     "first_call",
     "latency",
-    "latent_drift",
     "memory",
     "memory_of",
     "missing_effects",

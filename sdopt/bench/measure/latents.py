@@ -1,4 +1,4 @@
-"""Final latents, which the decoder gets: taken while a picture is drawn, and compared."""
+"""Final latents, which the decoder gets: taken while a picture is drawn."""
 
 from __future__ import annotations
 
@@ -65,31 +65,10 @@ def _given(owner: Any, method: str) -> Iterator[list[Any]]:
         yield given
 
 
-def latent_faults(latents: Latents) -> dict[str, str]:
+def latent_faults(latents: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     """The prompts whose latents are worthless, with the reason."""
     return {
         name: "NaN or infinite latents"
         for name, values in latents.items()
         if not np.isfinite(values).all()
     }
-
-
-def relative_distance(values: NDArray[Any], others: NDArray[Any]) -> float:
-    """The L2 norm of the difference over that of `others`; infinite where nothing is finite.
-
-    Raises ValueError for arrays of different shapes.
-    """
-    if values.shape != others.shape:
-        raise ValueError(f"latents of different shapes: {values.shape} and {others.shape}")
-    if not np.isfinite(values).all():
-        return float("inf")
-    apart = np.linalg.norm(values.astype(np.float64) - others.astype(np.float64))
-    length = np.linalg.norm(others.astype(np.float64))
-    return float(apart / length) if length else float("inf" if apart else 0.0)
-
-
-def latent_drift(
-    latents: Latents | Doubles, stored: Mapping[str, NDArray[Any]]
-) -> dict[str, float]:
-    """How far each prompt's latents are from the stored ones; `stored` may hold fewer prompts."""
-    return {name: relative_distance(latents[name], other) for name, other in stored.items()}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdopt.bench.measure.latents import Drawn, relative_distance
+from sdopt.bench.measure.latents import Drawn
+from sdopt.bench.metrics.latents import relative_distance
 
 
 @dataclass(frozen=True, kw_only=True)

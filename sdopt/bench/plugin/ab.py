@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sdopt.bench.judge.gate import EXACT_COUNTS, GATED_MEMORY, changed_work
-from sdopt.bench.judge.rules import MATTERS, MEMORY_PLAN, by_pairs, exactly, noise_class
+from sdopt.bench.judge.counts import same_count
+from sdopt.bench.judge.rules import by_pairs, plan_of
 from sdopt.bench.judge.statistics import PairedPlan
 from sdopt.bench.judge.verdict import Outcome, Verdict, fault, first_failure
+from sdopt.bench.metrics import HISTORY_RULES, METRICS, PAIRED
+from sdopt.bench.metrics.metric import AsAccepted, Row
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
 
 if TYPE_CHECKING:
     from sdopt.bench.ab import Result
-    from sdopt.bench.ab.rounds import Side
     from sdopt.bench.session import Session
 
 
@@ -68,11 +69,9 @@ class Comparison:
     def plan(self, level: str, metric: str) -> PairedPlan:
         """When to look and what matters; all comparisons of the run share one error rate."""
         device = self.session.run.device.type
-        comparisons = len(self.levels) * (2 if device == "cuda" else 1)
-        if metric == GATED_MEMORY:
-            return replace(MEMORY_PLAN, comparisons=comparisons)
-        matters = MATTERS[noise_class(device, LEVELS[level])]
-        return PairedPlan(comparisons=comparisons, matters=matters)
+        metrics = sum(HISTORY_RULES[name].is_for(device) for name in PAIRED)
+        noise = HISTORY_RULES[metric].noise(device, LEVELS[level])
+        return plan_of(PAIRED[metric], noise, comparisons=len(self.levels) * metrics)
 
     def verdicts(self, level: str) -> list[Verdict]:
         """Time, memory and work of one level. A level that only one side has is a fault or new."""
@@ -89,14 +88,33 @@ class Comparison:
             for name, metric in result.undecided
             if name == level
         ]
-        verdicts = [*judged, *undecided, *_work_verdicts(level, result.work.get(level, {}))]
+        verdicts = [*judged, *undecided, *self._of_work(level)]
         return [replace(verdict, next_step=self._next_step(verdict)) for verdict in verdicts]
+
+    def _of_work(self, level: str) -> list[Verdict]:
+        """Counts of one picture that differ between the sides, judged as those of any run.
+
+        What is stored in the working tree has been accepted there.
+        """
+        work = self.result.work.get(level, {})
+        base, head = work.get("base", {}), work.get("head", {})
+        accepted: Row = self.session.gate.work_stored.get(level, {})
+        return [
+            same_count(metric, level, head, base, accepted)
+            for name, metric in METRICS.items()
+            # A base from before there were such counts has none.
+            if isinstance(metric.rule, AsAccepted) and name in base and name in head
+        ]
 
     def _next_step(self, verdict: Verdict) -> str:
         if verdict.passed:
             return ""
         if verdict.outcome is Outcome.REGRESSION:
-            return f"git diff {self.base} -- sdopt  # what made it so"
+            diff = f"git diff {self.base} -- sdopt  # what made it so"
+            if isinstance(METRICS[verdict.metric].rule, AsAccepted):
+                again = f'{self.session.run.settings.command} -k "[{verdict.level}]"'
+                return f"{diff}\n  or:   {again} --sdopt-accept  # if the new work is meant"
+            return diff
         again = f'{self.session.run.settings.command} --sdopt-ab={self.base} -k "[{verdict.level}]"'
         return f"{again}  # when nothing else runs on the machine"
 
@@ -126,21 +144,6 @@ class Comparison:
             }
             for pair in (self._result.pairs if self._result else ())
         ]
-
-
-def _work_verdicts(level: str, work: Mapping[Side, Mapping[str, Any]]) -> list[Verdict]:
-    """Counts that differ between the sides: less work is an improvement, more a regression."""
-    base, head = work.get("base", {}), work.get("head", {})
-    verdicts = []
-    for metric in EXACT_COUNTS:
-        if metric not in base or metric not in head:
-            continue  # a base from before there were such counts
-        changes = ", ".join(changed_work(base, head))
-        verdict = exactly(level, metric, head[metric], base[metric], changes)
-        if verdict.outcome is Outcome.REGRESSION and head[metric] < base[metric]:
-            verdict = replace(verdict, outcome=Outcome.IMPROVEMENT)
-        verdicts.append(verdict)
-    return verdicts
 
 
 class PairedItem(pytest.Item):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sdopt.bench.judge.gate import RUN
+from sdopt.bench.judge.known import RUN
 from sdopt.bench.plugin.refusals import (
     a_name,
     a_path,

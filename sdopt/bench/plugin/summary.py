@@ -8,7 +8,7 @@ import pytest
 
 from sdopt.bench.plugin import ab
 from sdopt.bench.plugin.keys import BENCH, COMPARISON, SESSION
-from sdopt.bench.report.terminal import blind_note, ladder_table, power_note
+from sdopt.bench.report.terminal import absence_note, blind_note, ladder_table, power_note
 from sdopt.bench.session import Session
 from sdopt.levels import LEVELS
 
@@ -45,7 +45,12 @@ def _show_ladder(terminalreporter: Any, session: Session) -> None:
     terminalreporter.write_line("\n".join(table))
     terminalreporter.write_line("A cost in parentheses is the samplers' difference, not a loss.")
     store = f"{run.settings.command} --benchmark-autosave"
-    for line in (*power_note(session.measured), *blind_note(session.verdicts, store)):
+    notes = (
+        *power_note(session.measured),
+        *blind_note(session.verdicts, store),
+        *absence_note(),
+    )
+    for line in notes:
         terminalreporter.write_line(line)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdopt.bench.judge.rules import PRIORS, noise_class
 from sdopt.bench.judge.statistics import judge_by_history
+from sdopt.bench.metrics import HISTORY_RULES
+from sdopt.bench.metrics.time import LATENCY_RULE
 from sdopt.bench.stored.history import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS
@@ -44,7 +45,7 @@ def results_table(runs: Sequence[Run]) -> list[str]:
     """
     base_ms = _median(runs, "baseline", "latency_ms")
     levels = [level for level in LEVELS if any(level in run for run in runs)]
-    comparisons = len(levels) * sum("cuda" in classes for classes in PRIORS.values())
+    comparisons = len(levels) * sum(rule.is_for("cuda") for rule in HISTORY_RULES.values())
     rows = [(*_row(level, runs, base_ms), _limit(level, runs, comparisons)) for level in levels]
     return markdown_table(HEADINGS, rows)
 
@@ -78,7 +79,7 @@ def _row(level: str, runs: Sequence[Run], base_ms: float | None) -> tuple[str, .
 
 def _limit(level: str, runs: Sequence[Run], comparisons: int) -> str:
     stored = [run[level]["latency_ms"] for run in runs if level in run]
-    prior = PRIORS["latency_ms"][noise_class("cuda", LEVELS[level])]
+    prior = LATENCY_RULE.priors[LATENCY_RULE.noise("cuda", LEVELS[level])]
     judged = judge_by_history(stored[-1], stored, prior, comparisons)
     percent = 100 * (judged.limit / judged.center - 1)
     return f"+{percent:.{0 if percent >= 10 else 1}f} %"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sdopt.bench.judge.verdict import Outcome, Verdict
+from sdopt.bench.metrics import METRICS
+from sdopt.bench.metrics.metric import Column, Metric, Row
+from sdopt.bench.metrics.time import LATENCY
 
 ABSENT = "-"
 LIMITED_FROM = 0.01
@@ -15,29 +17,11 @@ BLIND_FROM = 0.10
 """A pass that would not have seen this slowdown is told as such."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One measured value of the table; one of the GPU is left out where no level has it."""
-
-    heading: str
-    metric: str
-    form: str
-    of_gpu: bool = False
-
-
-COLUMNS = (
-    Column(heading="ms", metric="latency_ms", form=".1f"),
-    Column(heading="speed-up", metric="speed_up", form=".2f"),
-    Column(heading="GPU ms", metric="gpu_busy_ms", form=".1f", of_gpu=True),
-    Column(heading="kernels", metric="kernel_launches", form="d", of_gpu=True),
-    Column(heading="alloc MiB", metric="peak_allocated_mib", form=".0f", of_gpu=True),
-    Column(heading="reserved", metric="peak_reserved_mib", form=".0f", of_gpu=True),
-    Column(heading="used", metric="device_used_mib", form=".0f", of_gpu=True),
-    Column(heading="UNet evals", metric="unet_evaluations", form="d"),
-    Column(heading="drift", metric="ssim_drift", form=".6f"),
-    Column(heading="cost", metric="ssim_cost", form=".4f"),
-    Column(heading="truth", metric="ssim_truth", form=".4f"),
+COLUMNS = sorted(
+    ((metric, column) for metric in METRICS.values() for column in metric.columns),
+    key=lambda pair: pair[1].place,
 )
+"""Every column that a metric asks for, with the metric, from left to right."""
 
 
 def ladder_table(
@@ -55,34 +39,27 @@ def ladder_table(
     ]
     if not shown:
         return []
-    rows = {level: with_speed_up(level, measured) for level in shown}
+    rows = {level: measured.get(level, {}) for level in shown}
     columns = [
-        column
-        for column in COLUMNS
-        if not column.of_gpu or any(column.metric in row for row in rows.values())
+        (metric, column)
+        for metric, column in COLUMNS
+        if not column.optional or any(metric.name in row for row in rows.values())
     ]
-    lines = [("level", *(column.heading for column in columns), "verdict")]
+    lines = [("level", *(column.heading for _, column in columns), "verdict")]
+    baseline = measured.get("baseline", {})
     for level, row in rows.items():
         judged = summary([verdict for verdict in verdicts if verdict.level == level])
-        lines.append((level, *(_cell(column, row) for column in columns), judged))
+        cells = (_cell(metric, column, row, baseline) for metric, column in columns)
+        lines.append((level, *cells, judged))
     return aligned(lines)
 
 
-def with_speed_up(level: str, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The level's values with `speed_up`, the latency of `baseline` over its own."""
-    values = dict(measured.get(level, {}))
-    base_ms, own_ms = measured.get("baseline", {}).get("latency_ms"), values.get("latency_ms")
-    values["speed_up"] = base_ms / own_ms if base_ms and own_ms else None
-    return values
-
-
-def _cell(column: Column, values: Mapping[str, Any]) -> str:
-    value = values.get(column.metric)
+def _cell(metric: Metric, column: Column, row: Row, baseline: Row) -> str:
+    value = column.value(row, baseline) if column.value else row.get(metric.name)
     if value is None:
         return ABSENT
-    text = format(value, column.form) + ("x" if column.metric == "speed_up" else "")
-    in_parentheses = column.metric == "ssim_cost" and not values.get("cost_is_comparable", True)
-    return f"({text})" if in_parentheses else text
+    text = format(value, column.form) + column.suffix
+    return f"({text})" if column.in_parentheses(row) else text
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
@@ -90,7 +67,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     failed = dict.fromkeys(verdict.metric for verdict in verdicts if not verdict.passed)
     if failed:
         return "FAIL " + ", ".join(failed)
-    if any(v.outcome is Outcome.RECORDED and v.metric == "latency_ms" for v in verdicts):
+    if any(v.outcome is Outcome.RECORDED and v.metric == LATENCY.name for v in verdicts):
         return "pass (latency recorded)"
     better = [v.metric for v in verdicts if v.outcome is Outcome.IMPROVEMENT]
     if better:
@@ -103,7 +80,7 @@ def blind_note(verdicts: Sequence[Verdict], store: str) -> list[str]:
     blind = [
         verdict
         for verdict in verdicts
-        if verdict.metric == "latency_ms"
+        if verdict.metric == LATENCY.name
         and verdict.outcome is Outcome.PASS
         and (verdict.detectable or 0) > BLIND_FROM
     ]
@@ -129,6 +106,15 @@ def power_note(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if share > LIMITED_FROM
     )
     return [f"the power limit lowered the clocks: {met}"] if met else []
+
+
+def absence_note() -> list[str]:
+    """What this installation cannot measure, and why."""
+    return [
+        f"{metric.name} is not measured: {why}"
+        for metric in METRICS.values()
+        if (why := metric.absence)
+    ]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt.bench.judge.gate import RUN
+from sdopt.bench.judge.known import RUN
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Workload, load_workload, set_name
 from sdopt.util.hardware import Hardware, hardware_of, versions

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sdopt.bench.judge.gate import Gate, Limits
-from sdopt.bench.judge.rules import PRIORS
+from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Verdict
+from sdopt.bench.metrics import HISTORY_RULES
 from sdopt.bench.session.context import RunContext
 from sdopt.bench.session.pool import PipelinePool
 from sdopt.bench.session.store import BaselineStore
@@ -96,12 +96,11 @@ class Session:
 
 def make_gate(run: RunContext, store: BaselineStore) -> Gate:
     """The judge of a run by what is stored for it."""
-    limits = baselines.load_limits(store.limits_file)
     gate = Gate(
         comparing=not isinstance(store.history, NotCompared),
         device=run.device.type,
         command=run.settings.command,
-        limits={level: Limits(**kinds) for level, kinds in limits.items()},
+        limits=baselines.load_limits(store.limits_file),
         limits_file=str(store.limits_file),
         work_stored=store.work,
         work_file=str(store.work_file),
@@ -116,7 +115,7 @@ def make_gate(run: RunContext, store: BaselineStore) -> Gate:
             redefined = partial(_redefined, run)
             changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
             gate.redefined = {name: what for name, what in changes.items() if what}
-            gate.series = history.series(found.runs, PRIORS, redefined)
+            gate.series = history.series(found.runs, HISTORY_RULES, redefined)
     return gate
 
 

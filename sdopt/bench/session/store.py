@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sdopt.bench.judge.gate import EXACT_COUNTS, WORK_DETAILS
+from sdopt.bench.metrics.work import ACCEPTED_COUNTS, WORK_DETAILS
 from sdopt.bench.session.context import RunContext
 from sdopt.bench.stored import baselines
 from sdopt.bench.stored.accepting import mixture, store_together
@@ -158,7 +158,7 @@ class BaselineStore:
         """Under `--sdopt-accept`: store the counts that are the same on every machine."""
         if not self.run.settings.accept:
             return
-        counts = {name: getattr(work, name) for name in (*EXACT_COUNTS, *WORK_DETAILS)}
+        counts = {name: getattr(work, name) for name in (*ACCEPTED_COUNTS, *WORK_DETAILS)}
         baselines.save_work(self.work_file, level.name, counts)
         self.work.update(baselines.load_work(self.work_file))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdopt.bench.metrics import LIMIT_RULES
 from sdopt.bench.stored.soundness import Unsound, check_limit, check_settings
 from sdopt.bench.stored.stored_image import TEXT_KEY, read_stored_image
 from sdopt.errors import BrokenFileError
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
-LIMIT_KINDS = ("drift", "cost", "truth", "latents", "float64")
+REQUIRED_LIMIT = "drift"
+"""What every level of `limits.json` has."""
 
 
 def image_path(root: Path, baseline_set: str, level: str, prompt: str) -> Path:
@@ -111,10 +113,7 @@ def limits_path(root: Path, source: str) -> Path:
 
 
 def load_limits(path: Path) -> dict[str, dict[str, float]]:
-    """What passes, per level and kind; empty if the file does not exist.
-
-    Of `latents` and `float64` the largest distance, of the others the lowest SSIM.
-    """
+    """What passes, per level and the kind that a metric names; empty if there is no such file."""
     if not path.exists():
         return {}
     levels = read_limits(path)["levels"]
@@ -130,13 +129,14 @@ def read_limits(path: Path) -> dict[str, Any]:
     levels = data.get("levels")
     if not isinstance(levels, dict):
         raise damaged(path, "is incomplete: it holds no levels with their limits")
+    others = [kind for kind in LIMIT_RULES if kind != REQUIRED_LIMIT]
     for level, rows in levels.items():
         kinds = set(rows) if isinstance(rows, dict) else set()
-        if "drift" not in kinds or not kinds <= set(LIMIT_KINDS):
+        if REQUIRED_LIMIT not in kinds or not kinds <= set(LIMIT_RULES):
             raise damaged(
                 path,
                 f"is of another kind: level {level!r} has the limits {sorted(kinds)}; a level has "
-                "drift and maybe cost, truth, latents and float64",
+                f"{REQUIRED_LIMIT} and maybe {', '.join(others)}",
             )
         for kind, row in rows.items():
             try:

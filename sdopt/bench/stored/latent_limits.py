@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt.bench.measure.latents import relative_distance
+from sdopt.bench.metrics import LIMIT_RULES
+from sdopt.bench.metrics.latents import relative_distance
 from sdopt.bench.stored.latents import FLOAT64, read_latents
 from sdopt.errors import BrokenFileError
 from sdopt.levels import LEVELS
@@ -15,11 +16,6 @@ from sdopt.levels import LEVELS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LATENT_MARGIN = 4.0
-"""How many times the largest distance of latents seen may pass, for machines nobody has tried."""
-LEAST_DISTANCE = {"latents": 1e-6, "float64": 4e-9}
-"""What may always pass: a few roundings of float32; in float64 two values of the engine's float32
-sample that round the other way."""
 STORED_AS = {"latents": "float32", "float64": FLOAT64}
 
 
@@ -40,7 +36,7 @@ def measured_latent_limits(
             "make them with python -m studies.latent_spread OUT"
         )
     largest = max(distances)
-    allowed = max(LATENT_MARGIN * largest, LEAST_DISTANCE[kind])
+    allowed = max(LIMIT_RULES[kind].margin * largest, LIMIT_RULES[kind].least)
     row = {"measured": _rounded_up(largest), "limit": _rounded_up(allowed)}
     return {level: dict(row) for level in levels}
 

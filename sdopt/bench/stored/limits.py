@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdopt.bench.measure.quality import likeness
+from sdopt.bench.metrics import LIMIT_RULES, METRICS, metrics_of
+from sdopt.bench.metrics.latents import LATENT_MARGIN
+from sdopt.bench.metrics.metric import Better, Compare, Measured, Metric, Subject
 from sdopt.bench.stored.accepting import check_settled
 from sdopt.bench.stored.baselines import SCHEMA, load_picture, read_limits
-from sdopt.bench.stored.latent_limits import LATENT_MARGIN, STORED_AS, measured_latent_limits
+from sdopt.bench.stored.latent_limits import STORED_AS, measured_latent_limits
 from sdopt.bench.stored.latents import FLOAT64, latents_beside
 from sdopt.bench.stored.soundness import Unsound, check_limit
 from sdopt.errors import BrokenFileError, SdoptError
@@ -31,64 +33,65 @@ from sdopt.util.files import write_whole
 
 Pictures = Mapping[str, NDArray[np.uint8]]
 
-DRIFT_MARGIN = 3.0
-"""How many times the largest difference seen between machines may pass.
-
-What differs is a handful of pixels that round the other way, which of them is luck: so the largest
-difference of any level counts for all, and the margin covers machines that nobody has tried.
-"""
-LEAST_DRIFT = 1e-4
-"""What may always pass: machines that drew the very same pixels prove no spread of exactly 0."""
-LOSS_MARGIN = 0.1
-"""The share of the largest loss (1 - SSIM) seen that may come on top, for cost and truth.
-
-Never less than what drift allows.
-"""
-SIGNS = {"drift": ">=", "cost": ">=", "truth": ">=", "latents": "<=", "float64": "<="}
+SIGNS = {
+    metric.rule.kind: ">=" if metric.better is Better.HIGHER else "<="
+    for metric in METRICS.values()
+    if isinstance(metric.rule, Measured)
+}
 
 
 def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
     """The limits of every level that the first folder has pictures of."""
-    levels = [level for level in LEVELS.values() if (folders[0] / level.name).is_dir()]
-    agreement = {level.name: _agreement(level, folders) for level in levels}
-    allowed = max(DRIFT_MARGIN * (1 - min(agreement.values())), LEAST_DRIFT)
-    return {
-        level.name: {
-            "drift": _row(agreement[level.name], 1 - allowed),
-            **_cost_and_truth(level, folders, allowed),
-        }
-        for level in levels
-    }
-
-
-def _agreement(level: Level, folders: Sequence[Path]) -> float:
-    """The lowest SSIM of any prompt between the first folder and another."""
-    first, *others = (_read(folder, level.name) for folder in folders)
-    return min(ssim for other in others for ssim in _ssim(first, other))
-
-
-def _cost_and_truth(
-    level: Level, folders: Sequence[Path], allowed: float
-) -> dict[str, dict[str, float]]:
-    pictures = [_read(folder, level.name) for folder in folders]
-    limits = {}
-    truths = _truths(folders[0], level.name)
-    if truths:
-        captioned = [{name: seen[name] for name in truths} for seen in pictures]
-        limits["truth"] = _loss_row([_mean(_ssim(seen, truths)) for seen in captioned], allowed)
-    if level.reference and cost_is_comparable(level, get_level(level.reference)):
-        references = [_read(folder, level.reference) for folder in folders]
-        costs = [_mean(_ssim(*pair)) for pair in zip(pictures, references, strict=True)]
-        limits["cost"] = _loss_row(costs, allowed)
+    names = [name for name in LEVELS if (folders[0] / name).is_dir()]
+    limits: dict[str, Any] = {name: {} for name in names}
+    allowed: dict[Any, float] = {}
+    for metric, rule, compare in _measured(Subject.STORED):
+        worst = {name: _most_apart(name, folders, rule, compare) for name in names}
+        allowed[compare] = max(rule.margin * max(worst.values()), rule.least)
+        for name in names:
+            limits[name][rule.kind] = _row(metric, rule, worst[name], allowed[compare])
+    for name in names:
+        for subject, pairs in _means(LEVELS[name], folders).items():
+            for metric, rule, compare in _measured(subject):
+                apart = max(_mean(_apart(*pair, rule, compare)) for pair in pairs)
+                # Never less than what the same comparison allows between machines.
+                on_top = max(rule.margin * apart, allowed.get(compare, 0.0))
+                limits[name][rule.kind] = _row(metric, rule, apart, apart + on_top)
     return limits
 
 
-def _loss_row(measured: Sequence[float], allowed: float) -> dict[str, float]:
-    lowest = min(measured)
-    return _row(lowest, lowest - max(LOSS_MARGIN * (1 - lowest), allowed))
+def _measured(subject: Subject) -> list[tuple[Metric, Measured, Compare]]:
+    """The metrics of images whose limits are measured, if this installation can measure them."""
+    return [
+        (metric, metric.rule, metric.compare)
+        for metric in metrics_of(subject)
+        if isinstance(metric.rule, Measured) and metric.compare and not metric.absence
+    ]
 
 
-def _row(measured: float, limit: float) -> dict[str, float]:
+def _most_apart(level: str, folders: Sequence[Path], rule: Measured, compare: Compare) -> float:
+    """The furthest of any prompt between the first folder and another."""
+    first, *others = (_read(folder, level) for folder in folders)
+    return max(apart for other in others for apart in _apart(other, first, rule, compare))
+
+
+def _means(level: Level, folders: Sequence[Path]) -> dict[Subject, list[tuple[Pictures, Pictures]]]:
+    """Each folder's pictures of a level, and those that they are compared with in the same run."""
+    seen = [_read(folder, level.name) for folder in folders]
+    found: dict[Subject, list[tuple[Pictures, Pictures]]] = {}
+    truths = _truths(folders[0], level.name)
+    if truths:
+        found[Subject.TRUTH] = [({name: each[name] for name in truths}, truths) for each in seen]
+    if level.reference and cost_is_comparable(level, get_level(level.reference)):
+        references = [_read(folder, level.reference) for folder in folders]
+        found[Subject.REFERENCE] = [*zip(seen, references, strict=True)]
+    return found
+
+
+def _row(metric: Metric, rule: Measured, apart: float, allowed: float) -> dict[str, float]:
+    """The value that lies so far from the perfect one, and the limit."""
+    sign = -1 if metric.better is Better.HIGHER else 1
+    measured, limit = (rule.perfect + sign * distance for distance in (apart, allowed))
     return {"measured": round(measured, 7), "limit": round(limit, 7)}
 
 
@@ -114,7 +117,8 @@ def _truths(folder: Path, level: str) -> Pictures:
     return truths
 
 
-def _ssim(pictures: Pictures, others: Pictures) -> list[float]:
+def _apart(pictures: Pictures, others: Pictures, rule: Measured, compare: Compare) -> list[float]:
+    """How far from the perfect value the comparison of each prompt is."""
     if unpaired := sorted(set(others) ^ set(pictures)):
         raise BrokenFileError(f"pictures {unpaired} are in one folder but not in another")
     for name, other in others.items():
@@ -122,7 +126,8 @@ def _ssim(pictures: Pictures, others: Pictures) -> list[float]:
             raise BrokenFileError(
                 f"the pictures {name!r} are of two sizes, {pictures[name].shape} and {other.shape}"
             )
-    return [likeness(pictures[name], other).ssim for name, other in others.items()]
+    seen = [compare(pictures[name], other).value for name, other in others.items()]
+    return [abs(rule.perfect - value) for value in seen]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -181,13 +186,14 @@ def _check(levels: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _content(folders: Sequence[Path], made_by: str) -> dict[str, Any]:
     """All limits, those of latents if the baseline has any."""
+    drift = LIMIT_RULES["drift"]
     content = {
         "schema": SCHEMA,
         "made_by": made_by,
-        "drift": f"worst SSIM seen between machines; limit {DRIFT_MARGIN:g} x the largest "
-        f"difference of any level, at most {1 - LEAST_DRIFT:g}",
-        "cost_and_truth": f"lowest mean SSIM seen; limit {LOSS_MARGIN:g} of that loss below, "
-        "or what drift allows",
+        "drift": f"worst SSIM seen between machines; limit {drift.margin:g} x the largest "
+        f"difference of any level, at most {1 - drift.least:g}",
+        "cost_and_truth": f"lowest mean SSIM seen; limit {LIMIT_RULES['cost'].margin:g} of that "
+        "loss below, or what drift allows",
         "levels": measured_limits(folders),
     }
     if not latents_beside(folders[0]).is_dir():

@@ -9,6 +9,8 @@ from dataclasses import MISSING, fields
 from statistics import fmean, median
 from typing import Any
 
+from sdopt.bench.metrics import LIMIT_RULES, METRICS
+from sdopt.bench.metrics.metric import Measured
 from sdopt.levels import Level
 from sdopt.util.hardware import slug
 
@@ -17,25 +19,17 @@ STATISTICS = ("min", "max", "mean", "median", "rounds", "total")
 TIMER = "perf_counter"
 TEXTS = ("level", "source", "device", "dtype", "compile_cache")
 COUNTS = ("steps", "size_px")
-SIMILARITIES = ("ssim_drift", "ssim_cost", "ssim_truth")
-SIGNED = (
-    *("psnr_drift_db", "psnr_cost_db", "psnr_truth_db"),
-    *("growth_mib", "temperature_c", "guidance_scale"),
-)
-"""What may be below 0."""
-MEASURED = (
-    *("block_drift", "latent_drift", "latent_drift_float64", "repeat_latents"),
-    *("peak_allocated_mib", "peak_reserved_mib", "device_used_mib", "first_call_s"),
-    *("gpu_busy_ms", "kernel_launches", "host_syncs", "tflop", "unet_evaluations"),
-    *("recompiles", "graph_breaks", "graphs_in_rounds"),
-)
+SIGNED = ("temperature_c", "guidance_scale")
+"""What may be below 0 besides metrics that say so."""
+MEASURED = ("repeat_latents", "first_call_s")
+"""Numbers that are stored beside the metrics."""
 GROUPS = ("stage_ms", "gpu", "calls", "kernels_by_part", "tflop_by_module")
 """Measurements by name."""
-NUMBERS = frozenset({*SIMILARITIES, *SIGNED, *MEASURED})
+NUMBERS = frozenset({*METRICS, *SIGNED, *MEASURED})
 LONGEST_S = 1e6
 """No round takes eleven days."""
-DISTANCES = ("latents", "float64")
-"""Limits of relative distances; that from latents to none at all is 1."""
+LEAST = {m.rule.kind: m.least for m in METRICS.values() if isinstance(m.rule, Measured)}
+"""The lowest value of each kind of limit's metric."""
 
 
 class Unsound(ValueError):
@@ -125,12 +119,14 @@ def check_limit(kind: str, row: Any) -> float:
     if not isinstance(row, dict) or "limit" not in row:
         raise Unsound(f"{kind} is {row!r}, and has no limit")
     limit, measured = row["limit"], row.get("measured", 0.0)
-    least = 0.0 if kind in DISTANCES or kind == "drift" else -1.0
-    if not is_number(limit) or not least < limit <= 1:
-        raise Unsound(f"{kind}.limit is {limit!r}, not a number above {least:g} and at most 1")
-    least = 0.0 if kind in DISTANCES else -1.0
-    if not is_number(measured) or not least <= measured <= 1:
-        raise Unsound(f"{kind}.measured is {measured!r}, not a number from {least:g} to 1")
+    above, most = LIMIT_RULES[kind].above, LIMIT_RULES[kind].most
+    if not is_number(limit) or not above < limit <= most:
+        raise Unsound(
+            f"{kind}.limit is {limit!r}, not a number above {above:g} and at most {most:g}"
+        )
+    least = LEAST[kind]
+    if not is_number(measured) or not least <= measured <= most:
+        raise Unsound(f"{kind}.measured is {measured!r}, not a number from {least:g} to {most:g}")
     return float(limit)
 
 
@@ -176,9 +172,11 @@ def _check_measured(name: str, value: Any, *, is_known: bool) -> None:
         return
     elif not isinstance(value, int | float):
         raise Unsound(f"{name} is {value!r}, neither a number nor a word")
-    elif name in SIMILARITIES and not -1 <= value <= 1:
-        raise Unsound(f"{name} is {value!r}, not from -1 to 1")
-    elif is_known and last not in SIGNED and name not in SIMILARITIES and value < 0:
+    elif name in METRICS and not METRICS[name].least <= value <= METRICS[name].most:
+        metric = METRICS[name]
+        wanted = "below 0" if not metric.least else f"not from {metric.least:g} to {metric.most:g}"
+        raise Unsound(f"{name} is {value!r}, {wanted}")
+    elif is_known and last not in SIGNED and name not in METRICS and value < 0:
         raise Unsound(f"{name} is {value!r}, below 0")
 
 

@@ -40,7 +40,7 @@ from sdopt.bench.faults.numerics import (
 )
 from sdopt.bench.faults.optimizations import optimization_faults
 from sdopt.bench.faults.pictures import picture_faults
-from sdopt.bench.judge.gate import Gate, Limits
+from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import ExitCode, Outcome, Verdict
 from sdopt.bench.measure import observe, work_of
 from sdopt.bench.measure.double import double_latents
@@ -230,7 +230,7 @@ def standing_in(pipeline: LevelPipeline, picture: np.ndarray, request: Request) 
         return {request.name: kept[double]}, {}
 
     kept = {False: drawn.latents, True: double}
-    limits = {pipeline.level.name: Limits(drift=0.9, latents=1e-6, float64=1e-12)}
+    limits = {pipeline.level.name: {"drift": 0.9, "latents": 1e-6, "float64": 1e-12}}
     session = session_like(pipeline, request, Gate(limits=limits))
     session.store = SimpleNamespace(
         images=lambda level, images: ({request.name: to_uint8(picture)}, {}),
@@ -325,7 +325,7 @@ def test_where_pictures_cannot_show_it_work_has_to(
 ) -> None:
     """As in float16, whose limit is below what such a fault does to a picture."""
     work = {"final": asdict(work_of(pipeline, observe(pipeline, micro_request)))}
-    loose = Limits(drift=-1.0, latents=2.0)
+    loose = {"drift": -1.0, "latents": 2.0}
     session = standing_in(pipeline, unchanged, micro_request)
     session.gate = Gate(limits={"final": loose}, work_stored=work)
     found = judge_picture_fault(PICTURE_FAULTS[name], session, EAGER, pipeline)

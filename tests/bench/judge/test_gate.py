@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from sdopt.bench.judge.gate import DEFAULT_LIMITS, EXACT_COUNTS, Gate, Limits, changed_work
-from sdopt.bench.judge.rules import PRIORS
+from sdopt.bench.judge.counts import changed_work
+from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.statistics import judge_by_history
 from sdopt.bench.judge.verdict import Outcome, Verdict
-from sdopt.bench.measure import Comparison, FirstCall, Latency, Likeness, Memory, Work
+from sdopt.bench.measure import Comparison, FirstCall, Latency, Memory, Work
+from sdopt.bench.metrics.metric import Seen
+from sdopt.bench.metrics.time import LATENCY_RULE
+from sdopt.bench.metrics.work import ACCEPTED_COUNTS
 from sdopt.levels import BASELINE, LEVELS, TUNED, Level
 
 FINAL = LEVELS["final"]
@@ -54,7 +57,7 @@ def a_gate(**fields: Any) -> Gate:
         "history": "history/0007_run.json",
         "work_stored": {"final": WORK},
         "work_file": "work/set.json",
-        "limits": {"final": Limits(drift=0.999, cost=0.8, truth=0.7)},
+        "limits": {"final": {"drift": 0.999, "cost": 0.8, "truth": 0.7}},
         "limits_file": "images/limits.json",
     }
     return Gate(**{**stored, **fields})
@@ -89,10 +92,13 @@ def judged_by(kind: str, record: Any) -> Judge:
     return lambda gate: getattr(gate, kind)(FINAL, record)
 
 
-def alike(*ssim: float, faults: dict[str, str] | None = None) -> Comparison:
-    """Prompts p0, p1, ... with these SSIM and a PSNR of 100 times that."""
-    likeness = {f"p{n}": Likeness(ssim=s, psnr_db=100 * s) for n, s in enumerate(ssim)}
-    return Comparison(likeness=likeness, faults=faults or {})
+def alike(*ssim: float, kind: str = "drift", faults: dict[str, str] | None = None) -> Comparison:
+    """Prompts p0, p1, ... with these SSIM; no block of them differs."""
+    prompts = [f"p{n}" for n in range(len(ssim))]
+    seen = {f"ssim_{kind}": dict(zip(prompts, map(Seen, ssim), strict=True))}
+    if kind == "drift":
+        seen["block_drift"] = dict.fromkeys(prompts, Seen(0.0, "column 0, row 0"))
+    return Comparison(seen=seen, faults=faults or {})
 
 
 RUN_FILE, SETTLE = "0007_run.json", "--sdopt-ab=0123456789ab"
@@ -135,11 +141,11 @@ REGRESSIONS: dict[str, tuple[Judge, list[str]]] = {
         ["ssim_drift", "p1", "measured 0.5", "limit 0.999", "limits.json", "--sdopt-accept"],
     ),
     "cost": (
-        judged_by("cost", alike(0.5, 0.7)),
+        judged_by("cost", alike(0.5, 0.7, kind="cost")),
         ["ssim_cost", "dpm-20-cutoff", "measured 0.6", "limit 0.8", "limits.json"],
     ),
     "truth": (
-        judged_by("truth", alike(0.5, 0.7)),
+        judged_by("truth", alike(0.5, 0.7, kind="truth")),
         ["ssim_truth", "measured 0.6", "limit 0.7", "limits.json"],
     ),
 }
@@ -295,10 +301,28 @@ def test_counts_that_nobody_stored_are_a_fault_that_says_how_to_store_them(
     )
 
 
+@pytest.mark.parametrize(
+    ("counts", "outcome"),
+    [
+        ({"host_syncs": 1}, Outcome.IMPROVEMENT),
+        ({"host_syncs": 3}, Outcome.REGRESSION),
+        ({"unet_evaluations": 28}, Outcome.REGRESSION),
+        ({"tflop": 1.4}, Outcome.REGRESSION),
+    ],
+)
+def test_less_is_better_of_what_the_gpu_did_and_not_of_what_the_level_promises(
+    counts: dict[str, float], outcome: Outcome
+) -> None:
+    gate = a_gate()
+    gate.work(FINAL, gpu_work(**counts))
+    (verdict,) = (verdict for verdict in gate.verdicts if verdict.metric in counts)
+    assert verdict.outcome is outcome
+
+
 def test_every_count_gets_a_verdict() -> None:
     gate = a_gate()
     gate.work(FINAL, work())
-    everywhere = ["recompiles", "graph_breaks", *EXACT_COUNTS]
+    everywhere = ["recompiles", "graph_breaks", *ACCEPTED_COUNTS]
     assert [verdict.metric for verdict in gate.verdicts] == everywhere
     on_gpu = a_gate()
     on_gpu.work(FINAL, gpu_work())
@@ -392,7 +416,6 @@ def test_drift_is_that_of_the_worst_prompt(ssim: tuple[float, ...]) -> None:
     assert f"worst of 3 prompts: p{ssim.index(0.2)}" in verdict.reason
     assert gate.measured["final"] == {
         "ssim_drift": 0.2,
-        "psnr_drift_db": 20.0,
         "block_drift": 0.0,
     }
 
@@ -405,10 +428,10 @@ def test_a_spot_that_the_mean_ssim_does_not_show_is_a_regression(
     block: float, outcome: Outcome
 ) -> None:
     seen = {
-        "p0": Likeness(ssim=1.0, psnr_db=100.0),
-        "p1": Likeness(ssim=0.99995, psnr_db=50.0, worst_block=block),
+        "ssim_drift": {"p0": Seen(1.0), "p1": Seen(0.99995)},
+        "block_drift": {"p0": Seen(0.0), "p1": Seen(block, "column 0, row 0")},
     }
-    verdict = a_gate().drift(FINAL, Comparison(likeness=seen, faults={}))
+    verdict = a_gate().drift(FINAL, Comparison(seen=seen, faults={}))
     assert verdict.outcome is outcome
     assert verdict.metric == ("ssim_drift" if outcome is Outcome.PASS else "block_drift")
     if outcome is Outcome.REGRESSION:
@@ -417,8 +440,11 @@ def test_a_spot_that_the_mean_ssim_does_not_show_is_a_regression(
 
 
 def test_a_failed_drift_tells_of_its_worst_block_as_well() -> None:
-    seen = {"p0": Likeness(ssim=0.5, psnr_db=10.0, worst_block=0.9, worst_block_at=(3, 4))}
-    verdict = a_gate().drift(FINAL, Comparison(likeness=seen, faults={}))
+    seen = {
+        "ssim_drift": {"p0": Seen(0.5)},
+        "block_drift": {"p0": Seen(0.9, "column 3, row 4")},
+    }
+    verdict = a_gate().drift(FINAL, Comparison(seen=seen, faults={}))
     assert verdict.metric == "ssim_drift"
     assert "block_drift 0.9 (limit 0.1)" in verdict.reason
     assert "at column 3, row 4 of p0" in verdict.reason
@@ -431,7 +457,7 @@ def test_drift_does_not_overlook_nan(ssim: tuple[float, ...]) -> None:
 
 def test_drift_without_a_measured_limit_uses_the_default_and_says_so() -> None:
     verdict = a_gate(limits={}).drift(FINAL, alike(0.5))
-    assert (verdict.outcome, verdict.limit) == (Outcome.REGRESSION, DEFAULT_LIMITS.drift)
+    assert (verdict.outcome, verdict.limit) == (Outcome.REGRESSION, 0.99)
     assert "default limit" in verdict.reason
 
 
@@ -445,30 +471,30 @@ def test_drift_without_a_stored_picture_is_a_fault_that_says_how_to_store_one() 
 
 def test_cost_and_truth_are_means_over_the_prompts() -> None:
     gate = a_gate()
-    gate.cost(FINAL, alike(0.8, 1.0))
-    gate.truth(FINAL, alike(0.6, 1.0))
+    gate.cost(FINAL, alike(0.8, 1.0, kind="cost"))
+    gate.truth(FINAL, alike(0.6, 1.0, kind="truth"))
     assert gate.measured["final"] == {
         "cost_is_comparable": True,
         "ssim_cost": pytest.approx(0.9),
-        "psnr_cost_db": pytest.approx(90.0),
         "ssim_truth": pytest.approx(0.8),
-        "psnr_truth_db": pytest.approx(80.0),
     }
     assert [verdict.outcome for verdict in gate.verdicts] == [Outcome.PASS, Outcome.PASS]
 
 
 def test_a_cost_against_another_sampler_is_recorded_whatever_it_is() -> None:
-    gate = a_gate(limits={"dpm-20": Limits(drift=0.999, cost=0.99)})
-    verdict = gate.cost(DPM_20, alike(0.1))
+    gate = a_gate(limits={"dpm-20": {"drift": 0.999, "cost": 0.99}})
+    verdict = gate.cost(DPM_20, alike(0.1, kind="cost"))
     assert (verdict.outcome, verdict.limit) == (Outcome.RECORDED, None)
     assert "reported, not gated" in verdict.reason
     assert gate.measured["dpm-20"]["cost_is_comparable"] is False
 
 
-@pytest.mark.parametrize("limits", [{}, {"final": Limits(drift=0.999)}])
+@pytest.mark.parametrize("limits", [{}, {"final": {"drift": 0.999}}])
 @pytest.mark.parametrize("kind", ["cost", "truth"])
-def test_cost_and_truth_without_a_limit_are_recorded(kind: str, limits: dict[str, Limits]) -> None:
-    verdict = getattr(a_gate(limits=limits), kind)(FINAL, alike(0.1))
+def test_cost_and_truth_without_a_limit_are_recorded(
+    kind: str, limits: dict[str, dict[str, float]]
+) -> None:
+    verdict = getattr(a_gate(limits=limits), kind)(FINAL, alike(0.1, kind=kind))
     assert verdict.outcome is Outcome.RECORDED
 
 
@@ -508,7 +534,7 @@ def test_the_latency_limit_is_that_of_the_levels_noise(
         series=series_of(STORED, STORED, level=level.name),
     )
     verdict = gate.latency(level, latency(100.0), FIRST)
-    prior = PRIORS["latency_ms"][noise]
+    prior = LATENCY_RULE.priors[noise]
     expected = judge_by_history(100.0, [100.0, 100.0], prior, gate.comparisons)
     assert (verdict.outcome, verdict.limit) == (Outcome.PASS, expected.limit)
     assert (verdict.runs, verdict.detectable) == (2, expected.detectable)

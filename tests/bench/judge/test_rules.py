@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from sdopt.bench.judge.rules import (
-    MATTERS,
-    PRIORS,
     at_least,
+    at_most,
     by_history,
     by_pairs,
     exactly,
     is_sound,
-    noise_class,
+    outcome_of,
 )
-from sdopt.bench.judge.statistics import PairedPlan, Prior, judge_by_history
+from sdopt.bench.judge.statistics import PairedPlan, judge_by_history
 from sdopt.bench.judge.verdict import Outcome, Verdict
+from sdopt.bench.metrics import HISTORY_RULES
+from sdopt.bench.metrics.metric import Better, Prior
+from sdopt.bench.metrics.time import LATENCY_PAIRS, LATENCY_RULE, noise_class
 from sdopt.levels import BASELINE, FINAL, TUNED, Level
 
 NAN, INF = math.nan, math.inf
@@ -129,14 +130,32 @@ def test_without_a_stored_value_there_is_nothing_to_judge_by() -> None:
 )
 def test_an_eager_level_on_cuda_waits_for_the_host(device: str, level: Level, name: str) -> None:
     assert noise_class(device, level) == name
-    assert name in PRIORS["latency_ms"]
-    assert name in MATTERS
+    assert name in LATENCY_RULE.priors
+    assert name in LATENCY_PAIRS.matters
 
 
-@pytest.mark.parametrize("classes", PRIORS.values(), ids=PRIORS)
-def test_every_prior_is_a_spread_with_a_least_effect(classes: Mapping[str, Prior]) -> None:
-    assert all(0 < prior.spread < 0.5 for prior in classes.values())
-    assert all(0 < prior.least_effect < 0.1 for prior in classes.values())
+@pytest.mark.parametrize("name", HISTORY_RULES)
+def test_every_prior_is_a_spread_with_a_least_effect(name: str) -> None:
+    priors = HISTORY_RULES[name].priors.values()
+    assert all(0 < prior.spread < 0.5 for prior in priors)
+    assert all(0 < prior.least_effect < 0.1 for prior in priors)
+
+
+@pytest.mark.parametrize(
+    ("better", "less", "more"),
+    [
+        (Better.LOWER, Outcome.IMPROVEMENT, Outcome.REGRESSION),
+        (Better.HIGHER, Outcome.REGRESSION, Outcome.IMPROVEMENT),
+        (Better.NEITHER, Outcome.REGRESSION, Outcome.REGRESSION),
+    ],
+)
+def test_the_metric_says_which_change_is_an_improvement(
+    better: Better, less: Outcome, more: Outcome
+) -> None:
+    assert [outcome_of(change, better) for change in (-1, 0, 1)] == [less, Outcome.PASS, more]
+    assert exactly("final", "tflop", 1.0, 2.0, "", better).outcome is less
+    assert exactly("final", "tflop", 2.0, 1.0, "", better).outcome is more
+    assert exactly("final", "tflop", NAN, 1.0, "", Better.LOWER).outcome is Outcome.REGRESSION
 
 
 @pytest.mark.parametrize(
@@ -271,3 +290,21 @@ def test_at_least_passes_from_its_limit_on(
     measured: float, limit: float | None, outcome: Outcome
 ) -> None:
     assert at_least("final", "ssim_drift", measured, limit, "what").outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "outcome"),
+    [
+        (0.1, 0.1, Outcome.PASS),
+        (math.nextafter(0.1, 1), 0.1, Outcome.REGRESSION),
+        (9.0, None, Outcome.RECORDED),
+        (NAN, 0.1, Outcome.FAULT),
+        (INF, 0.1, Outcome.FAULT),
+    ],
+)
+def test_at_most_passes_up_to_its_limit(
+    measured: float, limit: float | None, outcome: Outcome
+) -> None:
+    verdict = at_most("final", "block_drift", measured, limit, "what")
+    assert (verdict.outcome, verdict.limit) == (outcome, limit)
+    assert repr(verdict.measured) == repr(measured)

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sdopt.bench.measure.quality import (
-    PSNR_CAP_DB,
-    compare,
-    likeness,
-    picture_fault,
-    picture_faults,
-    to_uint8,
-    worst_block,
-)
+from sdopt.bench.measure.quality import compare, picture_fault, picture_faults, to_uint8
+from sdopt.bench.metrics.images import ssim, worst_block
+from sdopt.bench.metrics.metric import Subject
 
 SIZE_PX = 16
 
@@ -39,40 +33,25 @@ def with_pixel(value: float) -> NDArray[np.float32]:
 
 def test_equal_pictures_are_wholly_alike() -> None:
     picture = to_uint8(noise())
-    seen = likeness(picture, picture.copy())
-    assert (seen.ssim, seen.psnr_db) == (1.0, PSNR_CAP_DB)
+    assert ssim(picture, picture.copy()).value == 1.0
+    assert worst_block(picture, picture.copy()).value == 0.0
 
 
 def test_likeness_is_the_same_from_both_sides() -> None:
     one, other = to_uint8(noise(1)), to_uint8(noise(2))
-    seen = likeness(one, other)
-    assert seen == likeness(other, one)
-    assert seen.ssim < 0.5
-
-
-def test_psnr_is_that_of_the_full_range() -> None:
-    """10 log10(255^2 / 1): every pixel is off by one."""
-    picture = np.full((SIZE_PX, SIZE_PX, 3), 100, np.uint8)
-    assert likeness(picture, picture + np.uint8(1)).psnr_db == pytest.approx(48.1308, abs=1e-4)
-
-
-def test_psnr_is_capped() -> None:
-    """One step in one of 196,608 values is 101.1 dB."""
-    picture = np.zeros((256, 256, 3), np.uint8)
-    other = picture.copy()
-    other[0, 0, 0] = 1
-    assert likeness(picture, other).psnr_db == PSNR_CAP_DB
+    assert ssim(one, other) == ssim(other, one)
+    assert ssim(one, other).value < 0.5
 
 
 def test_swapped_channels_are_less_alike() -> None:
     picture = to_uint8(noise())
-    assert likeness(picture, picture[..., ::-1]).ssim < 0.9
+    assert ssim(picture, picture[..., ::-1]).value < 0.9
 
 
 @pytest.mark.parametrize("shape", [(16, 8, 3), (8, 16, 3), (16, 16, 4)])
 def test_pictures_of_different_shapes_are_refused_with_both(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="different shapes") as caught:
-        likeness(to_uint8(noise()), np.zeros(shape, np.uint8))
+        ssim(to_uint8(noise()), np.zeros(shape, np.uint8))
     assert "(16, 16, 3)" in str(caught.value)
     assert str(shape) in str(caught.value)
 
@@ -119,36 +98,41 @@ def test_a_comparison_is_by_prompt() -> None:
     pictures = {"same": noise(1), "other": noise(2)}
     seen = compare(pictures, {"same": to_uint8(noise(1)), "other": to_uint8(noise(3))})
     assert seen.faults == {}
-    assert seen.ssim["same"] == 1.0
-    assert seen.ssim["other"] < 0.5
-    assert seen.psnr_db["same"] == PSNR_CAP_DB > seen.psnr_db["other"]
+    assert seen.values("ssim_drift")["same"] == 1.0
+    assert seen.values("ssim_drift")["other"] < 0.5
+    assert list(seen.values("block_drift")) == ["same", "other"]
+
+
+def test_each_subject_has_metrics_of_its_own() -> None:
+    pictures, others = {"a": noise()}, {"a": to_uint8(noise())}
+    assert "ssim_cost" in compare(pictures, others, Subject.REFERENCE).seen
+    assert "ssim_cost" not in compare(pictures, others, Subject.TRUTH).seen
 
 
 def test_a_worthless_picture_gets_no_likeness() -> None:
     pictures = {"good": noise(), "nan": filled(np.nan)}
     seen = compare(pictures, {name: to_uint8(noise()) for name in pictures})
     assert seen.faults == {"nan": "NaN or infinite pixels"}
-    assert list(seen.ssim) == ["good"]
+    assert list(seen.values("ssim_drift")) == ["good"]
 
 
 def test_only_the_prompts_of_the_others_are_compared() -> None:
     seen = compare({"a": noise(), "b": filled(0.0)}, {"a": to_uint8(noise())})
-    assert (list(seen.likeness), seen.faults) == (["a"], {})
+    assert (list(seen.values("ssim_drift")), seen.faults) == (["a"], {})
 
 
 def test_a_white_spot_shows_in_its_block_where_the_mean_ssim_hides_it() -> None:
     picture = np.random.default_rng(0).integers(0, 160, (512, 512, 3), dtype=np.uint8)
     spotted = picture.copy()
     spotted[301:305, 7:11] = 255
-    seen = likeness(spotted, picture)
-    assert seen.ssim > 0.9997
-    assert seen.worst_block == pytest.approx((255 - picture[301:305, 7:11].mean()) / 255)
-    assert seen.worst_block_at == (7, 301)
-    assert likeness(picture, picture).worst_block == 0.0
+    assert ssim(spotted, picture).value > 0.9997
+    seen = worst_block(spotted, picture)
+    assert seen.value == pytest.approx((255 - picture[301:305, 7:11].mean()) / 255)
+    assert seen.where == "column 7, row 301"
 
 
 def test_a_picture_smaller_than_a_block_is_one() -> None:
     picture = np.zeros((7, 7, 3), dtype=np.uint8)
-    difference, place = worst_block(picture[:2, :3], picture[:2, :3] + np.uint8(51))
+    difference, where = worst_block(picture[:2, :3], picture[:2, :3] + np.uint8(51))
     assert difference == pytest.approx(0.2)
-    assert place == (0, 0)
+    assert where == "column 0, row 0"

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from sdopt.bench.judge.gate import GROWTH_LIMIT_MIB, Gate
+from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Outcome
 from sdopt.bench.measure import FirstCall, Latency, rounds
 from sdopt.bench.measure.rounds import Rounds, held_mib, watched_rounds
 from sdopt.bench.measure.timing import WARMUP_ROUNDS
+from sdopt.bench.metrics.time import GROWTH_LIMIT_MIB
 from sdopt.levels import BASELINE
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from micro import LATENT_PX, TEXT_WIDTH, Rung
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdopt.bench.judge.gate import Gate, changed_work
+from sdopt.bench.judge.counts import changed_work
+from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Outcome
 from sdopt.bench.measure import observe, work_of
 from sdopt.bench.measure.gpu_activity import GpuActivity, GpuCall

@@ -14,6 +14,7 @@ from project import Project
 
 import sdopt.bench.ab
 from sdopt.bench.ab import LevelPair, Result, SideSample, Spec
+from sdopt.bench.stored.baselines import save_work
 from sdopt.errors import RevisionError
 
 Verdicts = Callable[..., Any]
@@ -119,14 +120,27 @@ def test_a_faster_head_is_an_improvement(compared: Any) -> None:
     result.stdout.fnmatch_lines(["[[]baseline] latency_ms: improvement: -*"])
 
 
-def test_less_work_is_an_improvement_and_more_a_regression(compared: Any) -> None:
-    counts = {"unet_evaluations": 60, "tflop": 1.0}
-    more = {"unet_evaluations": 62, "tflop": 1.1}
-    result = compared(1.0, work={"baseline": {"base": counts, "head": more}})
+COUNTS = {"unet_evaluations": 60, "tflop": 1.0}
+MORE = {"unet_evaluations": 62, "tflop": 1.1}
+
+
+@pytest.mark.parametrize(("base", "head"), [(COUNTS, MORE), (MORE, COUNTS)])
+def test_other_work_is_a_regression_as_in_any_run(base: Any, head: Any, compared: Any) -> None:
+    result = compared(1.0, work={"baseline": {"base": base, "head": head}})
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*unet_evaluations: regression: has to equal*"])
-    result = compared(1.0, work={"baseline": {"base": more, "head": counts}})
+    result.stdout.fnmatch_lines(
+        ["*unet_evaluations: regression: has to equal*", "*--sdopt-accept  # if the new work is*"]
+    )
+
+
+@pytest.mark.parametrize(("base", "head"), [(COUNTS, MORE), (MORE, COUNTS)])
+def test_work_that_the_working_tree_accepted_passes(
+    base: Any, head: Any, compared: Any, project: Project
+) -> None:
+    save_work(project.work_file, "baseline", head)
+    result = compared(1.0, work={"baseline": {"base": base, "head": head}})
     assert result.ret == 0
+    result.stdout.fnmatch_lines(["*unet_evaluations: pass: changed as it was accepted: 6? -> 6?*"])
 
 
 def test_new_and_redefined_levels_are_told(compared: Any, project: Project) -> None:

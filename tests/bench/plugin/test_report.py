@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from micro import Rung
 from project import Project
@@ -15,17 +17,29 @@ def lines_after_the_ladder(result: pytest.RunResult) -> list[str]:
     return result.outlines[start + 1 :]
 
 
+def table(result: pytest.RunResult) -> dict[str, dict[str, str]]:
+    """The cells of each level by their column's heading."""
+    heading, *lines = [re.split(" {2,}", line) for line in lines_after_the_ladder(result)]
+    rows = [cells for cells in lines if len(cells) == len(heading)]
+    return {cells[0]: dict(zip(heading, cells, strict=True)) for cells in rows}
+
+
 def test_the_ladder_table_is_the_last_section(stored: Project) -> None:
     result = stored.run("--benchmark-compare")
     lines = lines_after_the_ladder(result)
-    assert lines[0].split() == [
-        *("level", "ms", "speed-up", "UNet", "evals", "drift", "cost", "truth", "verdict"),
-    ]
-    name, milliseconds, speed_up, evaluations, drift, *rest = lines[1].split()
-    assert (name, speed_up, evaluations, drift) == ("baseline", "1.00x", "6", "1.000000")
-    # The times of the stored run are ten times what was measured.
-    assert " ".join(rest) == "- - pass (better than stored: latency_ms)"
-    assert float(milliseconds) > 0
+    row = table(result)["baseline"]
+    assert next(iter(row)) == "level"
+    assert float(row.pop("ms")) > 0
+    expected = {
+        "speed-up": "1.00x",
+        "UNet evals": "6",
+        "drift": "1.000000",
+        "cost": "-",
+        "truth": "-",
+        # The times of the stored run are ten times what was measured.
+        "verdict": "pass (better than stored: latency_ms)",
+    }
+    assert {heading: row[heading] for heading in expected} == expected
     assert [line for line in lines[1:] if line.startswith("===")] == lines[-1:]
 
 
@@ -38,8 +52,7 @@ def test_no_table_without_a_benchmark(project: Project) -> None:
 def test_the_cost_builds_the_reference_if_this_run_did_not(project: Project) -> None:
     result = project.run(tests="benchmarks/test_quality.py::test_cost", level="tuned")
     result.assert_outcomes(passed=1)
-    (row,) = (line for line in lines_after_the_ladder(result) if line.startswith("tuned"))
-    assert float(row.split()[5]) > 0.99
+    assert float(table(result)["tuned"]["cost"]) > 0.99
 
 
 def test_a_level_that_took_no_effect_fails(
@@ -75,10 +88,10 @@ def test_the_whole_ladder(project: Project, ladder: dict[str, Rung]) -> None:
     # installed.
     levels = len(LEVELS)
     result.assert_outcomes(passed=8 * levels - 1, skipped=2 * levels + 1 + len(RECIPES))
-    rows = lines_after_the_ladder(result)[1 : 1 + levels]
-    assert [row.split()[0] for row in rows] == list(LEVELS)
+    rows = table(result)
+    assert list(rows) == list(LEVELS)
     evaluations = [str(full_evaluations(level)) for level in LEVELS.values()]
-    assert [row.split()[3] for row in rows] == evaluations
-    assert {row.split(maxsplit=7)[7] for row in rows} == {"pass (latency recorded)"}
+    assert [row["UNet evals"] for row in rows.values()] == evaluations
+    assert {row["verdict"] for row in rows.values()} == {"pass (latency recorded)"}
     assert len(list(project.images.parent.rglob("*.png"))) == 2 * levels
     assert len(project.histories()) == 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sessions import made_up, stored_files, with_settings
 
-from sdopt.bench.judge.gate import EXACT_COUNTS, WORK_DETAILS
 from sdopt.bench.measure import Work
+from sdopt.bench.metrics.work import ACCEPTED_COUNTS, WORK_DETAILS
 from sdopt.bench.session import Session
 from sdopt.bench.stored.baselines import load_work, work_path
 from sdopt.errors import BrokenFileError, SdoptError
@@ -75,7 +75,7 @@ def test_counts_are_stored_when_they_are_accepted(session: Session) -> None:
     assert accepting.gate.work(BASELINE, WORK).passed is False
     accepting.store.accept_work(BASELINE, WORK)
     path = work_path(session.store.root, "micro")
-    expected = {name: getattr(WORK, name) for name in (*EXACT_COUNTS, *WORK_DETAILS)}
+    expected = {name: getattr(WORK, name) for name in (*ACCEPTED_COUNTS, *WORK_DETAILS)}
     assert load_work(path) == {"baseline": expected}
     assert accepting.gate.work(BASELINE, WORK).passed
     later = with_settings(session).gate

@@ -13,14 +13,16 @@ import torch
 from safetensors.numpy import save
 from sessions import made_up, session_of, with_settings
 
-from sdopt.bench.judge.gate import DEFAULT_LATENT_LIMITS, Gate, Limits
+from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Outcome
-from sdopt.bench.measure import observe
+from sdopt.bench.measure import Comparison, compare_latents, observe
 from sdopt.bench.measure.double import STEPS, double_latents
 from sdopt.bench.measure.generated import Generated
-from sdopt.bench.measure.latents import draw, latent_drift, latent_faults, relative_distance
+from sdopt.bench.measure.latents import draw, latent_faults
 from sdopt.bench.measure.observation import is_channels_last
 from sdopt.bench.measure.repeat import Repeat
+from sdopt.bench.metrics.latents import relative_distance
+from sdopt.bench.metrics.metric import Seen, Subject
 from sdopt.bench.session import Session
 from sdopt.bench.stored import latents as stored
 from sdopt.errors import BrokenFileError, SdoptError
@@ -41,6 +43,11 @@ def rebuilt(pipeline: LevelPipeline, latents: np.ndarray) -> np.ndarray:
         decoded = pipeline.vae.decode(torch.from_numpy(latents)[None], return_dict=False)[0]
     picture = (decoded * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0)
     return np.asarray(picture)
+
+
+def apart(metric: str = "latent_drift", **distances: float) -> Comparison:
+    """Prompts whose latents are so far from the stored ones."""
+    return Comparison(seen={metric: {k: Seen(v) for k, v in distances.items()}}, faults={})
 
 
 @pytest.mark.parametrize("level", SHORT, ids=lambda level: str(level.name))
@@ -101,7 +108,8 @@ def test_distances_are_relative_and_nan_is_infinitely_far() -> None:
     assert relative_distance(ones, ones) == 0
     assert relative_distance(ones * np.nan, ones) == np.inf
     assert relative_distance(ones, ones * 0) == np.inf
-    assert latent_drift({"a": ones, "b": ones}, {"a": ones}) == {"a": 0.0}
+    seen = compare_latents({"a": ones, "b": ones}, {"a": ones})
+    assert seen.values("latent_drift") == {"a": 0.0}
     assert latent_faults({"a": ones, "b": ones * np.inf}) == {"b": "NaN or infinite latents"}
     with pytest.raises(ValueError, match=r"\(4, 2, 2\) and \(4, 4, 1\)"):
         relative_distance(ones, ones.reshape(4, 4, 1))
@@ -124,7 +132,8 @@ def made(session: Session) -> Generated:
     accepting.store.accept(PLAIN, generated)
     stored_ones, unusable = accepting.store.latents(PLAIN, generated.latents)
     assert unusable == {}
-    assert latent_drift(generated.latents, stored_ones) == {"astronaut": 0.0, "castle": 0.0}
+    seen = compare_latents(generated.latents, stored_ones)
+    assert seen.values("latent_drift") == {"astronaut": 0.0, "castle": 0.0}
     return generated
 
 
@@ -140,7 +149,7 @@ def test_latents_are_stored_with_the_pictures_and_judged_by_a_later_run(
     assert made_by["environment"] == session.run.environment
     drawn = made.latents
     kept, unusable = session.store.latents(PLAIN, drawn)
-    verdict = session.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    verdict = session.gate.latents(PLAIN, compare_latents(drawn, kept), unusable)
     assert (verdict.outcome, verdict.measured) == (Outcome.PASS, 0.0)
 
 
@@ -151,7 +160,8 @@ def test_float64_latents_are_stored_for_the_first_prompt(session: Session, made:
     assert kept["astronaut"].dtype == np.float64
     path = session.store.root / "latents/micro/baseline/float64/astronaut.safetensors"
     assert stored.read_latents(path, "float64")[1]["drawn_steps"] == STEPS
-    verdict = session.gate.latents_float64(PLAIN, latent_drift(doubles, kept), unusable)
+    seen = compare_latents(doubles, kept, Subject.FLOAT64)
+    verdict = session.gate.latents_float64(PLAIN, seen, unusable)
     assert verdict.passed
 
 
@@ -160,7 +170,7 @@ def test_a_set_without_latents_fails_and_names_the_command(session: Session) -> 
         request.name: np.ones((4, 8, 8), np.float32) for request in session.run.workload.requests
     }
     kept, unusable = session.store.latents(PLAIN, drawn)
-    verdict = session.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    verdict = session.gate.latents(PLAIN, compare_latents(drawn, kept), unusable)
     assert (kept, verdict.outcome) == ({}, Outcome.FAULT)
     assert "no baseline latents" in verdict.reason
     accept = 'pytest benchmarks/ -k "[baseline]" --sdopt-accept'
@@ -225,7 +235,7 @@ def test_a_stored_file_that_cannot_be_used_is_named(
     before = path.read_bytes() if path.exists() else None
     drawn = made.latents
     kept, unusable = session.store.latents(PLAIN, drawn)
-    verdict = session.gate.latents(PLAIN, latent_drift(drawn, kept), unusable)
+    verdict = session.gate.latents(PLAIN, compare_latents(drawn, kept), unusable)
     assert list(kept) == ["astronaut"]
     assert (verdict.outcome, says in verdict.reason) == (Outcome.FAULT, True), verdict.reason
     assert str(path) in verdict.reason
@@ -258,19 +268,19 @@ def test_an_image_that_does_not_repeat_is_never_stored(session: Session) -> None
 @pytest.mark.parametrize(
     ("distance", "limits", "outcome"),
     [
-        (1e-6, Limits(drift=0.9, latents=1e-6), Outcome.PASS),
-        (2e-6, Limits(drift=0.9, latents=1e-6), Outcome.REGRESSION),
-        (0.9 * DEFAULT_LATENT_LIMITS["latent_drift"], Limits(drift=0.9), Outcome.PASS),
-        (1.1 * DEFAULT_LATENT_LIMITS["latent_drift"], None, Outcome.REGRESSION),
-        (np.inf, Limits(drift=0.9, latents=1e-6), Outcome.REGRESSION),
-        (np.nan, Limits(drift=0.9, latents=1e-6), Outcome.FAULT),
+        (1e-6, {"drift": 0.9, "latents": 1e-6}, Outcome.PASS),
+        (2e-6, {"drift": 0.9, "latents": 1e-6}, Outcome.REGRESSION),
+        (0.9 * 0.02, {"drift": 0.9}, Outcome.PASS),
+        (1.1 * 0.02, None, Outcome.REGRESSION),
+        (np.inf, {"drift": 0.9, "latents": 1e-6}, Outcome.FAULT),
+        (np.nan, {"drift": 0.9, "latents": 1e-6}, Outcome.FAULT),
     ],
 )
 def test_the_worst_prompt_is_judged_by_the_limit(
-    distance: float, limits: Limits | None, outcome: Outcome
+    distance: float, limits: dict[str, float] | None, outcome: Outcome
 ) -> None:
     gate = Gate(limits={} if limits is None else {"baseline": limits}, limits_file="limits.json")
-    verdict = gate.latents(BASELINE, {"a": 0.0, "b": distance})
+    verdict = gate.latents(BASELINE, apart(a=0.0, b=distance))
     assert (verdict.metric, verdict.outcome) == ("latent_drift", outcome)
     assert (": b" in verdict.reason or "of b" in verdict.reason) is True
     assert (verdict.file, gate.measured["baseline"]["latent_drift"]) == (
@@ -278,16 +288,26 @@ def test_the_worst_prompt_is_judged_by_the_limit(
         pytest.approx(distance, nan_ok=True),
     )
     assert ("default limit" in verdict.reason) is (
-        (limits is None or limits.latents is None) and outcome is not Outcome.FAULT
+        (limits is None or "latents" not in limits) and outcome is not Outcome.FAULT
     )
 
 
+def test_latents_that_are_not_finite_are_a_regression_that_names_the_prompt() -> None:
+    ones = np.ones((4, 2, 2), np.float32)
+    comparison = compare_latents({"a": ones, "b": ones * np.nan}, {"a": ones, "b": ones})
+    verdict = Gate(limits_file="limits.json").latents(BASELINE, comparison)
+    assert (verdict.metric, verdict.outcome) == ("latent_drift", Outcome.REGRESSION)
+    assert (verdict.reason, verdict.file) == ("b: NaN or infinite latents", "limits.json")
+
+
 def test_float64_has_a_limit_of_its_own() -> None:
-    limits = Limits(drift=0.9, latents=1e-3, float64=1e-9)
+    limits = {"drift": 0.9, "latents": 1e-3, "float64": 1e-9}
     gate = Gate(limits={"baseline": limits})
-    assert not gate.latents_float64(BASELINE, {"a": 1e-8}).passed
-    assert gate.latents_float64(BASELINE, {"a": 1e-10}).passed
-    verdict = gate.latents_float64(BASELINE, {}, {"a": BrokenFileError("no baseline latents x")})
+    metric = "latent_drift_float64"
+    assert not gate.latents_float64(BASELINE, apart(metric, a=1e-8)).passed
+    assert gate.latents_float64(BASELINE, apart(metric, a=1e-10)).passed
+    missing = {"a": BrokenFileError("no baseline latents x")}
+    verdict = gate.latents_float64(BASELINE, apart(metric), missing)
     assert (verdict.metric, verdict.outcome) == ("latent_drift_float64", Outcome.FAULT)
 
 

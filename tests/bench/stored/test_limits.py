@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdopt.bench.judge.gate import Limits
-from sdopt.bench.measure.quality import likeness
+from sdopt.bench.metrics import LIMIT_RULES
+from sdopt.bench.metrics.images import ssim
+from sdopt.bench.metrics.latents import LATENT_MARGIN
 from sdopt.bench.stored import baselines, latent_limits, limits
 from sdopt.bench.stored import latents as stored
-from sdopt.bench.stored.latent_limits import LATENT_MARGIN, LEAST_DISTANCE, measured_latent_limits
+from sdopt.bench.stored.latent_limits import measured_latent_limits
 from sdopt.errors import BrokenFileError
 from sdopt.miniature.scenes import parse_caption, render
 
@@ -44,18 +45,16 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def test_the_drift_limit_is_the_largest_spread_times_the_margin(folders: list[Path]) -> None:
     rows = limits.measured_limits(folders)
-    spreads = [
-        1 - likeness(noisy(s, seed), noisy(s + 2, seed)).ssim for s, seed in ((3, 0), (11, 1))
-    ]
+    spreads = [1 - ssim(noisy(s, seed), noisy(s + 2, seed)).value for s, seed in ((3, 0), (11, 1))]
     assert rows["baseline"]["drift"]["measured"] == pytest.approx(1 - spreads[0], abs=1e-6)
     for row in rows.values():
-        expected = 1 - limits.DRIFT_MARGIN * max(spreads)
+        expected = 1 - LIMIT_RULES["drift"].margin * max(spreads)
         assert row["drift"]["limit"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_equal_pictures_keep_a_little_room(folders: list[Path]) -> None:
     drift = limits.measured_limits([folders[0], folders[0]])["baseline"]["drift"]
-    assert drift["limit"] == pytest.approx(1 - limits.LEAST_DRIFT, abs=1e-6)
+    assert drift["limit"] == pytest.approx(1 - LIMIT_RULES["drift"].least, abs=1e-6)
     assert drift["limit"] < drift["measured"] == 1
 
 
@@ -67,15 +66,15 @@ def equal_folders(folders: list[Path]) -> list[Path]:
 
 def test_cost_and_truth_allow_a_tenth_of_the_loss_on_top(equal_folders: list[Path]) -> None:
     rows = limits.measured_limits(equal_folders)["tuned"]
-    cost = likeness(noisy(11, seed=1), noisy(3)).ssim
-    truth = likeness(noisy(11, seed=1), TRUTH).ssim
+    cost = ssim(noisy(11, seed=1), noisy(3)).value
+    truth = ssim(noisy(11, seed=1), TRUTH).value
     assert rows["cost"]["limit"] == pytest.approx(1 - 1.1 * (1 - cost), abs=1e-6)
     assert rows["truth"]["limit"] == pytest.approx(1 - 1.1 * (1 - truth), abs=1e-6)
 
 
 def test_cost_and_truth_count_the_worst_machine_and_allow_its_drift(folders: list[Path]) -> None:
     rows = limits.measured_limits(folders)["tuned"]
-    worst = likeness(noisy(13, seed=1), TRUTH).ssim
+    worst = ssim(noisy(13, seed=1), TRUTH).value
     assert rows["truth"]["measured"] == pytest.approx(worst, abs=1e-6)
     assert rows["truth"]["limit"] == pytest.approx(worst - (1 - rows["drift"]["limit"]), abs=1e-6)
 
@@ -100,7 +99,7 @@ def run(*arguments: Any) -> int:
 def test_the_written_file_is_what_the_gate_reads(folders: list[Path]) -> None:
     assert run(*folders) == 0
     file = folders[0] / "limits.json"
-    read = {level: Limits(**kinds) for level, kinds in baselines.load_limits(file).items()}
+    read = baselines.load_limits(file)
     assert set(read) == {"baseline", "tuned"}
     assert json.loads(file.read_text())["made_by"] == "two machines"
 
@@ -168,7 +167,7 @@ def test_all_levels_share_the_largest_distance_of_latents(machines: list[Path]) 
         assert row["limit"] == pytest.approx(LATENT_MARGIN * 2e-3, rel=0.01)
     exact = measured_latent_limits(beside, "float64")["tuned"]
     assert exact["measured"] == pytest.approx(2e-12, rel=0.01)
-    assert exact["limit"] == LEAST_DISTANCE["float64"]
+    assert exact["limit"] == LIMIT_RULES["float64"].least
 
 
 def test_limits_of_latents_are_renewed_without_the_others(machines: list[Path]) -> None:
@@ -181,9 +180,9 @@ def test_limits_of_latents_are_renewed_without_the_others(machines: list[Path]) 
     assert after["levels"]["baseline"]["latents"]["limit"] == pytest.approx(8e-3, rel=0.01)
     assert (after["made_by"], after["latents_made_by"]) == ("two machines", "a third one")
     assert after["levels"]["tuned"]["drift"] == before["levels"]["tuned"]["drift"]
-    read = {level: Limits(**kinds) for level, kinds in baselines.load_limits(path).items()}
-    assert read["tuned"].latents == after["levels"]["tuned"]["latents"]["limit"]
-    assert read["tuned"].float64 == LEAST_DISTANCE["float64"]
+    read = baselines.load_limits(path)
+    assert read["tuned"]["latents"] == after["levels"]["tuned"]["latents"]["limit"]
+    assert read["tuned"]["float64"] == LIMIT_RULES["float64"].least
 
 
 def test_latents_that_nobody_else_has_are_named(

@@ -1,0 +1,33 @@
+"""The CUDA memory of one steady image."""
+
+from __future__ import annotations
+
+from sdopt.bench.metrics.metric import ByHistory, Column, Metric, Pairs, Prior, Shown, Subject
+
+PEAK_PAIRS = Pairs(matters={"cuda": 0.01}, least_effect=0.005)
+PEAK_RULE = ByHistory(priors={"cuda": Prior(spread=0.0005, least_effect=0.005)}, pairs=PEAK_PAIRS)
+PEAK = Metric(
+    name="peak_allocated_mib",
+    unit="MiB",
+    of=Subject.MEMORY,
+    needed=True,
+    rule=PEAK_RULE,
+    columns=(Column(heading="alloc MiB", form=".0f", place=50, optional=True),),
+)
+METRICS = (
+    PEAK,
+    Metric(
+        name="peak_reserved_mib",
+        unit="MiB",
+        of=Subject.MEMORY,
+        rule=Shown("the allocator's blocks depend on what ran before"),
+        columns=(Column(heading="reserved", form=".0f", place=60, optional=True),),
+    ),
+    Metric(
+        name="device_used_mib",
+        unit="MiB",
+        of=Subject.MEMORY,
+        rule=Shown("other processes and the driver are in it"),
+        columns=(Column(heading="used", form=".0f", place=70, optional=True),),
+    ),
+)
