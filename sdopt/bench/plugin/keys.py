@@ -11,11 +11,9 @@ from sdopt.bench.plugin import ab, refusals
 from sdopt.bench.session import Session
 
 if TYPE_CHECKING:
-    from sdopt.bench.plugin.outcome import Unjudged  # noqa: F401 - for the annotation of UNJUDGED
     from sdopt.bench.plugin.selftest import Bench  # noqa: F401 - for the annotation of BENCH
 
 SESSION = pytest.StashKey[Session]()
-UNJUDGED = pytest.StashKey["Unjudged"]()
 STORING = pytest.StashKey[refusals.NothingStored]()
 COMPARISON = pytest.StashKey[ab.Comparison]()
 BENCH = pytest.StashKey["Bench"]()

@@ -10,7 +10,7 @@ from _pytest.junitxml import xml_key
 
 from sdopt.bench.judge.verdict import exit_code
 from sdopt.bench.plugin import raised, unfinished
-from sdopt.bench.plugin.keys import COMPARISON, SESSION, STORING, UNJUDGED
+from sdopt.bench.plugin.keys import COMPARISON, SESSION, STORING
 from sdopt.bench.report.verdicts import write_verdicts
 from sdopt.bench.session import Session
 
@@ -62,6 +62,9 @@ class Unjudged:
         of_a_level = getattr(report, raised.OF_A_LEVEL, False)
         if report.failed and not by_verdict and not of_a_level:
             self.node_ids.append(report.nodeid)
+
+
+UNJUDGED = pytest.StashKey[Unjudged]()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,9 +7,9 @@ import os
 import pytest
 
 from sdopt.bench.plugin import compile_cache, raised, refusals, unfinished
-from sdopt.bench.plugin.keys import SESSION, STORING, UNJUDGED
+from sdopt.bench.plugin.keys import SESSION, STORING
 from sdopt.bench.plugin.options import add_options, settings_of
-from sdopt.bench.plugin.outcome import Unjudged
+from sdopt.bench.plugin.outcome import UNJUDGED, Unjudged
 from sdopt.bench.session import RunContext, Session
 from sdopt.bench.session.header import header
 from sdopt.errors import SdoptError
