@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sdopt.bench import plugin
 from sdopt.bench.report.results import write_table
+from sdopt.bench.stored.baselines import read_limits
 from sdopt.levels import LEVELS, Level
 
 DOCS = Path(__file__).parent
@@ -48,15 +48,15 @@ def whys() -> list[str]:
 
 def likeness() -> list[str]:
     """What the stored images of each level cost, and how near they are to the ground truth."""
-    limits = json.loads(LIMITS.read_text(encoding="utf-8"))["levels"]
-    head = "| level | `ssim_cost` | `ssim_truth` |"
+    limits = read_limits(LIMITS)["levels"]
+    head = "| level | `ssim_cost` | `ssim_ground_truth` |"
     return table(head, "|---|---:|---:|", [_likeness(name, limits[name]) for name in LEVELS])
 
 
 def _likeness(name: str, limits: Mapping[str, Any]) -> list[str]:
     none = "not comparable" if LEVELS[name].reference else "-"
     cost = f"{limits['cost']['measured']:.4f}" if "cost" in limits else none
-    return [f"`{name}`", cost, f"{limits['truth']['measured']:.4f}"]
+    return [f"`{name}`", cost, f"{limits['ground_truth']['measured']:.4f}"]
 
 
 class _Recorder:

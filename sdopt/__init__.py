@@ -30,7 +30,7 @@ def load_pipeline(
 
     `source` is 'auto' (the default), 'embedded', 'sd15-random', a diffusers folder, a .safetensors
     file or a repository of the Hugging Face hub; `device` is the CUDA device if there is one, else
-    the CPU. Pictures are made in float16 on CUDA, in float32 on the CPU. Raises UnknownNameError
+    the CPU. Images are made in float16 on CUDA, in float32 on the CPU. Raises UnknownNameError
     for a level, source or device that does not exist, SourceError for weights that cannot be
     loaded and OutOfMemoryError for a level that does not fit on the device.
     """

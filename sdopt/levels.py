@@ -21,7 +21,7 @@ GUIDED_SHARE, UNGUIDED_SHARE = 0.2, 0.3
 
 
 WORDS_ONLY = ("name", "why", "reference")
-"""Fields of a level that change nothing about its pictures."""
+"""Fields of a level that change nothing about its images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class Level:
     of a `compiled` level. `cfg_cutoff` is the fraction of the steps after which classifier-free
     guidance is dropped; None keeps it to the end.
 
-    `whole_graph` draws a picture as one CUDA graph, by `sdopt.engine`; `fused` does so with Triton
-    kernels of our own; `hoisted` computes once what depends on the prompts and the timesteps alone;
-    `feature_cache` reuses the UNet's deep features at most steps.
+    `whole_graph` generates an image as one CUDA graph, by `sdopt.engine`; `fused` does so with
+    Triton kernels of our own; `hoisted` computes once what depends on the prompts and the timesteps
+    alone; `feature_cache` reuses the UNet's deep features at most steps.
     """
 
     name: str
@@ -161,7 +161,7 @@ COMPILED_TINY_VAE = COMPILED.then(
 EULER_20 = COMPILED.then("euler-20", why="a third fewer steps", steps=20)
 DPM_20 = EULER_20.then(
     "dpm-20",
-    why="a second-order solver, which needs fewer steps for the same picture",
+    why="a second-order solver, which needs fewer steps for the same image",
     scheduler="dpm-solver++2m",
 )
 EULER_20_CUTOFF = EULER_20.then(
@@ -229,7 +229,7 @@ LEVELS: dict[str, Level] = {
 }
 
 UNREPEATABLE: Mapping[str, str] = {}
-"""Levels that a library keeps from drawing the same picture twice, each with the reason.
+"""Levels that a library keeps from generating the same image twice, each with the reason.
 
 None is known: cuDNN's search (`tuned` and on) settles on an algorithm once a process, and the
 engine's, Inductor's and cuBLAS's sums have a fixed order.
@@ -247,7 +247,7 @@ def cost_is_comparable(level: Level, reference: Level) -> bool:
     """Whether the SSIM between the two measures what the change costs.
 
     A stochastic sampler adds fresh noise at every step, so against another sampler or another
-    number of its own steps the difference of the pictures is the sampler's, not a loss.
+    number of its own steps the difference of the images is the sampler's, not a loss.
     """
     if level.scheduler != reference.scheduler:
         return False
@@ -259,7 +259,7 @@ def full_steps(steps: int, guided_steps: int) -> tuple[int, ...]:
 
     While guided, every 0.2 of the way from the first step on: guidance multiplies the errors of
     reused features. After that every 0.3 of the way, counted back from the last step, which is
-    always full: its prediction is the picture. 20 steps, 9 of them guided: 0, 4, 8, 13, 19. No two
+    always full: its prediction is the image. 20 steps, 9 of them guided: 0, 4, 8, 13, 19. No two
     are further apart than 0.3 of the steps, rounded, whatever the cutoff.
     """
     guided = [0, *range(0, guided_steps, max(1, round(GUIDED_SHARE * steps)))]

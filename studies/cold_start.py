@@ -1,4 +1,4 @@
-"""Where the seconds before a first picture go: `python -m studies.cold_start LEVEL`."""
+"""Where the seconds before a first image go: `python -m studies.cold_start LEVEL`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Imports:
 
 @dataclass(frozen=True, kw_only=True)
 class Breakdown:
-    """Seconds of every part of a process's first picture, in order, and of its second.
+    """Seconds of every part of a process's first image, in order, and of its second.
 
     `compile_cache` is that of `sdopt.bench.measure.FirstCall`. The processor's time is that of all
     threads: far more than the wall time says that threads spin, less that files were waited for.
@@ -61,12 +61,12 @@ class Breakdown:
     seconds: dict[str, float]
     processor_s: dict[str, float]
     imports: Imports
-    second_picture_s: float
-    second_picture_processor_s: float
+    second_image_s: float
+    second_image_processor_s: float
 
     @property
-    def first_picture_s(self) -> float:
-        """From the start of the process to its first picture."""
+    def first_image_s(self) -> float:
+        """From the start of the process to its first image."""
         return sum(self.seconds.values())
 
 
@@ -89,7 +89,7 @@ class Clock:
 
 
 def break_down(level: Level, source_name: str | None) -> Breakdown:
-    """Draw two pictures in this process, which should be fresh, and time all that they need.
+    """Generate two images in this process, which should be fresh, and time all that they need.
 
     Raises UnknownNameError or SourceError for a source that does not exist or cannot be loaded.
     """
@@ -99,9 +99,9 @@ def break_down(level: Level, source_name: str | None) -> Breakdown:
     pipeline, request = loaded(level, source_name, clock)
     from sdopt.bench.measure import first_call
 
-    with Progress(sys.stderr).during(f"first picture of {level.name}"):
+    with Progress(sys.stderr).during(f"first image of {level.name}"):
         first = first_call(pipeline, request)
-    wall_s, processor_s = second_picture(pipeline, request)
+    wall_s, processor_s = second_image(pipeline, request)
     return Breakdown(
         level=level.name,
         source=pipeline.source.name,
@@ -110,8 +110,8 @@ def break_down(level: Level, source_name: str | None) -> Breakdown:
         seconds={"python": before_s, **clock.seconds, **parts_of(first)},
         processor_s=clock.processor_s,
         imports=imports_since(start),
-        second_picture_s=wall_s,
-        second_picture_processor_s=processor_s,
+        second_image_s=wall_s,
+        second_image_processor_s=processor_s,
     )
 
 
@@ -139,7 +139,7 @@ def process_age_s() -> float:
 
 
 def import_packages(clock: Clock) -> None:
-    """Import what a picture needs but torch, in parts; diffusers would import all of them."""
+    """Import what an image needs but torch, in parts; diffusers would import all of them."""
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
     clock.lap("import transformers")
@@ -186,22 +186,22 @@ def warm_up(level: Level, source: Source, clock: Clock) -> tuple[LevelPipeline, 
 
 
 def parts_of(first: FirstCall) -> dict[str, float]:
-    """Tracing by Dynamo, compiling or loading by Inductor, and the rest of the first picture."""
+    """Tracing by Dynamo, compiling or loading by Inductor, and the rest of the first image."""
     if first.compile_cache not in ("cold", "warm"):
-        return {"first picture": first.seconds}
+        return {"first image": first.seconds}
     from torch._dynamo.utils import compilation_time_metrics
 
     compiling, backend = (sum(compilation_time_metrics[name]) for name in (COMPILING, IN_BACKEND))
     how = "compile" if first.compile_cache == "cold" else "load compiled code"
     return {
-        "first picture: trace": compiling - backend,
-        f"first picture: {how}": backend,
-        "first picture: rest": first.seconds - compiling,
+        "first image: trace": compiling - backend,
+        f"first image: {how}": backend,
+        "first image: rest": first.seconds - compiling,
     }
 
 
-def second_picture(pipeline: LevelPipeline, request: Request) -> tuple[float, float]:
-    """Wall and processor time of one more picture, in seconds."""
+def second_image(pipeline: LevelPipeline, request: Request) -> tuple[float, float]:
+    """Wall and processor time of one more image, in seconds."""
     from sdopt.bench.measure.timing import synchronize
 
     wall, processor = time.perf_counter(), time.process_time()
@@ -215,9 +215,9 @@ def lines(found: Breakdown) -> list[str]:
     return [
         f"{found.level}, {found.source}, {found.device}, compile cache: {found.compile_cache}",
         *(line(name, seconds, found.processor_s) for name, seconds in found.seconds.items()),
-        f"{found.first_picture_s:8.2f} s  from the start to the first picture",
-        f"{found.second_picture_s:8.3f} s  second picture, "
-        f"{found.second_picture_processor_s:.3f} s of processor time",
+        f"{found.first_image_s:8.2f} s  from the start to the first image",
+        f"{found.second_image_s:8.3f} s  second image, "
+        f"{found.second_image_processor_s:.3f} s of processor time",
         "modules: " + ", ".join(f"{n} {name}" for name, n in found.imports.modules.items()),
         f"{found.imports.compiled} modules without stored bytecode, so Python compiled them",
     ]

@@ -1,8 +1,8 @@
-"""How far one tree's pictures and latents are apart under other conditions: what limits are set by.
+"""How far one tree's images and latents are apart under other conditions: what limits are set by.
 
     python -m studies.latent_spread OUT [--source NAME] [--conditions NAME...] [-k EXPRESSION]
 
-Each condition is a fresh run of the suite that stores all pictures and latents below
+Each condition is a fresh run of the suite that stores all images and latents below
 OUT/<condition>; `sdopt.bench.stored.limits` then compares them. Two machines are compared by
 running this on both and giving it both folders.
 """
@@ -70,7 +70,7 @@ What two models of cards differ by needs both of them.
 
 
 def run_condition(name: str, condition: Condition, out: Path, options: Sequence[str]) -> int:
-    """Store what the suite draws under that condition below `out`; pytest's exit code."""
+    """Store what the suite generates under that condition below `out`; pytest's exit code."""
     folder = out / name
     environment = {
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores from other work

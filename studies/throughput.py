@@ -1,4 +1,4 @@
-"""Pictures a second by batch size: `python -m studies.throughput --json throughput.json`."""
+"""Images a second by batch size: `python -m studies.throughput --json throughput.json`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
 
 FASTEST_LOSSLESS = "hoisted"
-"""The fastest level whose pictures are those of plain diffusers with the same sampler and steps."""
+"""The fastest level whose images are those of plain diffusers with the same sampler and steps."""
 MEASURED_LEVELS = (FASTEST_LOSSLESS, "final")
 BATCHES = (1, 2, 4, 8, 16)
 OUT_OF_MEMORY = "out of memory"
@@ -71,13 +71,13 @@ def _timed(pipeline: LevelPipeline, requests: Sequence[Request]) -> dict[str, An
     from sdopt.bench.measure import memory_of, rounds_of
     from sdopt.bench.measure.timing import elapsed_ms
 
-    def draw() -> object:
+    def generate() -> object:
         return generate_batch(pipeline, requests)
 
     device = pipeline.device
-    first_ms = elapsed_ms(draw, device)
-    rounds = rounds_of(draw, device)
-    peaks = memory_of(draw, device)
+    first_ms = elapsed_ms(generate, device)
+    rounds = rounds_of(generate, device)
+    peaks = memory_of(generate, device)
     return {
         "first_call_s": first_ms / 1e3,
         "rounds_ms": rounds,
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="page to write the table into")
     options = parser.parse_args(arguments)
     if min(options.batches) < 1:
-        parser.error(f"--batches {min(options.batches)}: a batch has 1 picture or more")
+        parser.error(f"--batches {min(options.batches)}: a batch has 1 image or more")
     try:
         rows = read_rows(options.json, *FIELDS) if options.show else _measure_all(options)
         table = throughput_table(list(rows.rows.values()))

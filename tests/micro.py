@@ -1,4 +1,4 @@
-"""A source with SD 1.5's block types and next to no weights, so that a picture takes moments."""
+"""A source with SD 1.5's block types and next to no weights, so that an image takes moments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Rung:
 
 
 def climb(source: Source, level: Level, request: Request) -> Rung:
-    """Build the level, make its first picture and watch the second."""
+    """Build the level, make its first image and watch the second."""
     pipeline = build(source, level)
     first = first_call(pipeline, request)
     seen = observe(pipeline, request)

@@ -1,4 +1,4 @@
-"""What the engine's operations have to give, by PyTorch in float32: pictures are channels-last."""
+"""What the engine's operations have to give, by PyTorch in float32: images are channels-last."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def convolution(
     return out if residual is None else out + residual.float()
 
 
-def doubled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The picture at twice its size, then 3 x 3; `weight` is (N, C, 3, 3), as modules have it."""
+def upsample_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The image at twice its size, then 3 x 3; `weight` is (N, C, 3, 3), as modules have it."""
     doubled = F.interpolate(first(x.float()), scale_factor=2.0, mode="nearest")
     bias = None if bias is None else bias.float()
     return last(F.conv2d(doubled, weight.float(), bias, padding=1))

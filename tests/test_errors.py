@@ -20,11 +20,11 @@ def test_every_error_is_a_value_error_of_this_package(kind: type[Exception]) -> 
 
 
 def test_the_tree_in_the_docstring_is_complete() -> None:
-    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
+    generated = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
     defined = [
         name for name, value in vars(errors).items() if getattr(value, "__module__", "") == MODULE
     ]
-    assert sorted(drawn) == sorted(defined)
+    assert sorted(generated) == sorted(defined)
 
 
 @pytest.mark.parametrize(

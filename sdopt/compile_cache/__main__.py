@@ -20,7 +20,7 @@ from sdopt.util.children import python_path
 from sdopt.weights.sources import resolve
 
 LEVELS = ("turbo",)
-DRAWING = "sdopt.compile_cache.drawing"
+FILLING = "sdopt.compile_cache.filling"
 
 
 def pack(options: argparse.Namespace) -> list[str]:
@@ -30,7 +30,7 @@ def pack(options: argparse.Namespace) -> list[str]:
     _refuse_unwritable(options.file)
     with tempfile.TemporaryDirectory(prefix="sdopt-compile-") as name:
         start = time.perf_counter()
-        _draw(Path(name), options.source or "auto", names)
+        _fill(Path(name), options.source or "auto", names)
         seconds = time.perf_counter() - start
         contents = files.kept(Path(name))
     if not contents:
@@ -41,7 +41,7 @@ def pack(options: argparse.Namespace) -> list[str]:
     made_for = made_here()
     manifest = archive.pack(options.file, contents, made_for=made_for, levels=names, source=source)
     told_of = told(options.file, manifest)
-    return [f"compiled and drawn in {seconds:.1f} s by a process of its own", *told_of]
+    return [f"compiled and generated in {seconds:.1f} s by a process of its own", *told_of]
 
 
 def check(options: argparse.Namespace) -> list[str]:
@@ -72,9 +72,9 @@ def told(file: Path, manifest: archive.Manifest) -> list[str]:
     ]
 
 
-def _draw(folder: Path, source: str, levels: Sequence[str]) -> None:
+def _fill(folder: Path, source: str, levels: Sequence[str]) -> None:
     done = subprocess.run(
-        (sys.executable, "-m", DRAWING, source, *levels),
+        (sys.executable, "-m", FILLING, source, *levels),
         env={**os.environ, **place.variables(folder), "PYTHONPATH": python_path()},
     )
     if done.returncode:

@@ -1,1 +1,1 @@
-"""One picture as one CUDA graph over fused kernels: text encoder, denoising loop and decoder."""
+"""One image as one CUDA graph over fused kernels: text encoder, denoising loop and decoder."""

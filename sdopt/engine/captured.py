@@ -1,4 +1,4 @@
-"""A picture's graph as it was captured: what it depends on, what it reads and what it writes."""
+"""An image's graph as it was captured: what it depends on, what it reads and what it writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN = 2
 
 @dataclass(frozen=True)
 class Kind:
-    """What the kernels of a picture depend on: pictures at once, latents, steps, guidance."""
+    """What the kernels of an image depend on: images at once, latents, steps, guidance."""
 
     images: int
     height: int
@@ -56,7 +56,7 @@ class Captured:
 
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
-    picture: Tensor
+    image: Tensor
     latents: Tensor
     ticks: list[Tick]
     factors: Tensor

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sdopt.engine import ops
-from sdopt.engine.doubling import doubled_weights
 from sdopt.engine.unet import _flat, _taps, residual_block
+from sdopt.engine.upsampling import upsample_weights
 from sdopt.errors import SdoptError
 
 Decoder = Callable[[Tensor], Tensor]
-"""Latents (B, H, W, 4) to a picture (B, 8 * H, 8 * W, 3)."""
+"""Latents (B, H, W, 4) to an image (B, 8 * H, 8 * W, 3)."""
 
 
 class FusedDecoder:
@@ -29,14 +29,14 @@ class FusedDecoder:
                 f"the engine computes a VAE with SiLU, not {type(activation).__name__}"
             )
         self.decoder = decoder
-        self.doubled = {
-            module: doubled_weights(module.conv.weight)
+        self.upsample = {
+            module: upsample_weights(module.conv.weight)
             for module in decoder.modules()
             if type(module).__name__ == "Upsample2D"
         }
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The picture, from -1 to 1."""
+        """The image, from -1 to 1."""
         decoder = self.decoder
         x = ops.convolution(x, _taps(decoder.conv_in), decoder.conv_in.bias)
         first, second = decoder.mid_block.resnets
@@ -47,7 +47,7 @@ class FusedDecoder:
             for resnet in block.resnets:
                 x = residual_block(resnet, x)
             for sampler in block.upsamplers or ():
-                x = ops.doubled_convolution(x, self.doubled[sampler], sampler.conv.bias)
+                x = ops.upsample_convolution(x, self.upsample[sampler], sampler.conv.bias)
         x = ops.group_norm(x, decoder.conv_norm_out, silu=True)
         return ops.convolution(x, _taps(decoder.conv_out), decoder.conv_out.bias)
 
@@ -86,7 +86,7 @@ class FusedTinyDecoder:
                 raise SdoptError(f"the engine does not compute a Tiny VAE with {name}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The picture, from -1 to 1."""
+        """The image, from -1 to 1."""
         x = torch.tanh(x / 3) * 3
         for step in self.steps:
             x = step(x)
@@ -96,7 +96,7 @@ class FusedTinyDecoder:
 def _check_nearest(layer: nn.Upsample) -> None:
     if layer.mode != "nearest" or layer.scale_factor != 2:
         raise SdoptError(
-            "the engine doubles a Tiny VAE's pictures (nearest), it does not scale them by "
+            "the engine doubles a Tiny VAE's images (nearest), it does not scale them by "
             f"{layer.scale_factor} ({layer.mode})"
         )
 
@@ -107,8 +107,8 @@ def _convolving(conv: Any, *, relu: bool) -> Decoder:
 
 
 def _doubling(conv: Any) -> Decoder:
-    weights = doubled_weights(conv.weight)
-    return lambda x: ops.doubled_convolution(x, weights, conv.bias)
+    weights = upsample_weights(conv.weight)
+    return lambda x: ops.upsample_convolution(x, weights, conv.bias)
 
 
 def _tiny_block(module: Any) -> Decoder:

@@ -1,7 +1,7 @@
 """Triton kernels of the engine: convolution, product, attention, norms and the solver's step.
 
-Pictures are (images, height, width, channels), float16, contiguous; sums are float32. Operands come
-through the tensor memory accelerator, which fills zeros outside of a picture: a convolution is a
+Images are (images, height, width, channels), float16, contiguous; sums are float32. Operands come
+through the tensor memory accelerator, which fills zeros outside of an image: a convolution is a
 matrix product over shifted boxes, without padding and without a mask in its inner loop.
 """
 
@@ -38,7 +38,7 @@ def _write(
 
 
 @triton.jit(do_not_specialize=["images", "H", "W", "C", "splits"])
-def convolution(
+def sdopt_convolution(
     x_box,
     w_box,
     wx_box,
@@ -53,7 +53,7 @@ def convolution(
     splits,
     TAPS: tl.constexpr,
     PHASES: tl.constexpr,
-    HALVED: tl.constexpr,
+    DOWNSAMPLE: tl.constexpr,
     PARTIAL: tl.constexpr,
     BI: tl.constexpr,
     BH: tl.constexpr,
@@ -68,9 +68,9 @@ def convolution(
 ):
     """A TAPS x TAPS convolution over boxes of BI x BH x BW of the H x W pixels it makes.
 
-    With PHASES of 2 the picture is doubled first (nearest neighbour) and TAPS is 2: each of the
+    With PHASES of 2 the image is doubled first (nearest neighbour) and TAPS is 2: each of the
     four places within a doubled pixel has a kernel of its own, `w_box` holds them one below the
-    other; H x W is then the picture before. HALVED is a stride of 2: `x_box` then shows pairs of
+    other; H x W is then the image before. DOWNSAMPLE is a stride of 2: `x_box` then shows pairs of
     rows and of columns, (images, H, 2, W, 2 * C), of C that BK divides. A program computes BN
     channels and BX more (320 channels are 2 * (128 + 32), but no power of 2), whose weights come
     through `wx_box`. With PARTIAL the sums go to `out` in float32, one slice for each of `splits`.
@@ -101,7 +101,7 @@ def convolution(
     extra = tl.zeros((BM, max(BX, 16)), dtype=tl.float32)
     for _ in tl.range(first, last, num_stages=STAGES):
         c0 = block * BK
-        if HALVED:
+        if DOWNSAMPLE:
             # One row back is the second of the pair before.
             h = tap // TAPS + 1
             w = tap % TAPS + 1
@@ -141,7 +141,7 @@ def convolution(
 
 
 @triton.jit(do_not_specialize=["images", "H", "W"])
-def narrow_convolution(
+def sdopt_narrow_convolution(
     x,
     weight,
     bias,
@@ -180,7 +180,7 @@ def narrow_convolution(
 
 
 @triton.jit(do_not_specialize=["M", "K", "K2", "splits"])
-def matrix_product(
+def sdopt_matrix_product(
     x_box,
     x2_box,
     w_box,
@@ -261,7 +261,7 @@ def matrix_product(
 
 
 @triton.jit
-def ending(
+def sdopt_epilogue(
     values,
     bias,
     residual,
@@ -286,7 +286,7 @@ def ending(
 
 
 @triton.jit
-def sum_splits(
+def sdopt_sum_splits(
     partial,
     bias,
     residual,
@@ -315,7 +315,7 @@ def sum_splits(
 
 @triton.jit
 def _load_joined(x, x2, image, pixels, row, column, mask, C: tl.constexpr, C2: tl.constexpr):
-    """Pixels of one picture of x continued along its channels by x2, never joined in memory."""
+    """Pixels of one image of x continued along its channels by x2, never joined in memory."""
     start = image.to(tl.int64) * pixels
     own = mask & (column < C)[None, :] if C2 else mask
     values = tl.load(x + start * C + (row[:, None] * C + column[None, :]), mask=own, other=0.0)
@@ -327,7 +327,7 @@ def _load_joined(x, x2, image, pixels, row, column, mask, C: tl.constexpr, C2: t
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def group_norm_small(
+def sdopt_group_norm_small(
     x,
     x2,
     shift,
@@ -374,7 +374,7 @@ def group_norm_small(
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk_rows"])
-def group_statistics(
+def sdopt_group_statistics(
     x,
     x2,
     shift,
@@ -391,7 +391,7 @@ def group_statistics(
     GROUP_WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr,
 ):
-    """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of a picture.
+    """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of an image.
 
     Rows of neighbouring groups are read together, so that reads are wide. Each channel's mean and
     squares, of differences from its first pixel so that nothing cancels, go through `sums`, of
@@ -449,7 +449,7 @@ def _chunk_statistics(statistics, image, chunks, chunk, group, known, GROUPS: tl
 
 
 @triton.jit(do_not_specialize=["pixels", "chunks", "chunk_rows"])
-def combine_statistics(
+def sdopt_combine_statistics(
     statistics,
     combined,
     pixels,
@@ -460,7 +460,7 @@ def combine_statistics(
     TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`group_statistics` of a picture's many chunks as one chunk (Chan, Golub and LeVeque 1983)."""
+    """`group_statistics` of an image's many chunks as one chunk (Chan, Golub and LeVeque 1983)."""
     image = tl.program_id(1)
     group = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
     known = group < GROUPS
@@ -484,7 +484,7 @@ def combine_statistics(
 
 
 @triton.jit(do_not_specialize=["pixels", "chunks", "chunk_rows"])
-def group_norm_apply(
+def sdopt_group_norm_apply(
     x,
     x2,
     shift,
@@ -546,7 +546,7 @@ def group_norm_apply(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def layer_norm(
+def sdopt_layer_norm(
     x,
     weight,
     bias,
@@ -574,7 +574,7 @@ def layer_norm(
 
 
 @triton.jit(do_not_specialize=["tokens", "keys"])
-def attention(
+def sdopt_attention(
     q,
     k,
     v,
@@ -642,7 +642,7 @@ def attention(
 
 
 @triton.jit(do_not_specialize=["size"])
-def solver_step(
+def sdopt_solver_step(
     noise,
     sample,
     before,

@@ -13,7 +13,7 @@ from sdopt.engine import epilogue, kernels, specialized_launch
 from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
-ENDING_BLOCK = 2048
+EPILOGUE_BLOCK = 2048
 SMALL_NORM_ENTRIES = 32768
 """Of a group, padded to powers of 2: so many fit into the registers of one program."""
 GROUPS_TOGETHER = 8
@@ -26,7 +26,7 @@ NORM_ENTRIES, NORM_COLUMNS = 8192, 128
 MOST_CHUNKS = 16
 """Every program that normalizes reads as many; more are put together by a kernel of their own."""
 LARGEST_CHUNK = 1024
-"""Pixels of one chunk of a picture so large that it has more than MOST_CHUNKS."""
+"""Pixels of one chunk of an image so large that it has more than MOST_CHUNKS."""
 NARROW_PIXELS, NARROW_COLUMNS = 64, 64
 LOG2_E = 1.4426950408889634
 
@@ -38,43 +38,43 @@ def convolution(
     tile: Tile,
     *,
     phases: int = 1,
-    halved: bool = False,
+    downsample: bool = False,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """`kernels.convolution` of x (B, H, W, C) by `weight` (phases**2 * N, taps, taps, C).
+    """`kernels.sdopt_convolution` of x (B, H, W, C) by `weight` (phases**2 * N, taps, taps, C).
 
     With `halved` H and W are even, and the tile's depth divides C.
     """
     images, height, width, channels = x.shape
-    if halved:
+    if downsample:
         height, width = height // 2, width // 2
         x = x.view(images, height, 2, width, 2 * channels)
     columns, taps = weight.shape[0] // phases**2, weight.shape[1]
     out = x.new_empty((images, height * phases, width * phases, columns))
     sums = _sums(out, tile)
-    end = _ending(bias, residual, relu)
+    end = _epilogue_arguments(bias, residual, relu)
     flat = weight.reshape(weight.shape[0], -1)
     if tile.specialized:
         specialized_launch.product(
             x, None, flat, sums, tile, shape=(images, height, width, channels), columns=columns,
             taps=taps, phases=phases, bias=bias, residual=residual, activation=end["ACTIVATION"],
-            flat=False, halved=halved,
+            flat=False, downsample=downsample,
         )  # fmt: skip
         return _summed(sums, out, tile, bias, residual, end)
-    rows = [tile.height, 1] if halved else [tile.height]
+    rows = [tile.height, 1] if downsample else [tile.height]
     box = [tile.images, *rows, tile.width, tile.depth]
     tiles = cdiv(images, tile.images) * cdiv(height, tile.height) * cdiv(width, tile.width)
     across = cdiv(columns, tile.columns + tile.extra)
-    kernels.convolution[(tiles, across, tile.splits * phases**2)](
+    kernels.sdopt_convolution[(tiles, across, tile.splits * phases**2)](
         TensorDescriptor.from_tensor(x, box),
         TensorDescriptor.from_tensor(flat, [tile.columns, tile.depth]),
         TensorDescriptor.from_tensor(flat, [tile.extra or tile.columns, tile.depth]),
         _or(bias, out), _or(residual, out), sums, images, height, width, channels, columns,
-        tile.splits, TAPS=taps, PHASES=phases, HALVED=halved, PARTIAL=tile.splits > 1,
+        tile.splits, TAPS=taps, PHASES=phases, DOWNSAMPLE=downsample, PARTIAL=tile.splits > 1,
         BI=tile.images, BH=tile.height, BW=tile.width, BN=tile.columns, BX=tile.extra,
         BK=tile.depth, STAGES=tile.stages, num_warps=tile.warps,
-        **(end if tile.splits == 1 else _ending(None, None, False)),
+        **(end if tile.splits == 1 else _epilogue_arguments(None, None, False)),
     )  # fmt: skip
     return _summed(sums, out, tile, bias, residual, end)
 
@@ -89,12 +89,12 @@ def matrix_product(
     residual: Tensor | None = None,
     geglu: bool = False,
 ) -> Tensor:
-    """`kernels.matrix_product` of x (M, K), and maybe x2 (M, K2), by `weight` (N, K + K2)."""
+    """`kernels.sdopt_matrix_product` of x (M, K), and maybe x2 (M, K2), by `weight` (N, K + K2)."""
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if geglu else 1)
     out = x.new_empty((rows, columns))
     sums = _sums(out, tile)
-    end = _ending(bias, residual, False)
+    end = _epilogue_arguments(bias, residual, False)
     if tile.specialized:
         specialized_launch.product(
             x, x2, weight, sums, tile, shape=(1, rows, 1, depth), columns=columns, taps=1,
@@ -104,7 +104,7 @@ def matrix_product(
         return _summed(sums, out, tile, bias, residual, end)
     box = [tile.pixels, tile.depth]
     across = cdiv(columns, tile.columns + tile.extra)
-    kernels.matrix_product[(cdiv(rows, tile.pixels), across, tile.splits)](
+    kernels.sdopt_matrix_product[(cdiv(rows, tile.pixels), across, tile.splits)](
         TensorDescriptor.from_tensor(x, box),
         TensorDescriptor.from_tensor(x if x2 is None else x2, box),
         TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
@@ -126,18 +126,18 @@ def matrix_product(
         JOINED=x2 is not None,
         GEGLU=geglu,
         num_warps=tile.warps,
-        **(end if tile.splits == 1 else _ending(None, None, False)),
+        **(end if tile.splits == 1 else _epilogue_arguments(None, None, False)),
     )
     return _summed(sums, out, tile, bias, residual, end)
 
 
 def narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`kernels.narrow_convolution` of x (B, H, W, C) by `weight` (N, 3, 3, C)."""
+    """`kernels.sdopt_narrow_convolution` of x (B, H, W, C) by `weight` (N, 3, 3, C)."""
     images, height, width, channels = x.shape
     columns = weight.shape[0]
     out = x.new_empty((images, height, width, columns))
     down = cdiv(images * height * width, NARROW_PIXELS)
-    kernels.narrow_convolution[(down, cdiv(columns, NARROW_COLUMNS))](
+    kernels.sdopt_narrow_convolution[(down, cdiv(columns, NARROW_COLUMNS))](
         x, weight, _or(bias, out), out, images, height, width, columns, C=channels,
         DEPTH=max(16, next_power_of_2(9 * channels)), BM=NARROW_PIXELS, BN=NARROW_COLUMNS,
         HAS_BIAS=bias is not None, num_warps=4,
@@ -148,7 +148,9 @@ def narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 def attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, tile: Tile, *, causal: bool = False
 ) -> Tensor:
-    """`kernels.attention` of q (B, tokens, width), k and v (B, keys, width); rows may be apart.
+    """`kernels.sdopt_attention` of q (B, tokens, width), k and v (B, keys, width).
+
+    Their rows may be apart.
 
     `tile` has `height` tokens and `columns` keys at a time, which may come in boxes.
     """
@@ -157,7 +159,7 @@ def attention(
     out = q.new_empty((images, tokens, width))
     wide = max(16, next_power_of_2(size))
     box = [1, tile.columns, wide]
-    kernels.attention[(cdiv(tokens, tile.height), images * heads)](
+    kernels.sdopt_attention[(cdiv(tokens, tile.height), images * heads)](
         q, *(TensorDescriptor.from_tensor(t, box) if tile.boxed else t for t in (k, v)), out,
         tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
         WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
@@ -188,7 +190,7 @@ def group_norm(
     second, before, shifted = _or(x2, x), _or(shift, x), shift is not None
     narrow, tall = next_power_of_2(joined // groups), next_power_of_2(pixels)
     if narrow * tall <= SMALL_NORM_ENTRIES:
-        kernels.group_norm_small[(groups, images)](
+        kernels.sdopt_group_norm_small[(groups, images)](
             x, second, before, weight, bias, out, pixels, channels, more, epsilon, GROUPS=groups,
             ROWS=tall, WIDTH=narrow, SHIFTED=shifted, SILU=silu, num_warps=_warps(narrow * tall),
         )  # fmt: skip
@@ -199,21 +201,21 @@ def group_norm(
     sums = _float32(x, (images, chunks, 2, joined))
     across = next_power_of_2(GROUPS_TOGETHER * joined // groups)
     entries = LARGE_STATISTICS_ENTRIES if chunks > MOST_CHUNKS else STATISTICS_ENTRIES
-    kernels.group_statistics[(cdiv(groups, GROUPS_TOGETHER), chunks, images)](
+    kernels.sdopt_group_statistics[(cdiv(groups, GROUPS_TOGETHER), chunks, images)](
         x, second, before, sums, statistics, pixels, rows, channels, more, GROUPS=groups,
         TOGETHER=GROUPS_TOGETHER, ROWS=max(1, entries // across), WIDTH=across,
         GROUP_WIDTH=narrow, SHIFTED=shifted, num_warps=8,
     )  # fmt: skip
     if chunks > MOST_CHUNKS:
         combined = _float32(x, (images, 1, groups, 2))
-        kernels.combine_statistics[(cdiv(groups, GROUPS_TOGETHER), images)](
+        kernels.sdopt_combine_statistics[(cdiv(groups, GROUPS_TOGETHER), images)](
             statistics, combined, pixels, chunks, rows, C=joined, GROUPS=groups,
             TOGETHER=GROUPS_TOGETHER, BLOCK=256, num_warps=8,
         )  # fmt: skip
         statistics, chunks, rows = combined, 1, pixels
     across = min(next_power_of_2(joined), NORM_COLUMNS)
     down = NORM_ENTRIES // across
-    kernels.group_norm_apply[(cdiv(pixels, down), images, cdiv(joined, across))](
+    kernels.sdopt_group_norm_apply[(cdiv(pixels, down), images, cdiv(joined, across))](
         x, second, before, statistics, weight, bias, out, pixels, chunks, rows, channels, more,
         epsilon, GROUPS=groups, CHUNKS=next_power_of_2(chunks), ROWS=down, WIDTH=across,
         NEAR=next_power_of_2(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu,
@@ -229,32 +231,34 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     out = torch.empty_like(x)
     wide = next_power_of_2(channels)
     tall = max(1, 2048 // wide)
-    kernels.layer_norm[(cdiv(rows, tall),)](
+    kernels.sdopt_layer_norm[(cdiv(rows, tall),)](
         x, weight, bias, out, rows, channels, epsilon, ROWS=tall, WIDTH=wide,
         num_warps=1 if wide <= 512 else 4,
     )  # fmt: skip
     return out
 
 
-def ending(
+def apply_epilogue(
     values: Tensor, bias: Tensor | None, residual: Tensor | None, *, relu: bool = False
 ) -> Tensor:
-    """`kernels.ending` of a contiguous tensor whose last dimension the bias has."""
-    return _ended(values, bias, residual, _ending(bias, residual, relu))
+    """`kernels.sdopt_epilogue` of a contiguous tensor whose last dimension the bias has."""
+    return _ended(values, bias, residual, _epilogue_arguments(bias, residual, relu))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 * x) of a contiguous tensor."""
-    return _ended(x, None, None, _ending(None, None, False) | {"ACTIVATION": epilogue.QUICK_GELU})
+    return _ended(
+        x, None, None, _epilogue_arguments(None, None, False) | {"ACTIVATION": epilogue.QUICK_GELU}
+    )
 
 
 def solver_step(
     noise: Tensor, sample: Tensor, before: Tensor, factors: Tensor, copies: int
 ) -> Tensor:
-    """`kernels.solver_step` in place; the next input of the UNet, `copies` times the sample."""
+    """`kernels.sdopt_solver_step` in place; the UNet's next input, `copies` times the sample."""
     images = sample.shape[0]
     unet_input = noise.new_empty((max(copies, 1) * images, *sample.shape[1:]))
-    kernels.solver_step[(cdiv(sample.numel(), SUM_BLOCK),)](
+    kernels.sdopt_solver_step[(cdiv(sample.numel(), SUM_BLOCK),)](
         noise, sample, before, factors, unet_input, sample.numel(),
         GUIDED=noise.shape[0] == 2 * images, NEXT_COPIES=copies, BLOCK=SUM_BLOCK, num_warps=4,
     )  # fmt: skip
@@ -265,9 +269,9 @@ def _ended(
     values: Tensor, bias: Tensor | None, residual: Tensor | None, end: dict[str, Any]
 ) -> Tensor:
     out = torch.empty_like(values)
-    kernels.ending[(cdiv(values.numel(), ENDING_BLOCK),)](
+    kernels.sdopt_epilogue[(cdiv(values.numel(), EPILOGUE_BLOCK),)](
         values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
-        BLOCK=ENDING_BLOCK, num_warps=4, **end,
+        BLOCK=EPILOGUE_BLOCK, num_warps=4, **end,
     )  # fmt: skip
     return out
 
@@ -289,14 +293,14 @@ def _summed(
     end: dict[str, Any],
 ) -> Tensor:
     if tile.splits > 1:
-        kernels.sum_splits[(cdiv(out.numel(), SUM_BLOCK),)](
+        kernels.sdopt_sum_splits[(cdiv(out.numel(), SUM_BLOCK),)](
             sums, _or(bias, out), _or(residual, out), out, out.numel(), out.shape[-1],
             SPLITS=tile.splits, BLOCK=SUM_BLOCK, num_warps=4, **end,
         )  # fmt: skip
     return out
 
 
-def _ending(bias: Tensor | None, residual: Tensor | None, relu: bool) -> dict[str, Any]:
+def _epilogue_arguments(bias: Tensor | None, residual: Tensor | None, relu: bool) -> dict[str, Any]:
     return {
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,

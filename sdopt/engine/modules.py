@@ -105,7 +105,7 @@ class FusedPart(Generic[Made]):
         parts = {self.name: self.module}
         if patch := foreign(parts, self._called_now()):
             raise SdoptError(
-                f"level {self.level!r} draws with graphs and kernels of its own, which would leave "
+                f"level {self.level!r} uses graphs and kernels of its own, which would leave "
                 f"out {patch}; undo that, or {OTHER_LEVEL}"
             )
         check_alike(parts, self.level)  # what has no memory is not described further
@@ -122,8 +122,8 @@ class FusedPart(Generic[Made]):
 class Fused:
     """The engine's parts of one pipeline, as forward passes of its modules.
 
-    Called from outside, each looks first whether its part changed. The picture engine has looked at
-    all of them already: while it draws, `looked_at` is set.
+    Called from outside, each looks first whether its part changed. The image engine has looked at
+    all of them already: while it generates, `looked_at` is set.
     """
 
     looked_at = False
@@ -181,7 +181,7 @@ class Fused:
         ids = input_ids.reshape(-1, input_ids.shape[-1])
         with record_function(FUSED_MARK):
             hidden = encode_text(view, joined, ids)
-        if self.looked_at:  # the picture engine, which pools nothing
+        if self.looked_at:  # the image engine, which pools nothing
             return (hidden,)
         pooled = pooled_text(view, hidden, ids)
         if not return_dict:
@@ -223,7 +223,7 @@ class Fused:
         return UNet2DConditionOutput(sample=first) if return_dict else (first,)
 
     def _predict_apart(self, sample: Tensor, timestep: Any, text: Tensor, return_dict: bool) -> Any:
-        """Each image at a timestep of its own, which the engine draws one after the other."""
+        """Each image at a timestep of its own, which the engine generates one after the other."""
         times = torch.as_tensor(timestep, device=text.device).reshape(-1)
         if not len(times) == len(sample) == len(text):
             raise SdoptError(

@@ -1,6 +1,6 @@
 """The engine's operations: Triton kernels on a GPU, PyTorch's own elsewhere, the same arithmetic.
 
-Pictures are (images, height, width, channels), contiguous; convolution weights (N, taps, taps, C).
+Images are (images, height, width, channels), contiguous; convolution weights (N, taps, taps, C).
 Where a shape's measured tile says `library`, cuDNN or cuBLAS computes it on the GPU as well.
 """
 
@@ -93,24 +93,24 @@ def ended(
     if x.is_cuda:
         from sdopt.engine import launch
 
-        return launch.ending(x, bias, residual, relu=relu)
+        return launch.apply_epilogue(x, bias, residual, relu=relu)
     x = x if bias is None else x + bias
     x = x if residual is None else x + residual
     return F.relu(x) if relu else x
 
 
-def doubled_convolution(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3 x 3 convolution of the picture at twice its size; see `doubling.doubled_weights`."""
+def upsample_convolution(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3 x 3 convolution of the image at twice its size; see `upsampling.upsample_weights`."""
     n = weights.shape[0] // 4
-    _note(convolution_key(_sizes(x), n, "doubled"), x, weights, bias)
-    tile = _convolution_tile(x, n, "doubled")
-    return tiled_doubled_convolution(x, weights, bias, tile)
+    _note(convolution_key(_sizes(x), n, "upsample"), x, weights, bias)
+    tile = _convolution_tile(x, n, "upsample")
+    return tiled_upsample_convolution(x, weights, bias, tile)
 
 
-def tiled_doubled_convolution(
+def tiled_upsample_convolution(
     x: Tensor, weights: Tensor, bias: Tensor | None, tile: Tile | None
 ) -> Tensor:
-    """`doubled_convolution` cut that way; by the library, as four convolutions, without a tile."""
+    """`upsample_convolution` cut that way; by the library, as four convolutions, without a tile."""
     if tile is not None and not tile.library:
         from sdopt.engine import launch
 
@@ -125,22 +125,22 @@ def tiled_doubled_convolution(
     return out.reshape(images, 2 * height, 2 * width, -1)
 
 
-def halved_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3 x 3 convolution of stride 2 with a border of zeros, of a picture of even sides."""
+def downsample_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3 x 3 convolution of stride 2 with a border of zeros, of an image of even sides."""
     n = weight.shape[0]
-    _note(convolution_key(_sizes(x), n, "halved"), x, weight, bias)
-    tile = _convolution_tile(x, n, "halved")
-    return tiled_halved_convolution(x, weight, bias, tile)
+    _note(convolution_key(_sizes(x), n, "downsample"), x, weight, bias)
+    tile = _convolution_tile(x, n, "downsample")
+    return tiled_downsample_convolution(x, weight, bias, tile)
 
 
-def tiled_halved_convolution(
+def tiled_downsample_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None
 ) -> Tensor:
-    """`halved_convolution` cut that way; by the library without a tile whose depth divides C."""
+    """`downsample_convolution` cut that way; by the library unless a tile's depth divides C."""
     if tile is not None and not tile.library and x.shape[3] % tile.depth == 0:
         from sdopt.engine import launch
 
-        return launch.convolution(x, weight, bias, tile, halved=True)
+        return launch.convolution(x, weight, bias, tile, downsample=True)
     first = x.permute(0, 3, 1, 2)
     out = F.conv2d(first, weight.permute(0, 3, 1, 2), None, stride=2, padding=1)
     return ended(out.permute(0, 2, 3, 1).contiguous(), bias)

@@ -15,7 +15,7 @@ ADVICE = "undo that, or use a level without the engine, such as 'final'"
 
 
 def parts_of(pipeline: Any) -> dict[str, nn.Module]:
-    """The parts that draw, by name."""
+    """The parts that generate, by name."""
     return {"text_encoder": pipeline.text_encoder, "unet": pipeline.unet, "vae": pipeline.vae}
 
 
@@ -52,7 +52,7 @@ class GraphParts:
         called = () if decoder is None else (decoder,)
         if patch := foreign(parts, called):
             raise SdoptError(
-                f"level {self.level!r} draws with one graph, which would leave out {patch}; "
+                f"level {self.level!r} generates with one graph, which would leave out {patch}; "
                 f"{ADVICE}"
             )
         self._watch = Watch([*parts.values()], called)
@@ -83,6 +83,6 @@ class Roots:
 
     def _refuse(self, patch: str) -> None:
         raise SdoptError(
-            f"level {self.level!r} draws with graphs and kernels of its own, which would leave out "
+            f"level {self.level!r} uses graphs and kernels of its own, which would leave out "
             f"{patch}; {ADVICE}"
         )

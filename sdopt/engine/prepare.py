@@ -1,4 +1,4 @@
-"""What a first picture on a GPU waits for, done in a thread while diffusers is being imported."""
+"""What a first image on a GPU waits for, done in a thread while diffusers is being imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepared(level: Level, device: str | None) -> Iterator[None]:
     """Load the GPU's libraries and Triton beside what runs inside; wait for them at the end.
 
     Does nothing for a level without our kernels, or where there is no GPU. Errors are dropped: the
-    level's own checks and the first picture meet them again and name them.
+    level's own checks and the first image meet them again and name them.
     """
     gpu = used_gpu(device) if level.fused else None
     if gpu is None:
@@ -36,7 +36,7 @@ def prepared(level: Level, device: str | None) -> Iterator[None]:
 
 
 def used_gpu(device: str | None) -> torch.device | None:
-    """The CUDA device that pictures will be drawn on, with its number; None for the CPU."""
+    """The CUDA device that images will be generated on, with its number; None for the CPU."""
     if not torch.cuda.is_available():
         return None
     chosen = torch.device(device or "cuda")

@@ -51,7 +51,7 @@ class Solver:
 
 
 class SolverTables:
-    """A scheduler's timesteps and factors; `last` are those of the last picture, on its device.
+    """A scheduler's timesteps and factors; `last` are those of the last image, on its device.
 
     Solvers are kept by their number of steps, until they are forgotten since the scheduler changed.
     """
@@ -96,7 +96,7 @@ def solver_for(scheduler: Any, steps: int) -> Solver:
         found = getattr(scheduler.config, option)
         if found != value:
             raise SdoptError(
-                f"the engine draws with {option}={value!r}, the scheduler has "
+                f"the engine generates with {option}={value!r}, the scheduler has "
                 f"{found!r}; use a level without the engine, such as 'final'"
             )
     own = _own(scheduler)
@@ -140,7 +140,7 @@ def check_scheduler(scheduler: Any) -> None:
     if kind.__name__ != SCHEDULER or patch:
         what = kind.__name__ if kind.__name__ != SCHEDULER else f"one with {patch}"
         raise SdoptError(
-            f"the engine draws with a {SCHEDULER}, the pipeline has {what}; use a level without "
+            f"the engine computes a {SCHEDULER}, the pipeline has {what}; use a level without "
             "the engine, such as 'final'"
         )
 

@@ -38,7 +38,7 @@ def _first_pixel(tile, tiles_h, tiles_w, BI: gl.constexpr, BH: gl.constexpr, BW:
 
 @gluon.jit
 def _load_image(boxes, matrix, place, full, k, sizes, back, FLAT: gl.constexpr, TAPS: gl.constexpr,
-                HALVED: gl.constexpr, JOINED: gl.constexpr, BK: gl.constexpr):  # fmt: skip
+                DOWNSAMPLE: gl.constexpr, JOINED: gl.constexpr, BK: gl.constexpr):  # fmt: skip
     """One consumer's pixels for step k of the sum."""
     x_box, x2_box = boxes
     blocks, C = sizes
@@ -55,7 +55,7 @@ def _load_image(boxes, matrix, place, full, k, sizes, back, FLAT: gl.constexpr, 
     else:
         tap = k // blocks
         c0 = k % blocks * BK
-        if HALVED:
+        if DOWNSAMPLE:
             # One row back is the second of the pair before.
             h = tap // TAPS + 1
             w = tap % TAPS + 1
@@ -66,7 +66,8 @@ def _load_image(boxes, matrix, place, full, k, sizes, back, FLAT: gl.constexpr, 
 
 @gluon.jit
 def _producer(boxes, weights, matrices, barriers, places, rows, steps, sizes, back,
-              FLAT: gl.constexpr, TAPS: gl.constexpr, HALVED: gl.constexpr, JOINED: gl.constexpr,
+              FLAT: gl.constexpr, TAPS: gl.constexpr, DOWNSAMPLE: gl.constexpr,
+              JOINED: gl.constexpr,
               MC: gl.constexpr, BN: gl.constexpr, BX: gl.constexpr, BK: gl.constexpr,
               STAGES: gl.constexpr):  # fmt: skip
     """Fill the stages in turn, each once both consumers have left it."""
@@ -82,7 +83,7 @@ def _producer(boxes, weights, matrices, barriers, places, rows, steps, sizes, ba
         mbarrier.expect(full.index(i), (2 * MC + BN + BX) * BK * SIZE)
         for consumer in gl.static_range(2):
             _load_image(boxes, matrices[consumer].index(i), places[consumer], full.index(i), k,
-                        sizes, back, FLAT, TAPS, HALVED, JOINED, BK)  # fmt: skip
+                        sizes, back, FLAT, TAPS, DOWNSAMPLE, JOINED, BK)  # fmt: skip
         column = k // blocks * C + k % blocks * BK
         if JOINED:
             column = gl.where(k < blocks, k * BK, C + (k - blocks) * BK)
@@ -176,15 +177,15 @@ def _consumer(a, b, bx, barriers, steps, n0, place, ends, shape, phase, PHASES: 
 
 
 @gluon.jit(do_not_specialize=["images", "H", "W", "C", "C2", "splits"])
-def product(
+def sdopt_product(
     x_box, x2_box, w_box, wx_box, bias, residual, out, images, H, W, C, C2, N, splits,
-    TAPS: gl.constexpr, PHASES: gl.constexpr, FLAT: gl.constexpr, HALVED: gl.constexpr,
+    TAPS: gl.constexpr, PHASES: gl.constexpr, FLAT: gl.constexpr, DOWNSAMPLE: gl.constexpr,
     JOINED: gl.constexpr, GEGLU: gl.constexpr, PARTIAL: gl.constexpr, BI: gl.constexpr,
     BH: gl.constexpr, BW: gl.constexpr, BN: gl.constexpr, BX: gl.constexpr, BK: gl.constexpr,
     STAGES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr,
     ACTIVATION: gl.constexpr,
 ):  # fmt: skip
-    """What `kernels.convolution` computes, and, of FLAT images of H rows, `matrix_product`.
+    """What `kernels.sdopt_convolution` computes, and, of FLAT images of H rows, `matrix_product`.
 
     A program has two boxes of BI x BH x BW pixels, one below the other. `ends` are what a sum ends
     with, and `steps` which part of it is this program's. With GEGLU the BX = BN columns more are
@@ -240,7 +241,7 @@ def product(
             (_consumer, (a1, b, bx, barriers, steps, n0, place1, ends, shape, phases, PHASES, FLAT,
                          BH, BW, BN, BX, BK, STAGES, GEGLU, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)),
             (_producer, ((x_box, x2_box), (w_box, wx_box), (a0, a1, b, bx), barriers,
-                         (place0, place1), rows, steps, (blocks, C), back, FLAT, TAPS, HALVED,
+                         (place0, place1), rows, steps, (blocks, C), back, FLAT, TAPS, DOWNSAMPLE,
                          JOINED, MC, BN, BX, BK, STAGES)),
         ],
         [4, 1],

@@ -44,10 +44,10 @@ def product(
     residual: Tensor | None,
     activation: int,
     flat: bool,
-    halved: bool = False,
+    downsample: bool = False,
     geglu: bool = False,
 ) -> None:
-    """`specialized.product` into `out`, or, of a split tile, into its sums.
+    """`specialized.sdopt_product` into `out`, or, of a split tile, into its sums.
 
     `shape` is that of the image before doubling, (images, H, W, C); of a matrix (1, rows, 1, K).
     `weight` is (phases**2 * N, taps**2 * C), for GEGLU (2 * N, K).
@@ -60,18 +60,19 @@ def product(
         box = [tile.pixels, depth]
         down = cdiv(height, 2 * tile.pixels)
     else:
-        rows = [tile.height, 1] if halved else [tile.height]
+        rows = [tile.height, 1] if downsample else [tile.height]
         box = [tile.images, *rows, tile.width, depth]
         tiles = cdiv(images, tile.images) * cdiv(height, tile.height) * cdiv(width, tile.width)
         down = cdiv(tiles, 2)
     whole = tile.splits == 1
     across = cdiv(columns, tile.columns + (0 if geglu else tile.extra))
-    specialized.product[(down, across, tile.splits * phases**2)](
+    specialized.sdopt_product[(down, across, tile.splits * phases**2)](
         _boxes(x, box), _boxes(x if x2 is None else x2, box),
         _boxes(weight, [tile.columns, depth]), _boxes(weight, [tile.extra or tile.columns, depth]),
         out if bias is None else bias, out if residual is None else residual, out,
         images, height, width, channels, 0 if x2 is None else x2.shape[1], columns, tile.splits,
-        TAPS=taps, PHASES=phases, FLAT=flat, HALVED=halved, JOINED=x2 is not None, GEGLU=geglu,
+        TAPS=taps, PHASES=phases, FLAT=flat, DOWNSAMPLE=downsample,
+        JOINED=x2 is not None, GEGLU=geglu,
         PARTIAL=not whole, BI=tile.images, BH=tile.height, BW=tile.width, BN=tile.columns,
         BX=tile.extra, BK=depth, STAGES=tile.stages, HAS_BIAS=whole and bias is not None,
         HAS_RESIDUAL=whole and residual is not None, ACTIVATION=activation if whole else 0,

@@ -1,4 +1,4 @@
-"""The stages of a picture and the moments between them, on the device or on the host."""
+"""The stages of an image and the moments between them, on the device or on the host."""
 
 from __future__ import annotations
 

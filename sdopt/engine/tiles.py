@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 TUNED = Path(__file__).with_name("tuned.json")
+OLD_KINDS = {"doubled": "upsample", "halved": "downsample"}
 MULTIPROCESSORS = 132
 """Of an H100 or H200: how many tiles can be worked on at once."""
 
@@ -61,8 +62,8 @@ LIBRARY = Tile(library=True)
 
 
 def convolution_key(sizes: Sizes, n: int, kind: str) -> str:
-    """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv, plain, doubled or
-    halved.
+    """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv, plain, upsample or
+    downsample.
 
     A plain one has no bias and no residual, for which the library needs kernels of their own.
     """
@@ -85,7 +86,13 @@ def tuned() -> dict[str, Tile]:
     if not TUNED.exists():
         return {}
     stored = json.loads(TUNED.read_text(encoding="utf-8"))
-    return {key: Tile(**fields) for key, fields in stored["tiles"].items()}
+    return {current_key(key): Tile(**fields) for key, fields in stored["tiles"].items()}
+
+
+def current_key(key: str) -> str:
+    """A key of a table of before version 0.2 as it is called now."""
+    kind, _, shape = key.partition(" ")
+    return f"{OLD_KINDS.get(kind, kind)} {shape}"
 
 
 def convolution_tile(sizes: Sizes, n: int, kind: str, *, specialized: bool = False) -> Tile:
@@ -143,17 +150,17 @@ def _less_split(tile: Tile, times: int) -> Tile:
 def ruled_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
     """128 pixels by 64 channels, and the sum split until all multiprocessors have work."""
     images, height, width, c = sizes
-    if kind == "halved":
+    if kind == "downsample":
         height, width = height // 2, width // 2
     wide = min(16, _power_below(width))
     high = min(128 // wide, _power_above(height))
     several = min(128 // (wide * high), _power_above(images))
     columns = 16 if n <= 16 else 32 if n <= 32 else 64
     tiles = -(-images // several) * -(-height // high) * -(-width // wide) * -(-n // columns)
-    taps = 4 if kind == "doubled" else 9
-    tiles *= 4 if kind == "doubled" else 1
-    splits = 1 if kind == "doubled" else _splits(tiles, taps * -(-c // 64))
-    # A matrix unit works on 64 rows at least: smaller pictures leave the rest of the box empty.
+    taps = 4 if kind == "upsample" else 9
+    tiles *= 4 if kind == "upsample" else 1
+    splits = 1 if kind == "upsample" else _splits(tiles, taps * -(-c // 64))
+    # A matrix unit works on 64 rows at least: smaller images leave the rest of the box empty.
     if several * high * wide < 64:
         high = 64 // (several * wide)
     return Tile(images=several, height=high, width=wide, columns=columns, splits=splits)
@@ -162,7 +169,7 @@ def ruled_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
 def ruled_specialized_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
     """Two boxes of 64 pixels by 128 channels, or 160 where those divide the width."""
     images, height, width, c = sizes
-    if kind == "halved":
+    if kind == "downsample":
         height, width = height // 2, width // 2
     wide = min(32, _power_below(width))
     high = min(64 // wide, _power_above(height))
@@ -170,8 +177,8 @@ def ruled_specialized_convolution(sizes: Sizes, n: int, kind: str) -> Tile:
     columns, extra = (128, 32) if n % 160 == 0 and n % 128 else (128, 0)
     tiles = -(-images // several) * -(-height // high) * -(-width // wide)
     programs = -(-tiles // 2) * -(-n // (columns + extra))
-    taps = 4 if kind == "doubled" else 9
-    splits = 1 if kind == "doubled" else _splits(2 * programs, taps * -(-c // SPECIALIZED_DEPTH))
+    taps = 4 if kind == "upsample" else 9
+    splits = 1 if kind == "upsample" else _splits(2 * programs, taps * -(-c // SPECIALIZED_DEPTH))
     return Tile(
         images=several, height=high, width=wide, columns=columns, extra=extra, stages=5,
         splits=splits, specialized=True,

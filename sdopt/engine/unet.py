@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdopt.engine import ops
-from sdopt.engine.doubling import doubled_weights
 from sdopt.engine.joining import joined_projections, merged_products
+from sdopt.engine.upsampling import upsample_weights
 from sdopt.errors import SdoptError
 
 SUPPORTED: Mapping[str, Any] = {
@@ -67,7 +67,7 @@ class FusedUNet:
 
     unet: Any
     joined: dict[nn.Module, Tensor] = field(default_factory=dict)
-    doubled: dict[nn.Module, Tensor] = field(default_factory=dict)
+    upsample: dict[nn.Module, Tensor] = field(default_factory=dict)
     merged: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
     contexts: int = 0
     embeddings: int = 0
@@ -81,7 +81,7 @@ class FusedUNet:
                 one = module.attn1
                 self.joined[one], _ = joined_projections((one.to_q, one.to_k, one.to_v))
             if kind == "Upsample2D":
-                self.doubled[module] = doubled_weights(module.conv.weight)
+                self.upsample[module] = upsample_weights(module.conv.weight)
             if kind == "Transformer2DModel":
                 last = module.transformer_blocks[-1].ff.net[2]
                 self.merged[module] = merged_products(last, module.proj_out)
@@ -157,7 +157,7 @@ class FusedUNet:
             outputs.append(x)
         for sampler in block.downsamplers or ():
             conv = sampler.conv
-            outputs.append(ops.halved_convolution(x, _taps(conv), conv.bias))
+            outputs.append(ops.downsample_convolution(x, _taps(conv), conv.bias))
         return outputs
 
     def _middle(self, block: Any, x: Tensor, shift: Shift, context: Context) -> Tensor:
@@ -173,7 +173,7 @@ class FusedUNet:
         for layer in range(len(block.resnets)):
             x = self._layer(block, layer, x, skips.pop(), shift, context)
         for sampler in block.upsamplers or ():
-            x = ops.doubled_convolution(x, self.doubled[sampler], sampler.conv.bias)
+            x = ops.upsample_convolution(x, self.upsample[sampler], sampler.conv.bias)
         return x
 
     def _layer(

@@ -1,4 +1,4 @@
-"""A true miniature of Stable Diffusion 1.5, trained by this repository on pictures it draws."""
+"""A true miniature of Stable Diffusion 1.5, trained by this repository on images it generates."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ MODEL_DIR: Path = Path(__file__).parent / "model"
 """Plain diffusers folder; beside the pipeline's parts it holds `tiny_vae/`."""
 
 SIZE_PX: int = 128
-"""Height and width of the pictures the model was trained on, in pixels."""
+"""Height and width of the images the model was trained on, in pixels."""
 
 GUIDANCE_SCALE: float = 3.0
 """Classifier-free guidance, the best that `studies.miniature_quality.evaluate` measured."""

@@ -81,7 +81,7 @@ def _build_vae() -> AutoencoderKL:
         block_out_channels=(32, 64, 96, 96),
         layers_per_block=1,
         latent_channels=4,
-        # 4 channels a group, as in SD 1.5's. In groups of 2 a flat picture loses its colours.
+        # 4 channels a group, as in SD 1.5's. In groups of 2 a flat image loses its colours.
         norm_num_groups=8,
         sample_size=SIZE_PX,
     )

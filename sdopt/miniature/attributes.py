@@ -1,6 +1,6 @@
 """What a scene can be made of: the one table of words that drawing, captions and sampling share."""
 
-# Lengths are pixels of a 128-pixel picture; `rendering` scales them to other sizes.
+# Lengths are pixels of a 128-pixel image; `rendering` scales them to other sizes.
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),

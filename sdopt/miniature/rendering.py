@@ -41,19 +41,19 @@ class Tables:
     tone: Tensor
     """colour x 3: the second tone of each colour."""
     light: Tensor
-    """H x 1: brightness from the top to the bottom of the picture."""
+    """H x 1: brightness from the top to the bottom of the image."""
 
 
 def render_rows(rows: Tensor, tables: Tables) -> Tensor:
     """N x 3 x H x W in 0 to 1 (float32) for N rows (crowded ones too) on the device of `tables`."""
-    picture = tables.colour[rows[:, BACKGROUND], :, None, None] * tables.light
+    image = tables.colour[rows[:, BACKGROUND], :, None, None] * tables.light
     for item in range((rows.shape[1] - FIRST_OBJECT) // len(OBJECT_FIELDS)):
         present = (rows[:, EXTRA_OBJECTS] >= item)[:, None, None, None]
         place = tuple(rows[:, column(item, name)] for name in ("shape", "size", "position"))
         shadow = _SHADOW_STRENGTH * tables.shadow[place][:, None] * present
         cover = tables.cover[place][:, None] * present
-        picture = torch.lerp(picture * (1 - shadow), _paint(rows, item, tables), cover)
-    return picture.clamp(0, 1)
+        image = torch.lerp(image * (1 - shadow), _paint(rows, item, tables), cover)
+    return image.clamp(0, 1)
 
 
 def _paint(rows: Tensor, item: int, tables: Tables) -> Tensor:
@@ -68,16 +68,16 @@ def render_uint8(rows: Rows, size: int) -> NDArray[np.uint8]:
     return to_uint8(render_rows(torch.from_numpy(rows), tables(size)))
 
 
-def to_uint8(pictures: Tensor) -> NDArray[np.uint8]:
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """N x H x W x 3 in 0 to 255 from N x 3 x H x W in 0 to 1."""
-    scaled = pictures.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    scaled = images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     array: NDArray[np.uint8] = scaled.permute(0, 2, 3, 1).cpu().numpy()
     return array
 
 
 @lru_cache(maxsize=4)
 def tables(size: int = _DESIGN_PX, device: str = "cpu") -> Tables:
-    """The tables for pictures of `size` pixels; computed on the CPU so all devices agree."""
+    """The tables for images of `size` pixels; computed on the CPU so all devices agree."""
     points = (torch.arange(size, dtype=torch.float64) + 0.5) * (_DESIGN_PX / size)
     y, x = torch.meshgrid(points, points, indexing="ij")
     pixel = _DESIGN_PX / size

@@ -51,7 +51,7 @@ def sample_held_out_rows(seed: int, count: int) -> Rows:
 
 
 def sample_crowded_rows(seed: int, count: int) -> Rows:
-    """`count` x 47 pictures with four to nine objects, for the autoencoders only.
+    """`count` x 47 images with four to nine objects, for the autoencoders only.
 
     In a scene most pixels are background; where these learn to draw objects, objects should be.
     """

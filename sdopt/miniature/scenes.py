@@ -107,11 +107,11 @@ def held_out_scenes(count: int) -> list[Scene]:
 
 
 def render(scene: Scene, size: int = 128) -> NDArray[np.uint8]:
-    """The true picture of `scene`: size x size x 3, RGB, 0 to 255. Imports torch."""
+    """The true image of `scene`: size x size x 3, RGB, 0 to 255. Imports torch."""
     from sdopt.miniature.rendering import render_uint8
 
-    picture: NDArray[np.uint8] = render_uint8(scene.row()[None], size)[0]
-    return picture
+    image: NDArray[np.uint8] = render_uint8(scene.row()[None], size)[0]
+    return image
 
 
 def unknown_words(text: str) -> list[str]:

@@ -34,6 +34,6 @@ def naming_the_hungry(level: Level, device: torch.device) -> Iterator[None]:
         held = torch.cuda.max_memory_allocated(device) / 2**20
         raise OutOfMemoryError(
             f"level {level.name!r} does not fit on {device}: it held {held:.0f} MiB when this "
-            f"failed: {error}; end what else uses the device, draw fewer or smaller pictures, or "
+            f"failed: {error}; end what else uses the device, generate fewer or smaller images, or "
             "pick a level with the Tiny VAE"
         ) from error

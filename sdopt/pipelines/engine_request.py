@@ -32,7 +32,7 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 IGNORED: Mapping[str, Any] = {"eta": 0.0, "guidance_rescale": 0.0}
 """Arguments whose defaults of diffusers mean: not used."""
 MULTIPLE_PX = 64
-"""Sides of pictures: the UNet halves the latents three times, and doubles them exactly."""
+"""Sides of images: the UNet halves the latents three times, and doubles them exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class ModelSize:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """A call's arguments: as many `prompts` as pictures, and as many `negatives` or, without
+    """A call's arguments: as many `prompts` as images, and as many `negatives` or, without
     guidance, none.
 
     `lora_scale` is None if nothing was said about it.
@@ -95,7 +95,7 @@ def check_arguments(level: str, given: Mapping[str, Any]) -> None:
     unused = [n for n, v in given.items() if n not in ARGUMENTS and _is_used(v, IGNORED.get(n))]
     if unused:
         raise SdoptError(
-            f"level {level!r} draws a picture as one graph, which cannot use {', '.join(unused)}; "
+            f"level {level!r} runs as one graph, which cannot use {', '.join(unused)}; "
             f"it takes {', '.join(ARGUMENTS)}; use a level without it, such as 'final'"
         )
     for name, right, wanted in _WANTED:
@@ -179,21 +179,21 @@ def _size(model: ModelSize, given: Mapping[str, Any]) -> tuple[int, int]:
     for name, value in zip(("height", "width"), size, strict=True):
         if not isinstance(value, Integral) or value < MULTIPLE_PX or value % MULTIPLE_PX:
             raise SdoptError(
-                f"{name} is {_shown(value)}; this level draws multiples of {MULTIPLE_PX} px, from "
+                f"{name} is {_shown(value)}; this level takes multiples of {MULTIPLE_PX} px, from "
                 f"{MULTIPLE_PX} on; use one, or a level without the engine, such as 'final'"
             )
     return int(size[0]), int(size[1])
 
 
 def _check_latents(
-    model: ModelSize, latents: Tensor | None, pictures: int, size: tuple[int, int]
+    model: ModelSize, latents: Tensor | None, images: int, size: tuple[int, int]
 ) -> None:
-    """Raise SdoptError for latents that are not those of the pictures that were asked for."""
+    """Raise SdoptError for latents that are not those of the images that were asked for."""
     sides = (side // model.latent_px for side in size)
-    wanted = (pictures, model.channels, *sides)
+    wanted = (images, model.channels, *sides)
     if latents is not None and tuple(latents.shape) != wanted:
         raise SdoptError(
-            f"latents are {tuple(latents.shape)}; {pictures} of {size[0]} x {size[1]} px are "
+            f"latents are {tuple(latents.shape)}; {images} of {size[0]} x {size[1]} px are "
             f"{wanted}; give height and width with latents of another size"
         )
 

@@ -1,4 +1,4 @@
-"""What a pipeline notes during a call, kept when a callback of that call draws with it again."""
+"""What a pipeline notes during a call, kept when a callback of the call generates with it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def leaving_the_outer_call(pipeline: Any) -> Iterator[None]:
 
     Stock diffusers has one set of notes, so that the outer call would go on with the inner one's.
     """
-    if not pipeline.drawing:
-        pipeline.drawing = True
+    if not pipeline.generating:
+        pipeline.generating = True
         try:
             yield
         finally:
-            pipeline.drawing = False
+            pipeline.generating = False
         return
     noted = {name: value for name, value in vars(pipeline).items() if name in CALL_STATE}
     scheduler = pipeline.scheduler

@@ -15,8 +15,8 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from sdopt.engine.image import ImageEngine
 from sdopt.engine.modules import Fused, fuse_modules
-from sdopt.engine.picture import PictureEngine
 from sdopt.engine.unet import FusedUNet
 from sdopt.errors import SdoptError, SourceError, UnknownNameError
 from sdopt.levels import Level, get_level
@@ -30,7 +30,7 @@ from sdopt.pipelines.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.pipelines.compilation import compile_decoder, compile_unet
 from sdopt.pipelines.components import check_components
 from sdopt.pipelines.device_limits import check_capability, naming_the_hungry
-from sdopt.pipelines.engine_call import drawn_whole
+from sdopt.pipelines.engine_call import generated_whole
 from sdopt.pipelines.loading import load_tiny_vae, quiet_loading, reading
 from sdopt.pipelines.nested import leaving_the_outer_call
 from sdopt.pipelines.prompts import named_as_diffusers_does, without_learnt_words
@@ -56,8 +56,8 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     level: Level
     source: Source
     step_callback: Any = None
-    engine: PictureEngine | None = None
-    drawing: bool = False
+    engine: ImageEngine | None = None
+    generating: bool = False
     fused: Fused | None = None
 
     @property
@@ -67,7 +67,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is; diffusers' own property walks all modules, milliseconds a picture."""
+        """Where the UNet is; diffusers' own property walks all modules, milliseconds an image."""
         if self.unet is None or self.unet.conv_in.weight.is_meta:  # gone, or offloaded
             return super().device  # type: ignore[no-any-return]
         device: torch.device = self.unet.conv_in.weight.device
@@ -89,7 +89,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             leaving_the_outer_call(self),
         ):
             if self.engine is not None:
-                return drawn_whole(self, self.engine, arguments)
+                return generated_whole(self, self.engine, arguments)
             if self.level.compiled and arguments.get("cross_attention_kwargs"):
                 own = known_to_processors(self.unet, arguments["cross_attention_kwargs"])
                 arguments["cross_attention_kwargs"] = own or None
@@ -118,7 +118,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         twin = object.__new__(type(self))
         twin.__dict__.update(vars(self))
         if self.engine is not None:
-            twin.engine = PictureEngine(pipeline=twin, level=self.engine.level)
+            twin.engine = ImageEngine(pipeline=twin, level=self.engine.level)
         return twin
 
     def __reduce__(self) -> Any:
@@ -166,7 +166,7 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         arguments[name] = [*tensors, *({"prompt_embeds"} - set(tensors))]
 
 
-FAST_PATHS = ("engine", "fused", "step_callback", "drawing")
+FAST_PATHS = ("engine", "fused", "step_callback", "generating")
 """What belongs to one pipeline, and not to a copy of it."""
 
 # diffusers finds relatives by the name of the class: AutoPipelineForImage2Image.from_pipe, and
@@ -300,9 +300,9 @@ def apply_fused(pipeline: LevelPipeline, level: Level) -> None:
 
 
 def apply_whole_graph(pipeline: LevelPipeline, level: Level) -> None:
-    """One CUDA graph for a whole picture, captured at the first call with a new kind of one."""
+    """One CUDA graph for a whole image, captured at the first call with a new kind of one."""
     if level.whole_graph:
-        pipeline.engine = PictureEngine(pipeline=pipeline, level=level)
+        pipeline.engine = ImageEngine(pipeline=pipeline, level=level)
 
 
 # Weights are swapped and laid out before they are compiled; steps and TF32 act at each call.

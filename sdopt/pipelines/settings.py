@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _turn = threading.RLock()
 """One for the process, as the switches are: two of them could wait for each other, if a callback of
-each pipeline draws with the other."""
+each pipeline generates with the other."""
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def _cuda_switches(level: Level) -> Iterator[None]:
 
 @contextmanager
 def _one_thread_beside_a_gpu(device: torch.device) -> Iterator[None]:
-    """On CUDA the CPU has one small parallel operation a picture, float16 to float32 at its end.
+    """On CUDA the CPU has one small parallel operation an image, float16 to float32 at its end.
 
     The threads that share it then spin for longer than the operation takes. An image on the CPU
     keeps them all.

@@ -1,4 +1,4 @@
-"""What is generated: named prompts with seeds, and one call that turns a request into a picture."""
+"""What is generated: named prompts with seeds, and one call that turns a request into an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ONE_A_LINE = f"give one JSON object a line, with {', '.join(FIELDS)}"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One picture to make. `name` is also the file name of its baseline image."""
+    """One image to make. `name` is also the file name of its baseline image."""
 
     name: str
     prompt: str
@@ -99,7 +99,7 @@ PHOTO_REQUESTS: tuple[Request, ...] = (
 def load_workload(source: Source, prompts: Path | None = None) -> Workload:
     """The built-in requests of a source, or those of a JSON lines file of the user's.
 
-    Raises BrokenFileError for a bad line, such as one with a word that the source cannot draw.
+    Raises BrokenFileError for a bad line, such as one with a word that the source cannot generate.
     """
     requests = read_prompts(prompts, source) if prompts else _built_in(source)
     return Workload(baseline_set=set_name(source.name, prompts), requests=requests)
@@ -113,7 +113,7 @@ def set_name(source: str, prompts: Path | None) -> str:
 def _built_in(source: Source) -> tuple[Request, ...]:
     if source.is_embedded:
         return EMBEDDED_REQUESTS
-    # Random weights draw noise, 0.7 MB a picture: one shows as well as four that nothing drifted.
+    # Random weights draw noise, 0.7 MB an image: one shows as well as four that nothing drifted.
     return PHOTO_REQUESTS[:1] if source.kind == "random" else PHOTO_REQUESTS
 
 
@@ -189,31 +189,31 @@ def _check_words(source: Source, request: Request, where: str) -> None:
 
 
 def generate(pipeline: LevelPipeline, request: Request, **settings: Any) -> NDArray[np.float32]:
-    """The request's picture, of shape (height, width, 3), float32 from 0 to 1.
+    """The request's image, of shape (height, width, 3), float32 from 0 to 1.
 
-    The noise is drawn on the CPU, so a seed means the same picture on every device. `settings` are
+    The noise is drawn on the CPU, so a seed means the same image on every device. `settings` are
     further arguments of the pipeline.
     """
     import torch
 
-    picture: NDArray[np.float32] = pipeline(
+    image: NDArray[np.float32] = pipeline(
         request.prompt,
         negative_prompt=request.negative_prompt,
         generator=torch.Generator("cpu").manual_seed(request.seed),
         output_type="np",
         **settings,
     ).images[0]
-    return picture
+    return image
 
 
 def generate_batch(pipeline: LevelPipeline, requests: Sequence[Request]) -> NDArray[np.float32]:
-    """The requests' pictures in one call, of shape (requests, height, width, 3)."""
+    """The requests' images in one call, of shape (requests, height, width, 3)."""
     import torch
 
-    pictures: NDArray[np.float32] = pipeline(
+    images: NDArray[np.float32] = pipeline(
         [request.prompt for request in requests],
         negative_prompt=[request.negative_prompt for request in requests],
         generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
         output_type="np",
     ).images
-    return pictures
+    return images

@@ -1,6 +1,6 @@
 """Measure how each operation's work is best cut on this GPU: `python -m sdopt.tuning`.
 
-Draws an image with the engine's levels to see which shapes there are, then times every sensible
+Generates an image with the engine's levels to see which shapes there are, then times every sensible
 tile and the library, weights cold in the cache as they are inside an image. Kernels are compiled
 beforehand by processes beside this one, and none is timed whose machine code has a race. The
 fastest tile is repeated 200 times, alone and beside other work, and stored in `tuned.json` if all
@@ -125,7 +125,7 @@ def prove_stored(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sdopt.tuning", description=__doc__)
     parser.add_argument(
-        "--levels", nargs="+", default=["hoisted", "express"], help="draw the shapes to measure"
+        "--levels", nargs="+", default=["hoisted", "express"], help="generate the shapes to measure"
     )
     parser.add_argument("--source", default="sd15-random", help="as --sdopt-source of the suite")
     parser.add_argument("--seconds", type=float, default=300.0, help="compiling and timing (300)")

@@ -56,14 +56,14 @@ def _by_rule(job: Job) -> Tile:
 def _made(job: Job) -> tuple[int, int, int]:
     """Images, height and width of what a convolution makes, before it is doubled."""
     images, height, width, _ = job.first_two[0]
-    by = 2 if job.kind == "halved" else 1
+    by = 2 if job.kind == "downsample" else 1
     return images, height // by, width // by
 
 
 def _convolution_tiles(job: Job) -> Iterator[Tile]:
     x, weight = job.first_two
     images, height, width = _made(job)
-    phases = 4 if job.kind == "doubled" else 1
+    phases = 4 if job.kind == "upsample" else 1
     n, taps = job.columns, weight[1]
     for box in _boxes(images, height, width):
         tiles = phases * -(-images // box[0]) * -(-height // box[1]) * -(-width // box[2])
@@ -134,7 +134,7 @@ def _cuts(pixels: int, n: int) -> Iterator[tuple[int, int, int, int, int]]:
 def _specialized_tiles(job: Job) -> Iterator[Tile]:
     """Two boxes a program, one of each consumer, and as many stages as there is room for."""
     gated, n = job.kind == "geglu", job.columns
-    whole = gated or job.kind == "doubled"
+    whole = gated or job.kind == "upsample"
     _, weight = job.first_two
     blocks = -(-weight[-1] // DEPTH) * (weight[1] ** 2 if job.kind in CONVOLUTIONS else 1)
     for box, programs in _specialized_boxes(job):
@@ -172,7 +172,7 @@ def _specialized_boxes(job: Job) -> Iterator[tuple[tuple[int, int, int], int]]:
             yield (1, pixels, 1), -(-job.first_two[0][0] // (2 * pixels))
         return
     images, height, width = _made(job)
-    phases = 4 if job.kind == "doubled" else 1
+    phases = 4 if job.kind == "upsample" else 1
     for pixels in (64, 128) if images * height * width > 4096 else (64,):
         fitting = []
         for wide in (64, 32, 16, 8, 4):

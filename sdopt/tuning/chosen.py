@@ -22,7 +22,7 @@ HEAD_SIZES = (8, 24, 40, 64, 80, 128, 160)
 
 
 def stored(table: Mapping[str, Tile]) -> Iterator[tuple[Job, Tile]]:
-    """All launches with tiles of a table, of larger batches and of other endings too."""
+    """All launches with tiles of a table, of larger batches and of other epilogues too."""
     for key, tile in table.items():
         if not tile.library:
             yield from uses(job_of_key(key), tile)
@@ -42,9 +42,9 @@ def by_rule() -> Iterator[tuple[Job, Tile]]:
 
 
 def _convolutions() -> Iterator[tuple[str, Tile]]:
-    for kind, n, c in product(("conv", "plain", "doubled", "halved"), WIDTHS, DEPTHS):
+    for kind, n, c in product(("conv", "plain", "upsample", "downsample"), WIDTHS, DEPTHS):
         for sizes in ((i, h, w, c) for i, h, w in product(IMAGES, SIDES, SIDES)):
-            if kind == "halved" and c % Tile().depth:
+            if kind == "downsample" and c % Tile().depth:
                 continue  # left to the library
             key = tiles.convolution_key(sizes, n, kind)
             yield key, tiles.ruled_convolution(sizes, n, kind)

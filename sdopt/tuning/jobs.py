@@ -13,7 +13,7 @@ from torch import Tensor
 from sdopt.engine import ops
 from sdopt.engine.tiles import Tile
 
-CONVOLUTIONS = ("conv", "plain", "doubled", "halved")
+CONVOLUTIONS = ("conv", "plain", "upsample", "downsample")
 COLD_BYTES = 120 * 2**20
 """Weights in turn that together do not fit into the L2 cache, as in an image."""
 MOST_TURNS = 24
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """'conv', 'plain', 'doubled', 'halved', 'linear', 'joined', 'geglu' or 'attention'."""
+        """'conv', 'plain', 'upsample', 'downsample', 'linear', 'joined', 'geglu' or 'attention'."""
         return self.key.split()[0]
 
     @property
@@ -49,7 +49,7 @@ class Job:
         x, weight = self.first_two
         if self.kind == "attention":
             return 4 * prod(x) * weight[1]
-        return 2 * prod(weight) * (prod(x) // x[-1]) // (4 if self.kind == "halved" else 1)
+        return 2 * prod(weight) * (prod(x) // x[-1]) // (4 if self.kind == "downsample" else 1)
 
     @property
     def first_two(self) -> tuple[Shape, Shape]:
@@ -63,7 +63,7 @@ class Job:
     def columns(self) -> int:
         """Of the result; of an attention, the width of all heads."""
         _, weight = self.first_two
-        parts = {"doubled": 4, "geglu": 2}.get(self.kind, 1)
+        parts = {"upsample": 4, "geglu": 2}.get(self.kind, 1)
         return weight[-1] if self.kind == "attention" else weight[0] // parts
 
 
@@ -96,7 +96,7 @@ def job_of_key(key: str) -> Job:
         return Job(key=key, shapes=(q, k, k))
     n, c = int(last), shape[-1]
     if kind in CONVOLUTIONS:
-        weight = (4 * n, 2, 2, c) if kind == "doubled" else (n, 3, 3, c)
+        weight = (4 * n, 2, 2, c) if kind == "upsample" else (n, 3, 3, c)
         more = {"conv": ((n,), (*shape[:3], n)), "plain": (None, None)}.get(kind, ((n,),))
         return Job(key=key, shapes=(shape, weight, *more))
     if kind == "geglu":
@@ -125,7 +125,7 @@ def uses_of(job: Job) -> Iterator[Job]:
         bias, x2, residual = more
         for one, other in ((None, None), (None, residual), (bias, None), (bias, residual)):
             yield replace(usual, shapes=(x, weight, one, x2, other))
-    elif job.kind in ("doubled", "halved"):
+    elif job.kind in ("upsample", "downsample"):
         yield from (replace(usual, shapes=(x, weight, bias)) for bias in (None, more[0]))
     else:
         yield usual
@@ -156,10 +156,10 @@ def computed(job: Job, operands: Operands, tile: Tile | None) -> Tensor:
     bias = more[0]
     if job.kind in ("conv", "plain"):
         return ops.tiled_convolution(x, weight, bias, tile, residual=more[1], relu=job.relu)
-    if job.kind == "doubled":
-        return ops.tiled_doubled_convolution(x, weight, bias, tile)
-    if job.kind == "halved":
-        return ops.tiled_halved_convolution(x, weight, bias, tile)
+    if job.kind == "upsample":
+        return ops.tiled_upsample_convolution(x, weight, bias, tile)
+    if job.kind == "downsample":
+        return ops.tiled_downsample_convolution(x, weight, bias, tile)
     if job.kind in ("linear", "joined"):
         return ops.tiled_linear(x, weight, bias, tile, x2=more[1], residual=more[2])
     if bias is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdopt.engine.tiles import Tile
+from sdopt.engine.tiles import Tile, current_key
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import write_whole
 
@@ -28,6 +28,8 @@ def read_table(path: Path) -> dict[str, Any]:
         ) from error
     if not {"tiles", "measured"} <= set(table):
         raise BrokenFileError(f"{path} is no table of tiles; name a table with --out, or {MEASURE}")
+    for part in table.keys() & {"tiles", "measured", "proof"}:
+        table[part] = {current_key(key): value for key, value in table[part].items()}
     return table
 
 

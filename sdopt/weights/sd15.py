@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5's exact architecture with seeded random weights, made on the device.
 
-Times and memory are those of the real model; pictures prove only that numerics did not drift.
+Times and memory are those of the real model; images prove only that numerics did not drift.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def random_parts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 def random_tiny_vae(device: torch.device, dtype: torch.dtype) -> AutoencoderTiny:
     """TAESD's architecture with random weights, the last layer's such that the range is used."""
     tiny = _seeded(lambda: AutoencoderTiny(**TINY_VAE), device, dtype)
-    # Its output is a picture from 0 to 1: around 0, half of it would be cut off.
+    # Its output is an image from 0 to 1: around 0, half of it would be cut off.
     last = tiny.decoder.layers[-1]
     last.weight.mul_(_CONTRAST)
     last.bias.fill_(0.5)

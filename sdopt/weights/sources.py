@@ -34,7 +34,7 @@ def any_prompt(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A set of SD 1.5-shaped weights and what its pictures are made with.
+    """A set of SD 1.5-shaped weights and what its images are made with.
 
     `folder` has the plain diffusers layout; a `checkpoint` source takes only configurations and
     tokenizer from it and its weights from the file `checkpoint`; a `random` one has neither. `why`
@@ -53,7 +53,7 @@ class Source:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether this is the shipped miniature, whose prompts have a true picture."""
+        """Whether this is the shipped miniature, whose prompts have a true image."""
         return self.folder == embedded.MODEL_DIR
 
     @property
@@ -222,7 +222,7 @@ def _from_folder(folder: Path, **fields: Any) -> Source:
     latent_px = _read_config(folder / "unet" / "config.json").get("sample_size")
     blocks = _read_config(folder / "vae" / "config.json").get("block_out_channels")
     if not isinstance(latent_px, int) or not isinstance(blocks, list):
-        raise SourceError(f"{folder}: unet/config.json or vae/config.json gives no picture size")
+        raise SourceError(f"{folder}: unet/config.json or vae/config.json gives no image size")
     described = {"name": _slug(folder.resolve().name), "why": f"the folder {folder}"}
     return Source(
         **{**described, **fields},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sdopt.levels import full_steps, guided_steps
-from studies.feature_caching.cached_drawing import Plan
+from studies.feature_caching.cached_generation import Plan
 from studies.miniature_quality.studio import CUTOFF
 
 FULL_MS = {True: 4.6, False: 2.9}
@@ -14,11 +14,11 @@ FULL_MS = {True: 4.6, False: 2.9}
 SHALLOW_SHARE = {0: 0.0, 1: 0.10, 2: 0.25, 3: 0.41}
 """Of a full step, by layers recomputed: 0.08, 0.22 and 0.38 of the FLOP, and a little more."""
 LAUNCH_MS, FIXED_MS = 0.15, 3.5
-"""Of each shallow step beside its share; of a picture for text encoder, decoder and host."""
+"""Of each shallow step beside its share; of an image for text encoder, decoder and host."""
 
 
 def predicted_ms(plan: Plan) -> float:
-    """A picture of Stable Diffusion 1.5 on an H100 with this plan, by the figures above."""
+    """An image of Stable Diffusion 1.5 on an H100 with this plan, by the figures above."""
     guided, total = guided_steps(CUTOFF, plan.steps), FIXED_MS
     for index in range(plan.steps):
         full_ms = FULL_MS[index < guided]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdopt.bench.measure.scoring import Pictures, mean_ssim
+from sdopt.bench.measure.scoring import Images, mean_ssim
 from sdopt.miniature import GUIDANCE_SCALE, MODEL_DIR
 from sdopt.miniature.scenes import Scene, held_out_scenes
 from sdopt.util.files import write_whole
-from studies.feature_caching.cached_drawing import CachedStudio, Plan
+from studies.feature_caching.cached_generation import CachedStudio, Plan
 from studies.feature_caching.plans import (
     eliminate,
     families,
@@ -25,11 +25,11 @@ from studies.feature_caching.plans import (
     predicted_ms,
     variants,
 )
-from studies.miniature_quality.evaluate import true_pictures
+from studies.miniature_quality.evaluate import ground_truth_images
 from studies.miniature_quality.studio import Studio
 
 STRESS_SCALE = 7.5
-"""Stable Diffusion 1.5's guidance. It burns the miniature's pictures, so a plan's errors show."""
+"""Stable Diffusion 1.5's guidance. It burns the miniature's images, so a plan's errors show."""
 STEPS = 20
 MOST_FOUND = 8
 """Full steps of the plans found that are confirmed; with more there is little left to gain."""
@@ -52,48 +52,48 @@ class Row:
 
 
 class Jury:
-    """Scenes, their seeds and the uncached pictures that plans are compared with."""
+    """Scenes, their seeds and the uncached images that plans are compared with."""
 
     def __init__(self, studio: Studio, scenes: list[Scene], first_seed: int, stressed: int) -> None:
         self.scenes, self.stressed = scenes, stressed
         self.captions = [scene.caption() for scene in scenes]
         self.seeds = list(range(first_seed, first_seed + len(scenes)))
         self.usual, self.hard = CachedStudio(studio), CachedStudio(studio, STRESS_SCALE)
-        self.truth = true_pictures(scenes)
-        self.reference = self.draw(_ALL)
+        self.truth = ground_truth_images(scenes)
+        self.reference = self.generate(_ALL)
 
     @cached_property
-    def hard_reference(self) -> Pictures:
-        """What `draw_hard` has to match."""
-        return self.draw_hard(_ALL)
+    def hard_reference(self) -> Images:
+        """What `generate_hard` has to match."""
+        return self.generate_hard(_ALL)
 
-    def draw(self, plan: Plan) -> Pictures:
+    def generate(self, plan: Plan) -> Images:
         """All scenes at the miniature's guidance."""
-        return self.usual.draw(self.captions, self.seeds, plan)
+        return self.usual.generate(self.captions, self.seeds, plan)
 
-    def draw_hard(self, plan: Plan) -> Pictures:
+    def generate_hard(self, plan: Plan) -> Images:
         """The first `stressed` scenes at `STRESS_SCALE`."""
-        return self.hard.draw(self.captions[: self.stressed], self.seeds[: self.stressed], plan)
+        return self.hard.generate(self.captions[: self.stressed], self.seeds[: self.stressed], plan)
 
     def row(self, name: str, plan: Plan) -> Row:
-        """Draws the plan and judges it."""
-        drawn, hard = self.draw(plan), self.draw_hard(plan)
-        each = [mean_ssim(a[None], b[None]) for a, b in zip(drawn, self.reference, strict=True)]
+        """Generates the plan and judges it."""
+        generated, hard = self.generate(plan), self.generate_hard(plan)
+        each = [mean_ssim(a[None], b[None]) for a, b in zip(generated, self.reference, strict=True)]
         return Row(
             name=name,
             plan=plan,
             predicted_ms=predicted_ms(plan),
             ssim=float(np.mean(each)),
             ssim_min=min(each),
-            psnr_db=mean_psnr_db(drawn, self.reference),
-            truth=mean_ssim(drawn, self.truth),
+            psnr_db=mean_psnr_db(generated, self.reference),
+            truth=mean_ssim(generated, self.truth),
             stress_ssim=mean_ssim(hard, self.hard_reference),
             stress_psnr_db=mean_psnr_db(hard, self.hard_reference),
         )
 
 
-def mean_psnr_db(first: Pictures, second: Pictures) -> float:
-    """Mean PSNR of N pairs of pictures in dB, at most 100 each."""
+def mean_psnr_db(first: Images, second: Images) -> float:
+    """Mean PSNR of N pairs of images in dB, at most 100 each."""
     errors = np.square(first.astype(np.float64) - second).mean((1, 2, 3))
     return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 255**2 / 1e10))))
 
@@ -105,7 +105,7 @@ def search(jury: Jury, start: tuple[int, ...], kept: Path) -> list[Plan]:
     """
 
     def score(full: tuple[int, ...]) -> float:
-        return mean_ssim(jury.draw(Plan(full=full, steps=STEPS)), jury.reference)
+        return mean_ssim(jury.generate(Plan(full=full, steps=STEPS)), jury.reference)
 
     found: list[tuple[int, ...]] = []
     for full in eliminate(start, score):
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only-search", action="store_true", help="stop after the search, whose result is kept")
     add("--scenes", type=int, default=64, help="other scenes that every plan is judged on")
     add("--stressed", type=int, default=16, help=f"of those, also at guidance {STRESS_SCALE}")
-    add("--batch", type=int, default=16, help="pictures drawn at once")
+    add("--batch", type=int, default=16, help="images generated at once")
     add("--threads", type=int, default=1, help="CPU threads")
     return parser
 

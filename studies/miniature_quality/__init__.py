@@ -1,1 +1,1 @@
-"""How well the miniature draws what it is asked for."""
+"""How well the miniature generates what it is asked for."""

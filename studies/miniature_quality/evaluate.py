@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sdopt.bench.measure.scoring import Pictures, attribute_accuracy, mean_ssim
+from sdopt.bench.measure.scoring import Images, attribute_accuracy, mean_ssim
 from sdopt.miniature import GUIDANCE_SCALE, MODEL_DIR
 from sdopt.miniature.rendering import render_uint8
 from sdopt.miniature.scenes import Scene, held_out_scenes
 from studies.miniature_quality.findings import Findings, GuidanceRow, section, write_section
-from studies.miniature_quality.studio import Studio, to_latents, to_pictures
+from studies.miniature_quality.studio import Studio, to_images, to_latents
 
 _GUIDANCE_SCALES = (1.0, 2.0, 3.0, 5.0, 7.5)
 
@@ -29,19 +29,19 @@ GRID_ROWS = (
 
 
 def measure(folder: Path, scenes: list[Scene], device: str, batch: int) -> Findings:
-    """Draws and judges `scenes` with the model in `folder`."""
+    """Generates and judges `scenes` with the model in `folder`."""
     studio = Studio(folder, device, batch)
-    truth = true_pictures(scenes)
+    truth = ground_truth_images(scenes)
     latents = to_latents(studio.vae, truth, device)
     rows = [measure_guidance(studio, scenes, truth, scale) for scale in _GUIDANCE_SCALES]
     captions = [scene.caption() for scene in scenes]
-    drawn = studio.euler(captions, 30, GUIDANCE_SCALE)
-    by_solver = to_pictures(studio.vae, studio.dpm(captions, 20, GUIDANCE_SCALE))
+    generated = studio.euler(captions, 30, GUIDANCE_SCALE)
+    by_solver = to_images(studio.vae, studio.dpm(captions, 20, GUIDANCE_SCALE))
     return Findings(
         scenes=len(scenes),
-        vae=mean_ssim(to_pictures(studio.vae, latents), truth),
-        tiny=mean_ssim(to_pictures(studio.tiny_vae, latents), truth),
-        attributes=attribute_accuracy(drawn, scenes),
+        vae=mean_ssim(to_images(studio.vae, latents), truth),
+        tiny=mean_ssim(to_images(studio.tiny_vae, latents), truth),
+        attributes=attribute_accuracy(generated, scenes),
         dpm_truth=mean_ssim(by_solver, truth),
         guidance=rows,
         machine=_machine(device),
@@ -49,48 +49,48 @@ def measure(folder: Path, scenes: list[Scene], device: str, batch: int) -> Findi
 
 
 def measure_guidance(
-    studio: Studio, scenes: list[Scene], truth: Pictures, scale: float
+    studio: Studio, scenes: list[Scene], truth: Images, scale: float
 ) -> GuidanceRow:
     """One row of the table of guidance scales."""
     captions = [scene.caption() for scene in scenes]
     euler = studio.euler(captions, 30, scale)
     latents = studio.dpm(captions, 20, scale)
-    dpm = to_pictures(studio.vae, latents)
+    dpm = to_images(studio.vae, latents)
     return GuidanceRow(
         scale=scale,
         attributes=attribute_accuracy(euler, scenes)["judged"],
         truth=mean_ssim(euler, truth),
-        solver=mean_ssim(dpm, to_pictures(studio.vae, studio.dpm(captions, 50, scale))),
+        solver=mean_ssim(dpm, to_images(studio.vae, studio.dpm(captions, 50, scale))),
         # A scale of 1 has no guidance to cut off.
         cutoff=1.0 if scale <= 1 else _cutoff_ssim(studio, captions, scale, dpm),
-        tiny=mean_ssim(to_pictures(studio.tiny_vae, latents), dpm),
+        tiny=mean_ssim(to_images(studio.tiny_vae, latents), dpm),
     )
 
 
-def _cutoff_ssim(studio: Studio, captions: list[str], scale: float, full: Pictures) -> float:
-    return mean_ssim(to_pictures(studio.vae, studio.dpm(captions, 20, scale, cutoff=True)), full)
+def _cutoff_ssim(studio: Studio, captions: list[str], scale: float, full: Images) -> float:
+    return mean_ssim(to_images(studio.vae, studio.dpm(captions, 20, scale, cutoff=True)), full)
 
 
-def true_pictures(scenes: list[Scene]) -> Pictures:
-    """N x 128 x 128 x 3: the drawings that the captions of `scenes` describe."""
+def ground_truth_images(scenes: list[Scene]) -> Images:
+    """N x 128 x 128 x 3: the images that the captions of `scenes` describe."""
     return render_uint8(np.stack([scene.row() for scene in scenes]), 128)
 
 
-def draw_grid(folder: Path, scenes: list[Scene], device: str) -> Pictures:
-    """One picture: a column per scene; rows: see `GRID_ROWS`."""
+def generate_grid(folder: Path, scenes: list[Scene], device: str) -> Images:
+    """One image: a column per scene; rows: see `GRID_ROWS`."""
     studio, captions = Studio(folder, device, len(scenes)), [s.caption() for s in scenes]
-    truth = true_pictures(scenes)
+    truth = ground_truth_images(scenes)
     original = to_latents(studio.vae, truth, device)
     latents = studio.dpm(captions, 20, GUIDANCE_SCALE)
     cut = studio.dpm(captions, 20, GUIDANCE_SCALE, cutoff=True)
     rows = [
         truth,
-        to_pictures(studio.vae, original),
-        to_pictures(studio.tiny_vae, original),
+        to_images(studio.vae, original),
+        to_images(studio.tiny_vae, original),
         studio.euler(captions, 30, GUIDANCE_SCALE),
-        to_pictures(studio.vae, latents),
-        to_pictures(studio.vae, cut),
-        to_pictures(studio.tiny_vae, cut),
+        to_images(studio.vae, latents),
+        to_images(studio.vae, cut),
+        to_images(studio.tiny_vae, cut),
     ]
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     scenes = held_out_scenes(options.scenes)
     findings = measure(options.model, scenes, options.device, options.batch)
-    grid = draw_grid(options.model, scenes[: options.columns], options.device)
+    grid = generate_grid(options.model, scenes[: options.columns], options.device)
     write_section(findings, options.out)
     Image.fromarray(grid).save(options.out.with_suffix(".png"), optimize=True)
     print(section(findings))
@@ -128,8 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         help="page whose table is renewed",
     )
     add("--scenes", type=int, default=64, help="number of held-out scenes")
-    add("--columns", type=int, default=10, help="scenes in the grid of pictures")
-    add("--batch", type=int, default=16, help="pictures drawn at once")
+    add("--columns", type=int, default=10, help="scenes in the grid of images")
+    add("--batch", type=int, default=16, help="images generated at once")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 

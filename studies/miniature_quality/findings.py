@@ -26,7 +26,7 @@ class GuidanceRow:
 
     scale: float
     attributes: float
-    """Share of background, shape, colour and position that Euler Ancestral 30 draws right."""
+    """Share of background, shape, colour and position that Euler Ancestral 30 generates right."""
     truth: float
     """Euler Ancestral 30 against the true drawings."""
     solver: float
@@ -45,7 +45,7 @@ class Findings:
     vae: float
     tiny: float
     attributes: dict[str, float]
-    """Euler Ancestral 30 at `GUIDANCE_SCALE`: share drawn right, per attribute."""
+    """Euler Ancestral 30 at `GUIDANCE_SCALE`: share generated right, per attribute."""
     dpm_truth: float
     """DPM-Solver++ 20 at `GUIDANCE_SCALE` against the true drawings."""
     guidance: list[GuidanceRow]

@@ -1,4 +1,4 @@
-"""Draws captions with the miniature through a stock diffusers pipeline."""
+"""Generates captions with the miniature through a stock diffusers pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sdopt.bench.measure.scoring import Pictures
+from sdopt.bench.measure.scoring import Images
 from sdopt.pipelines.cfg_cutoff import cutoff_callback
 
 CUTOFF = 0.4
@@ -27,10 +27,10 @@ class Studio:
         self.config = pipeline.scheduler.config
         self.device, self.batch = device, batch
 
-    def euler(self, captions: list[str], steps: int, scale: float) -> Pictures:
-        """Pictures by Euler Ancestral: N x 128 x 128 x 3, 0 to 255."""
+    def euler(self, captions: list[str], steps: int, scale: float) -> Images:
+        """Images by Euler Ancestral: N x 128 x 128 x 3, 0 to 255."""
         scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(self.config)
-        return to_pictures(self.vae, self._latents(captions, scheduler, steps, scale))
+        return to_images(self.vae, self._latents(captions, scheduler, steps, scale))
 
     def dpm(
         self, captions: list[str], steps: int, scale: float, cutoff: bool = False
@@ -63,20 +63,20 @@ class Studio:
 
 
 @torch.no_grad()
-def to_pictures(vae: Any, latents: torch.Tensor) -> Pictures:
+def to_images(vae: Any, latents: torch.Tensor) -> Images:
     """N x 128 x 128 x 3, 0 to 255, decoded from scaled latents as the pipeline would."""
     decoded = [
         vae.decode(part / vae.config.scaling_factor).sample for part in torch.split(latents, 8)
     ]
     half = torch.cat(decoded).float().div(2).add(0.5).clamp(0, 1).mul(255).round()
-    pictures: NDArray[np.uint8] = half.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return pictures
+    images: NDArray[np.uint8] = half.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return images
 
 
 @torch.no_grad()
-def to_latents(vae: Any, pictures: Pictures, device: str) -> torch.Tensor:
-    """N x 4 x 16 x 16 scaled latents of N x 128 x 128 x 3 pictures, 0 to 255."""
-    scaled = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_latents(vae: Any, images: Images, device: str) -> torch.Tensor:
+    """N x 4 x 16 x 16 scaled latents of N x 128 x 128 x 3 images, 0 to 255."""
+    scaled = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     modes = [vae.encode(part).latent_dist.mode() for part in torch.split(scaled, 8)]
     scale: float = vae.config.scaling_factor
     return torch.cat(modes) * scale

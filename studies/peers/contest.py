@@ -34,7 +34,7 @@ ERROR_CHARACTERS = 200
 class Contest:
     """The recipes of one run on one device.
 
-    `folder` holds the rows, the pictures that costs are measured against, and the logs.
+    `folder` holds the rows, the images that costs are measured against, and the logs.
     """
 
     run: RunContext

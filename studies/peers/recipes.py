@@ -15,7 +15,7 @@ CompileMode = Literal["max-autotune", "reduce-overhead"]
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """A sampler and its steps; on the same ground times and pictures can be compared."""
+    """A sampler and its steps; on the same ground times and images can be compared."""
 
     sampler: Sampler
     steps: int
@@ -25,7 +25,7 @@ class Ground:
 
 
 COMMON = Ground(sampler="dpm-solver++2m", steps=20)
-"""That of sdopt's fast levels; deterministic, so a picture differs by what the recipe costs."""
+"""That of sdopt's fast levels; deterministic, so an image differs by what the recipe costs."""
 PUBLISHED = Ground(sampler="euler-ancestral", steps=30)
 """That of `baseline`."""
 DOCUMENTED = Ground(sampler="pndm", steps=50)
@@ -40,9 +40,9 @@ def leave(pipeline: Any) -> None:
 class Recipe:
     """One thing to measure: a peer, or a level of this project for comparison.
 
-    `work` says which of a picture's work it does, `docs` where the recipe stands, `package` the
+    `work` says which of an image's work it does, `docs` where the recipe stands, `package` the
     distribution that it needs. `apply` turns plain diffusers into the peer, before its first
-    picture; a `level` is built by this project instead.
+    image; a `level` is built by this project instead.
     """
 
     name: str
@@ -129,7 +129,7 @@ PLAIN = Recipe(
     docs=f"{_DOCS}/fp16",
     grounds=tuple(dict.fromkeys(_ALL)),
 )
-"""The reference of every other recipe on the same ground, in time and in pictures."""
+"""The reference of every other recipe on the same ground, in time and in images."""
 
 PEERS = (
     PLAIN,

@@ -81,7 +81,7 @@ def _cells(row: Row, rows: Sequence[Row], costs: Mapping[str, Row] | None) -> tu
 
 
 def _likeness(row: Row) -> str:
-    """The mean SSIM, or what is wrong with a picture."""
+    """The mean SSIM, or what is wrong with an image."""
     for name, fault in row.get("faults", {}).items():
         return f"{name}: {fault}"
     ssim = mean_ssim(row)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    Draw = Callable[[Request], NDArray[np.float32]]
-    Pictures = dict[str, NDArray[np.uint8]]
+    Run = Callable[[Request], NDArray[np.float32]]
+    Images = dict[str, NDArray[np.uint8]]
 
 SEED = 0
 
@@ -32,17 +32,17 @@ def measure(recipe: Recipe, source: Source, requests: tuple[Request, ...], folde
 
     from sdopt.pipelines.pipeline import default_device
 
-    # Token merging draws from the process's own generator.
+    # Token merging generates from the process's own generator.
     torch.manual_seed(SEED)
     device = default_device()
-    drawing = _level(recipe, source, device) if recipe.level else _peer(recipe, source, device)
+    generating = _level(recipe, source, device) if recipe.level else _peer(recipe, source, device)
     rows = []
     for ground in recipe.grounds:
-        rows.append(_row(recipe, ground, drawing(ground), requests, device, folder))
+        rows.append(_row(recipe, ground, generating(ground), requests, device, folder))
         write_whole(folder / recipe.rows_file, json.dumps(rows).encode())
 
 
-def _level(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Ground], Draw]:
+def _level(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Ground], Run]:
     from sdopt.levels import get_level
     from sdopt.pipelines.pipeline import build
 
@@ -50,7 +50,7 @@ def _level(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Gr
     return lambda ground: lambda request: generate(pipeline, request)
 
 
-def _peer(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Ground], Draw]:
+def _peer(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Ground], Run]:
     """Plain diffusers with the recipe applied to it, and nothing of this project's levels."""
     from diffusers import StableDiffusionPipeline
 
@@ -62,7 +62,7 @@ def _peer(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Gro
     config = pipeline.scheduler.config
     recipe.apply(pipeline)
 
-    def on_ground(ground: Ground) -> Draw:
+    def on_ground(ground: Ground) -> Run:
         pipeline.scheduler = sampler(config, ground)
         settings = {
             "num_inference_steps": ground.steps,
@@ -91,54 +91,54 @@ def sampler(config: Any, ground: Ground) -> Any:
 def _row(
     recipe: Recipe,
     ground: Ground,
-    draw: Draw,
+    run: Run,
     requests: tuple[Request, ...],
     device: torch.device,
     folder: Path,
 ) -> dict[str, Any]:
-    """Time, memory and pictures; the first picture is the one that compiles."""
+    """Time, memory and images; the first image is the one that compiles."""
     from sdopt.bench.measure import memory_of, rounds_of
     from sdopt.bench.measure.timing import elapsed_ms
 
     first, *others = requests
-    pictures = {}
+    images = {}
 
-    def draw_and_keep(request: Request) -> None:
-        pictures[request.name] = draw(request)
+    def generate_and_keep(request: Request) -> None:
+        images[request.name] = run(request)
 
-    first_ms = elapsed_ms(lambda: draw_and_keep(first), device)
+    first_ms = elapsed_ms(lambda: generate_and_keep(first), device)
     for request in others:
-        draw_and_keep(request)
-    rounds = rounds_of(lambda: draw(first), device)
-    peaks = memory_of(lambda: draw(first), device)
+        generate_and_keep(request)
+    rounds = rounds_of(lambda: run(first), device)
+    peaks = memory_of(lambda: run(first), device)
     return {
         "name": recipe.row_name(ground),
         "first_call_s": first_ms / 1e3,
         "rounds_ms": rounds,
         "peak_allocated_mib": peaks and peaks.peak_allocated_mib,
         "peak_reserved_mib": peaks and peaks.peak_reserved_mib,
-        **_cost(recipe, ground, pictures, folder),
+        **_cost(recipe, ground, images, folder),
     }
 
 
-def _cost(recipe: Recipe, ground: Ground, pictures: Any, folder: Path) -> dict[str, Any]:
-    """SSIM to plain diffusers on the same ground; plain diffusers keeps its pictures for that."""
+def _cost(recipe: Recipe, ground: Ground, images: Any, folder: Path) -> dict[str, Any]:
+    """SSIM to plain diffusers on the same ground; plain diffusers keeps its images for that."""
     import numpy as np
 
-    from sdopt.bench.measure.quality import compare, picture_faults, to_uint8
+    from sdopt.bench.measure.quality import compare, image_faults, to_uint8
     from sdopt.bench.metrics.metric import Subject
 
-    path = folder / f"pictures-{ground.sampler}-{ground.steps}.npz"
+    path = folder / f"images-{ground.sampler}-{ground.steps}.npz"
     if recipe == PLAIN:
-        kept: dict[str, Any] = {name: to_uint8(picture) for name, picture in pictures.items()}
+        kept: dict[str, Any] = {name: to_uint8(image) for name, image in images.items()}
         np.savez(content := io.BytesIO(), **kept)
         write_whole(path, content.getvalue())
-        return {"faults": picture_faults(pictures)}
+        return {"faults": image_faults(images)}
     if not path.exists():
-        return {"faults": picture_faults(pictures)}
+        return {"faults": image_faults(images)}
     with np.load(path) as stored:
-        others = {name: stored[name] for name in pictures}
-        found = compare(pictures, others, Subject.REFERENCE)
+        others = {name: stored[name] for name in images}
+        found = compare(images, others, Subject.REFERENCE)
     return {"faults": found.faults, "ssim_cost": found.values("ssim_cost")}
 
 

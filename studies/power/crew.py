@@ -29,7 +29,7 @@ class Pair:
 
     @property
     def first(self) -> Side:
-        """Who draws first."""
+        """Who generates first."""
         return "base" if self.number % 2 else "head"
 
     @property

@@ -1,6 +1,6 @@
 """By how much each fault of arithmetic misses its limit: `python -m studies.power.margins`.
 
-The rows of a table in docs/evidence: every level that is named draws all prompts with each
+The rows of a table in docs/evidence: every level that is named generates all prompts with each
 fault of `numerics` inside, and is judged by what is stored.
 """
 

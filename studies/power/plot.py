@@ -65,7 +65,7 @@ def _draw_detections(axes: Axes, samples: Samples, trials: int) -> None:
         ]
         axes.errorbar(sizes, shares, yerr=errors, fmt=style, label=name.replace("`", ""), capsize=2)
     axes.set(
-        xlabel="slowdown put in, % of a picture (0: unchanged)",
+        xlabel="slowdown put in, % of an image (0: unchanged)",
         ylabel="called slower, % of comparisons",
         title=f"{samples.level} on {'a GPU' if samples.device == 'cuda' else 'a CPU'}",
         ylim=(-2, 102),
@@ -86,7 +86,7 @@ def _draw_unchanged(axes: Axes, samples: Samples) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the picture; 2 if something is missing."""
+    """Write the image; 2 if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m studies.power.plot", description=__doc__)
     parser.add_argument("--samples", type=Path, nargs="+", required=True)
     parser.add_argument("--trials", type=int, default=1000, help="comparisons per point (1000)")

@@ -4,7 +4,7 @@
         --faults slowdowns memory --faults-per-pair 3 --minutes 9 --out samples.json
 
 Both sides of a pair are fresh processes of this working tree; `--at-once` pairs load together and
-are then measured one after the other. In each, base and head draw in turns, and the head draws
+are then measured one after the other. In each, base and head take turns, and the head generates
 unchanged and with each fault of the pair's share: there and back again, so that all of them stand
 equally far from the base's rounds. The file is written whole after each batch;
 `studies.power.rates` reads it.
@@ -119,7 +119,7 @@ def _batch(
         if not identity:
             identity |= pairs[0].workers["head"].ask("identity")
         for pair in pairs:
-            with progress.during(f"{name}: pictures of pair {pair.number}"):
+            with progress.during(f"{name}: images of pair {pair.number}"):
                 samples += measured(pair, plan.level, *plan.share(pair.number))
     return samples
 

@@ -14,8 +14,8 @@ GROUPS = {
     "slowdowns": tuple(f"{place}:{size:g}" for size in SIZES for place in PLACES),
     "memory": ("memory:0.01", "memory:0.02", "memory:0.05", "leak:64"),
 }
-"""Names for whole sets: slowdowns as shares of a picture, held memory as shares of its peak, and
-MiB that stay after each picture."""
+"""Names for whole sets: slowdowns as shares of an image, held memory as shares of its peak, and
+MiB that stay after each image."""
 
 
 def expanded(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""One pair measured: base and head draw in turns, the head with one fault after the other."""
+"""One pair measured: base and head generate in turns, the head with one fault after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from studies.power.crew import Pair
 from studies.power.shares import UNCHANGED
 
 CALIBRATION_ROUNDS = 3
-"""Pictures before the turns: what a fault takes a share of."""
+"""Images before the turns: what a fault takes a share of."""
 
 
 def measured(pair: Pair, level: str, slow: list[str], large: list[str]) -> list[dict[str, Any]]:
@@ -44,30 +44,30 @@ def measured(pair: Pair, level: str, slow: list[str], large: list[str]) -> list[
 def _rounds(pair: Pair, level: str, slow: Sequence[str]) -> dict[str, list[float]]:
     """Times of the base and of the head with each fault, in turns there and back again."""
     base, head = pair.workers["base"], pair.workers["head"]
-    warm = {side: _drawn(pair, side, CALIBRATION_ROUNDS) for side in in_order(pair.first)}
-    picture_ms = median(warm["head"])
+    warm = {side: _generated(pair, side, CALIBRATION_ROUNDS) for side in in_order(pair.first)}
+    image_ms = median(warm["head"])
     arms = ["base", UNCHANGED, *slow]
     rounds: dict[str, list[float]] = {arm: [] for arm in arms}
     for arm in mirrored(arms if pair.first == "base" else arms[::-1], BLOCKS[pair.device]):
         if arm != "base":
-            head.ask("inject", about=level, fault=arm, picture_ms=picture_ms)
+            head.ask("inject", about=level, fault=arm, image_ms=image_ms)
         worker = base if arm == "base" else head
         rounds[arm] += worker.ask("rounds", about=level, count=BLOCK_ROUNDS[pair.device])["ms"]
     head.ask("inject", about=level, fault=UNCHANGED)
     return {arm: [round(ms, 2) for ms in times] for arm, times in rounds.items()}
 
 
-def _drawn(pair: Pair, side: Side, count: int) -> list[float]:
+def _generated(pair: Pair, side: Side, count: int) -> list[float]:
     times: list[float] = pair.workers[side].ask("rounds", count=count)["ms"]
     return times
 
 
 def _peak(pair: Pair, side: Side, fault: str = UNCHANGED) -> float | None:
-    """The peak of a picture, in MiB; with a fault, after as many pictures as a block has."""
+    """The peak of an image, in MiB; with a fault, after as many images as a block has."""
     worker = pair.workers[side]
     if fault != UNCHANGED:
         worker.ask("memory")  # the peak that the fault takes a share of
-        worker.ask("inject", fault=fault, picture_ms=1.0)
+        worker.ask("inject", fault=fault, image_ms=1.0)
         worker.ask("rounds", count=BLOCK_ROUNDS[pair.device])
     peak: float | None = worker.ask("memory")["peak_allocated_mib"]
     if fault != UNCHANGED:

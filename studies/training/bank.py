@@ -34,12 +34,12 @@ class Bank:
         """`count` random indices."""
         return torch.randint(len(self.rows), (count,), device=self.rows.device)
 
-    def pictures(self, indices: Tensor) -> Tensor:
+    def images(self, indices: Tensor) -> Tensor:
         """N x 3 x 128 x 128 in -1 to 1, drawn now."""
         return self._drawn(self.rows[indices])
 
-    def mixed_pictures(self, count: int) -> Tensor:
-        """As `pictures`, of random scenes and, three in four, random crowded rows."""
+    def mixed_images(self, count: int) -> Tensor:
+        """As `images`, of random scenes and, three in four, random crowded rows."""
         scenes = self.rows[self.draw(count // 4)]
         crowds = torch.randint(len(self.crowded), (count - len(scenes),), device=scenes.device)
         both = torch.cat([self._drawn(scenes), self._drawn(self.crowded[crowds])])
@@ -70,7 +70,7 @@ def encode_bank(bank: Bank, vae: AutoencoderKL) -> Tensor:
     latents = []
     for indices in torch.split(torch.arange(len(bank.rows), device=kind), _ENCODE_BATCH):
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            mode = vae.encode(bank.pictures(indices)).latent_dist.mode()
+            mode = vae.encode(bank.images(indices)).latent_dist.mode()
         latents.append(mode.half())
     return torch.cat(latents)
 

@@ -38,15 +38,15 @@ def vae_stage(parts: Parts, bank: Bank, batch: int) -> Stage:
     latent_size = vae.config["sample_size"] // 8
 
     def draw() -> tuple[Tensor, ...]:
-        pictures = bank.mixed_pictures(batch)
-        return pictures, torch.randn(batch, 4, latent_size, latent_size, device=pictures.device)
+        images = bank.mixed_images(batch)
+        return images, torch.randn(batch, 4, latent_size, latent_size, device=images.device)
 
-    def loss(pictures: Tensor, noise: Tensor) -> Tensor:
-        posterior = vae.encode(pictures).latent_dist
+    def loss(images: Tensor, noise: Tensor) -> Tensor:
+        posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         kl_per_latent = posterior.kl().mean() / posterior.mean[0].numel()
         total: Tensor = _KL_WEIGHT * kl_per_latent
-        return total + reconstruction_loss(decoded.float(), pictures)
+        return total + reconstruction_loss(decoded.float(), images)
 
     trained = nn.ModuleList([vae])
     return Stage(
@@ -55,19 +55,19 @@ def vae_stage(parts: Parts, bank: Bank, batch: int) -> Stage:
 
 
 def tiny_vae_stage(parts: Parts, bank: Bank, batch: int) -> Stage:
-    """The Tiny VAE decodes the VAE's scaled latents, and encodes pictures to them."""
+    """The Tiny VAE decodes the VAE's scaled latents, and encodes images to them."""
     tiny, vae = parts.tiny_vae, parts.vae
     scale = vae.config["scaling_factor"]
 
     def draw() -> tuple[Tensor, ...]:
-        pictures = bank.mixed_pictures(batch)
+        images = bank.mixed_images(batch)
         with torch.no_grad():
-            return pictures, vae.encode(pictures).latent_dist.mode().float() * scale
+            return images, vae.encode(images).latent_dist.mode().float() * scale
 
-    def loss(pictures: Tensor, scaled: Tensor) -> Tensor:
-        encoded = tiny.encode(pictures).latents
+    def loss(images: Tensor, scaled: Tensor) -> Tensor:
+        encoded = tiny.encode(images).latents
         decoded = tiny.decode(scaled).sample
-        return reconstruction_loss(decoded.float(), pictures) + F.mse_loss(encoded.float(), scaled)
+        return reconstruction_loss(decoded.float(), images) + F.mse_loss(encoded.float(), scaled)
 
     trained = nn.ModuleList([tiny])
     return Stage(
@@ -108,7 +108,7 @@ def scaling_factor(latents: Tensor) -> float:
 
 
 def alphas_cumprod() -> Tensor:
-    """1000 values: how much of the picture's variance is left after each step of noise."""
+    """1000 values: how much of the image's variance is left after each step of noise."""
     first, last = (float(SCHEDULER_CONFIG[name]) for name in ("beta_start", "beta_end"))
     betas = torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64).square()
     return (1 - betas).cumprod(0).float()
@@ -120,12 +120,12 @@ def min_snr_weight(kept: Tensor) -> Tensor:
     return ratio.clamp(max=_MIN_SNR_GAMMA) / ratio
 
 
-def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
+def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
     """L1 and L2 of pixels, L1 of their differences, 1 - SSIM, of N x 3 x H x W in -1 to 1."""
-    loss = F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures)
-    loss = loss + _SSIM_WEIGHT * (1 - mean_ssim(decoded, pictures))
+    loss = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
+    loss = loss + _SSIM_WEIGHT * (1 - mean_ssim(decoded, images))
     for axis in (-1, -2):
-        edges = F.l1_loss(decoded.diff(dim=axis), pictures.diff(dim=axis))
+        edges = F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis))
         loss = loss + _GRADIENT_WEIGHT * edges
     return loss
 

@@ -489,20 +489,20 @@ def test_code_for_a_gpu_is_of_its_model_and_capability(monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, compiled: Path) -> None:
+def generated(monkeypatch: pytest.MonkeyPatch, compiled: Path) -> None:
     """Instead of compiling: the folder as a compiler leaves it."""
 
-    def draw(folder: Path, source: str, levels: object) -> None:
+    def generate(folder: Path, source: str, levels: object) -> None:
         for name, content in files.kept(compiled).items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files.local(content, path))
 
-    monkeypatch.setattr(command, "_draw", draw)
+    monkeypatch.setattr(command, "_generate", generate)
 
 
 def test_pack_check_and_unpack(
-    drawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generated: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, folder = tmp_path / "new" / "cache.tar.xz", tmp_path / "unpacked"
     assert command.main(["pack", str(file), "--levels", "final", "--source", "embedded"]) == 0
@@ -557,7 +557,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_compiled(
 def test_a_level_that_compiles_nothing_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(command, "_generate", lambda *arguments: None)
     file = tmp_path / "cache.tar.xz"
     assert command.main(["pack", str(file), "--source", "embedded"]) == 2
     assert "turbo compile nothing here" in capsys.readouterr().err
@@ -567,16 +567,16 @@ def test_a_level_that_compiles_nothing_leaves_no_file(
 def test_a_child_that_fails_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "DRAWING", "sdopt.there_is_no_such_module")
+    monkeypatch.setattr(command, "GENERATING", "sdopt.there_is_no_such_module")
     assert command.main(["pack", str(tmp_path / "f"), "--source", "embedded"]) == 2
     assert "ended with status 1" in capsys.readouterr().err
 
 
-def test_the_child_draws_a_picture_in_a_fresh_folder(
+def test_the_child_generates_an_image_in_a_fresh_folder(
     micro: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command._draw(tmp_path, str(micro), ["baseline"])
-    assert "baseline: first picture" in capfd.readouterr().out
+    command._generate(tmp_path, str(micro), ["baseline"])
+    assert "baseline: first image" in capfd.readouterr().out
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:

@@ -158,34 +158,34 @@ def test_a_graphs_memory_goes_with_it() -> None:
 
 @needs_cuda
 @pytest.mark.parametrize("level", ["dpm-20", "final"])
-def test_what_is_done_to_a_compiled_level_after_an_image_is_drawn(level: str) -> None:
+def test_what_is_done_to_a_compiled_level_after_an_image_is_generated(level: str) -> None:
     """Replays ignored all of this; `test_pipeline_features.py` has every feature."""
     pipeline = build(resolve("embedded"), LEVELS[level], torch.device("cuda"))
 
-    def draw() -> Any:
+    def generate() -> Any:
         seed = torch.Generator().manual_seed(1)
         request = EMBEDDED_REQUESTS[0]
         return pipeline(request.prompt, generator=seed, output_type="np").images
 
-    def is_drawn(changed: bool = True) -> None:
-        found = draw()
+    def is_generated(changed: bool = True) -> None:
+        found = generate()
         with eager_calls():
-            assert np.array_equal(found, draw())
+            assert np.array_equal(found, generate())
         assert np.array_equal(found, before) != changed
 
-    before = draw()
+    before = generate()
     pipeline.load_lora_weights(lora(pipeline), adapter_name="one")
-    is_drawn()
+    is_generated()
     pipeline.unload_lora_weights()
-    is_drawn(changed=False)
+    is_generated(changed=False)
     pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
-    is_drawn()
+    is_generated()
     pipeline.disable_freeu()
-    is_drawn(changed=False)
+    is_generated(changed=False)
     handle = pipeline.unet.mid_block.register_forward_hook(lambda m, args, output: output * 1.5)
-    is_drawn()
+    is_generated()
     handle.remove()
-    is_drawn(changed=False)
+    is_generated(changed=False)
     layer = pipeline.unet.conv_out
     layer.weight = torch.nn.Parameter(layer.weight.detach() * 1.5)
-    is_drawn()
+    is_generated()

@@ -39,7 +39,7 @@ def pipeline(micro_source: Source) -> LevelPipeline:
     return build(micro_source, LEVELS["hoisted"], CPU)
 
 
-def draw(pipeline: LevelPipeline, **more: Any) -> Any:
+def generate(pipeline: LevelPipeline, **more: Any) -> Any:
     seed = torch.Generator().manual_seed(1)
     given = {"num_inference_steps": 2, "generator": seed, "output_type": "np"}
     return pipeline("a cat", **{**given, **more}).images
@@ -162,27 +162,27 @@ def test_a_layer_in_training_that_drops_values_is_named() -> None:
 
 def test_joined_and_merged_weights_have_the_adapters_in_them(pipeline: LevelPipeline) -> None:
     """What was half applied before: the product of queries, keys and values missed it."""
-    before = draw(pipeline)
+    before = generate(pipeline)
     fused: Any = pipeline.fused_unet
     joined = {name: tensor.clone() for name, tensor in enumerate(fused.joined.values())}
     targets = (*ATTENTION, *PRODUCTS[:2], *CONVOLUTIONS)
     pipeline.load_lora_weights(lora(pipeline, targets, size=0.1))
-    assert not np.array_equal(draw(pipeline), before)
+    assert not np.array_equal(generate(pipeline), before)
     fused = pipeline.fused_unet
     assert not any(map(torch.equal, fused.joined.values(), joined.values()))
     pipeline.unload_lora_weights()
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
 
 
 def test_a_scale_of_a_call_is_of_that_call_to_the_last_bit(pipeline: LevelPipeline) -> None:
     pipeline.load_lora_weights(lora(pipeline), adapter_name="one")
     pipeline.set_adapters("one", 0.7)
-    before = draw(pipeline)
-    assert not np.array_equal(draw(pipeline, cross_attention_kwargs={"scale": 0.3}), before)
-    assert np.array_equal(draw(pipeline), before)
+    before = generate(pipeline)
+    assert not np.array_equal(generate(pipeline, cross_attention_kwargs={"scale": 0.3}), before)
+    assert np.array_equal(generate(pipeline), before)
     for wrong in ({"scale": "much"}, {"gligen": {}}, {"scale": float("nan")}):
         with pytest.raises(SdoptError, match="cross_attention_kwargs is"):
-            draw(pipeline, cross_attention_kwargs=wrong)
+            generate(pipeline, cross_attention_kwargs=wrong)
 
 
 ARGUMENTS: dict[str, Any] = {
@@ -260,7 +260,7 @@ def test_a_part_whose_fast_path_outlived_it_says_so(pipeline: LevelPipeline) -> 
 def test_a_deleted_pipeline_is_gone_at_once(level: str, micro_source: Source) -> None:
     pipeline = build(micro_source, LEVELS[level], CPU)
     if not LEVELS[level].compiled:  # the rest is in tests/pipelines/test_pipeline_features.py
-        draw(pipeline)
+        generate(pipeline)
     parts = [pipeline.unet, pipeline.vae, pipeline.text_encoder]
     gone = [weakref.ref(weight) for part in parts for weight in part.parameters()]
     gc.collect()
@@ -292,14 +292,14 @@ def test_padding_of_convolutions_is_looked_at_when_a_level_is_built(
 def test_a_graph_of_compiled_parts_takes_changes_and_refuses_hooks(micro_source: Source) -> None:
     level = LEVELS["one-graph"]
     pipeline = build(micro_source, level.then("eager", why="fast", compiled=False), CPU)
-    before = draw(pipeline)
+    before = generate(pipeline)
     version = pipeline.engine._parts.version  # type: ignore[union-attr]
     pipeline.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
-    assert not np.array_equal(draw(pipeline), before)
+    assert not np.array_equal(generate(pipeline), before)
     assert pipeline.engine._parts.version == version + 1  # type: ignore[union-attr]
     pipeline.unet.mid_block.register_forward_hook(lambda *_: None)
     with pytest.raises(SdoptError, match="one graph, which would leave out the forward hook"):
-        draw(pipeline)
+        generate(pipeline)
 
 
 def test_nothing_of_a_stock_pipeline_is_foreign(pipeline: LevelPipeline) -> None:
@@ -364,25 +364,25 @@ def test_what_passes_for_a_classs_own_by_its_name_is_refused_before_and_after_th
     says: str, micro_source: Source
 ) -> None:
     pipeline = build(micro_source, LEVELS["hoisted"], CPU)
-    before = draw(pipeline)
+    before = generate(pipeline)
     with pytest.MonkeyPatch.context() as patch:
         PATCHES[says](patch)
         with pytest.raises(SdoptError, match=re.escape(says)):
-            draw(pipeline)
+            generate(pipeline)
         with pytest.raises(SdoptError, match=re.escape(says)):
-            draw(build(micro_source, LEVELS["hoisted"], CPU))
-    assert np.array_equal(draw(pipeline), before)
+            generate(build(micro_source, LEVELS["hoisted"], CPU))
+    assert np.array_equal(generate(pipeline), before)
 
 
 def test_a_librarys_own_decorator_is_seen_after_the_first_look(
     pipeline: LevelPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its code stands in PyTorch's files, and yet it computes something else."""
-    draw(pipeline)
+    generate(pipeline)
     own: Any = ResnetBlock2D.forward
     monkeypatch.setattr(ResnetBlock2D, "forward", torch.autocast("cpu", torch.bfloat16)(own))
     with pytest.raises(SdoptError, match="the forward that was put into the class ResnetBlock2D"):
-        draw(pipeline)
+        generate(pipeline)
 
 
 def test_a_pipeline_of_a_class_of_your_own_is_refused(pipeline: LevelPipeline) -> None:
@@ -391,7 +391,7 @@ def test_a_pipeline_of_a_class_of_your_own_is_refused(pipeline: LevelPipeline) -
 
     pipeline.__class__ = Own
     with pytest.raises(SdoptError, match="leave out the class Own"):
-        draw(pipeline)
+        generate(pipeline)
 
 
 def test_the_latter_half_of_a_buffer_is_looked_at_too() -> None:
@@ -426,7 +426,9 @@ def test_gradients_are_refused_by_name_and_only_where_they_are_wanted(
             module(given[0].requires_grad_(), *given[1:])
 
 
-def test_a_copy_of_a_pipeline_that_no_engine_can_draw_is_refused(pipeline: LevelPipeline) -> None:
+def test_a_copy_of_a_pipeline_that_no_engine_can_generate_is_refused(
+    pipeline: LevelPipeline,
+) -> None:
     """A new engine would take what it finds for what was built."""
     pipeline.unet.mid_block.resnets[0].output_scale_factor = 2.0
     with pytest.raises(SdoptError, match=r"output_scale_factor is 2\.0"):
@@ -444,13 +446,13 @@ def test_a_forward_pass_outlives_no_module(pipeline: LevelPipeline) -> None:
         forward.module  # noqa: B018
 
 
-def test_drawing_changes_nothing_that_is_watched(pipeline: LevelPipeline) -> None:
-    draw(pipeline)
+def test_generating_changes_nothing_that_is_watched(pipeline: LevelPipeline) -> None:
+    generate(pipeline)
     parts = (pipeline.text_encoder, pipeline.unet, pipeline.vae)
     watch = Watch(parts, [pipeline.vae.decoder])
     version = pipeline.fused.version  # type: ignore[union-attr]
     for _ in range(2):
-        draw(pipeline)
+        generate(pipeline)
     assert not watch.has_changed()
     assert pipeline.fused.version == version  # type: ignore[union-attr]
 
@@ -462,29 +464,29 @@ def test_drawing_changes_nothing_that_is_watched(pipeline: LevelPipeline) -> Non
 def test_another_method_of_one_module_is_refused_by_name(
     part: str, method: str, pipeline: LevelPipeline
 ) -> None:
-    before = draw(pipeline)
+    before = generate(pipeline)
     name, _, path = part.partition(".")
     module: Any = getattr(pipeline, name).get_submodule(path)
     own = getattr(module, method)
     setattr(module, method, lambda *args, **kwargs: own(*args, **kwargs))
     with pytest.raises(SdoptError, match=f"the {method} that was put into a module, {part}"):
-        draw(pipeline)
+        generate(pipeline)
     delattr(module, method)
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
 
 
 def test_an_option_set_as_an_attribute_of_a_configuration_is_seen(pipeline: LevelPipeline) -> None:
     """diffusers reads `config.name`, which may be set beside the item of that name."""
-    before = draw(pipeline)
+    before = generate(pipeline)
     pipeline.scheduler.config.prediction_type = "v_prediction"
-    changed = draw(pipeline)
+    changed = generate(pipeline)
     assert not np.array_equal(changed, before)
     pipeline.scheduler.config.prediction_type = "epsilon"
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
     pipeline.scheduler.config.algorithm_type = "sde-dpmsolver++"
     with pytest.raises(SdoptError, match="algorithm_type"):
-        draw(pipeline)
+        generate(pipeline)
     pipeline.scheduler.config.algorithm_type = "dpmsolver++"
     pipeline.unet.config.center_input_sample = True
     with pytest.raises(SdoptError, match=r"config\.center_input_sample is True"):
-        draw(pipeline)
+        generate(pipeline)

@@ -1,4 +1,4 @@
-"""The picture engine's graphs on a GPU: never replayed for what they were not captured for.
+"""The image engine's graphs on a GPU: never replayed for what they were not captured for.
 
 Skipped without one; `pytest tests/engine/test_engine_cuda.py` on a Hopper GPU takes a minute.
 """
@@ -30,14 +30,14 @@ def pipeline() -> LevelPipeline:
     return build(resolve("embedded"), LEVELS["turbo"], torch.device("cuda"))
 
 
-def draw(pipeline: LevelPipeline, prompt: str = PROMPT, seed: int = 1, **more: Any) -> Any:
+def generate(pipeline: LevelPipeline, prompt: str = PROMPT, seed: int = 1, **more: Any) -> Any:
     more.setdefault("output_type", "np")
     return pipeline(prompt, generator=torch.Generator().manual_seed(seed), **more).images
 
 
 def without_graphs(pipeline: LevelPipeline, *arguments: Any, **more: Any) -> Any:
     with eager_calls():
-        return draw(pipeline, *arguments, **more)
+        return generate(pipeline, *arguments, **more)
 
 
 KINDS: tuple[dict[str, Any], ...] = (
@@ -55,39 +55,39 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("more", KINDS, ids=str)
-def test_a_replay_is_what_the_same_kernels_draw_without_a_graph(
+def test_a_replay_is_what_the_same_kernels_generate_without_a_graph(
     more: dict[str, Any], pipeline: LevelPipeline
 ) -> None:
     wanted = without_graphs(pipeline, **more)
     for _ in range(2):
-        assert np.array_equal(draw(pipeline, **more), wanted)
+        assert np.array_equal(generate(pipeline, **more), wanted)
 
 
 def test_kinds_in_turns_and_more_of_them_than_are_kept(pipeline: LevelPipeline) -> None:
     wanted = [without_graphs(pipeline, **more) for more in KINDS]
     for _ in range(2):
-        for more, picture in zip(KINDS, wanted, strict=True):
-            assert np.array_equal(draw(pipeline, **more), picture)
+        for more, image in zip(KINDS, wanted, strict=True):
+            assert np.array_equal(generate(pipeline, **more), image)
 
 
 def test_generators_and_latents_of_host_and_device_agree(pipeline: LevelPipeline) -> None:
     shape = (1, pipeline.unet.config.in_channels, 16, 16)
     dtype = pipeline.unet.conv_in.weight.dtype
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    wanted = draw(pipeline)
-    assert np.array_equal(draw(pipeline, latents=latents), wanted)
-    assert np.array_equal(draw(pipeline, latents=latents.cuda()), wanted)
+    wanted = generate(pipeline)
+    assert np.array_equal(generate(pipeline, latents=latents), wanted)
+    assert np.array_equal(generate(pipeline, latents=latents.cuda()), wanted)
     on_device = torch.Generator("cuda").manual_seed(1)
     other = pipeline(PROMPT, generator=on_device, output_type="np").images
     assert other.shape == wanted.shape
     assert not np.array_equal(other, wanted)
 
 
-def test_pictures_are_the_callers_to_keep(pipeline: LevelPipeline) -> None:
-    kept = [draw(pipeline, output_type=kind) for kind in ("np", "pt")]
+def test_images_are_the_callers_to_keep(pipeline: LevelPipeline) -> None:
+    kept = [generate(pipeline, output_type=kind) for kind in ("np", "pt")]
     copies = [kept[0].copy(), kept[1].clone()]
-    draw(pipeline, prompt=OTHER)
-    draw(pipeline, prompt=OTHER, output_type="pt")
+    generate(pipeline, prompt=OTHER)
+    generate(pipeline, prompt=OTHER, output_type="pt")
     assert np.array_equal(kept[0], copies[0])
     assert torch.equal(kept[1], copies[1])
 
@@ -104,65 +104,65 @@ def scaled(weight: torch.nn.Parameter, factor: float, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["written to", "moved"])
 @pytest.mark.parametrize("part", ["conv_out", "joined"])
-def test_a_changed_weight_is_drawn_with(how: str, part: str, pipeline: LevelPipeline) -> None:
+def test_a_changed_weight_is_generated_with(how: str, part: str, pipeline: LevelPipeline) -> None:
     unet = pipeline.unet
     block = unet.mid_block.attentions[0].transformer_blocks[0]
     weight = unet.conv_out.weight if part == "conv_out" else block.attn1.to_q.weight
-    before = draw(pipeline)
+    before = generate(pipeline)
     scaled(weight, 4.0, how)
-    changed, wanted = draw(pipeline), without_graphs(pipeline)
-    again = draw(pipeline)
+    changed, wanted = generate(pipeline), without_graphs(pipeline)
+    again = generate(pipeline)
     scaled(weight, 0.25, how)
     assert np.array_equal(changed, wanted)
     assert np.array_equal(again, wanted)
     assert not np.array_equal(changed, before)
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
 
 
-@pytest.mark.parametrize("part", ["merged", "doubled"])
-def test_a_write_that_no_version_counter_tells_is_drawn_with(
+@pytest.mark.parametrize("part", ["merged", "upsample"])
+def test_a_write_that_no_version_counter_tells_is_generated_with(
     part: str, pipeline: LevelPipeline
 ) -> None:
     """By the fingerprint that the graph itself takes."""
     unet = pipeline.unet
     owners = {
         "merged": unet.mid_block.attentions[0].proj_out,
-        "doubled": unet.up_blocks[0].upsamplers[0].conv,
+        "upsample": unet.up_blocks[0].upsamplers[0].conv,
     }
     weight = owners[part].weight
-    before, version = draw(pipeline), weight._version
+    before, version = generate(pipeline), weight._version
     weight.data.mul_(4)
     assert weight._version == version
-    changed, wanted = draw(pipeline), without_graphs(pipeline)
+    changed, wanted = generate(pipeline), without_graphs(pipeline)
     weight.data.mul_(0.25)
     assert np.array_equal(changed, wanted)
     assert not np.array_equal(changed, before)
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
 
 
-def test_lora_is_drawn_with_and_gone_when_unloaded(pipeline: LevelPipeline) -> None:
-    before = draw(pipeline)
+def test_lora_is_generated_with_and_gone_when_unloaded(pipeline: LevelPipeline) -> None:
+    before = generate(pipeline)
     captures = pipeline.engine.captures  # type: ignore[union-attr]
     pipeline.load_lora_weights(lora(pipeline, (*ATTENTION, *TEXT)), adapter_name="one")
-    loaded, wanted = draw(pipeline), without_graphs(pipeline)
+    loaded, wanted = generate(pipeline), without_graphs(pipeline)
     assert np.array_equal(loaded, wanted)
     assert not np.array_equal(loaded, before)
-    assert np.array_equal(draw(pipeline), loaded)
+    assert np.array_equal(generate(pipeline), loaded)
     assert pipeline.engine.captures == captures + 1  # type: ignore[union-attr]
-    scaled = draw(pipeline, cross_attention_kwargs={"scale": 0.3})
+    scaled = generate(pipeline, cross_attention_kwargs={"scale": 0.3})
     assert not np.array_equal(scaled, loaded)
     pipeline.unload_lora_weights()
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
 
 
 def test_hooks_and_another_forward_are_refused_after_an_image(pipeline: LevelPipeline) -> None:
-    before = draw(pipeline)
+    before = generate(pipeline)
     for module in (pipeline.unet, pipeline.unet.mid_block, pipeline.vae.decoder):
         handle = module.register_forward_hook(lambda *_: None)
         with pytest.raises(SdoptError, match="the forward hook of a module"):
-            draw(pipeline)
+            generate(pipeline)
         handle.remove()
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
 
 
 @pytest.mark.parametrize("level", ["turbo", "one-graph", "final"])
@@ -172,7 +172,7 @@ def test_a_deleted_pipelines_memory_comes_back_at_once(level: str) -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     own = build(resolve("embedded"), LEVELS[level], torch.device("cuda"))
-    draw(own)
+    generate(own)
     gc.collect()
     gc.disable()
     try:
@@ -184,21 +184,21 @@ def test_a_deleted_pipelines_memory_comes_back_at_once(level: str) -> None:
 
 
 def test_a_pipeline_that_went_to_the_host_and_came_back(pipeline: LevelPipeline) -> None:
-    before = draw(pipeline)
+    before = generate(pipeline)
     pipeline.to("cpu")
     torch.cuda.empty_cache()
     pipeline.to("cuda")
-    assert np.array_equal(draw(pipeline), before)
+    assert np.array_equal(generate(pipeline), before)
 
 
 def test_threads_and_streams_take_turns(pipeline: LevelPipeline) -> None:
-    wanted = [draw(pipeline, seed=seed) for seed in range(4)]
+    wanted = [generate(pipeline, seed=seed) for seed in range(4)]
     found: dict[int, Any] = {}
 
     def work(seed: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             for _ in range(5):
-                found[seed] = draw(pipeline, seed=seed)
+                found[seed] = generate(pipeline, seed=seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -210,7 +210,7 @@ def test_threads_and_streams_take_turns(pipeline: LevelPipeline) -> None:
 
 def test_two_pipelines_take_turns(pipeline: LevelPipeline) -> None:
     other = build(resolve("embedded"), LEVELS["hoisted"], torch.device("cuda"))
-    wanted = [draw(one) for one in (pipeline, other)]
+    wanted = [generate(one) for one in (pipeline, other)]
     for _ in range(2):
-        assert np.array_equal(draw(pipeline), wanted[0])
-        assert np.array_equal(draw(other), wanted[1])
+        assert np.array_equal(generate(pipeline), wanted[0])
+        assert np.array_equal(generate(other), wanted[1])

@@ -1,4 +1,4 @@
-"""The fused decoders draw what diffusers' AutoencoderKL and AutoencoderTiny draw."""
+"""The fused decoders generate what diffusers' AutoencoderKL and AutoencoderTiny generate."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def latents(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (3, 4, 8, 8), (2, 4, 16, 8), (1, 4, 3, 5)])
-def test_a_decoder_draws_what_diffusers_does(
+def test_a_decoder_generates_what_diffusers_does(
     shape: tuple[int, ...], layout: torch.memory_format, vae: Any
 ) -> None:
     vae.to(memory_format=layout)

@@ -1,4 +1,4 @@
-"""The engine's operations compute what PyTorch's modules do, on channels-last pictures."""
+"""The engine's operations compute what PyTorch's modules do, on channels-last images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from references import error, random
 from torch import Tensor
 
 from sdopt.engine import ops
-from sdopt.engine.doubling import doubled_weights
+from sdopt.engine.upsampling import upsample_weights
 
 EXACT = 2e-6
 """Relative error that float32 may have."""
@@ -43,25 +43,25 @@ def test_a_convolution_adds_its_residual_before_relu() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4, 8), (2, 5, 3, 24), (3, 1, 1, 4)])
-def test_a_convolution_of_the_doubled_picture(shape: tuple[int, ...]) -> None:
+def test_a_convolution_of_the_doubled_image(shape: tuple[int, ...]) -> None:
     x, weight, bias = random(*shape), random(12, shape[3], 3, 3, seed=1), random(12)
-    found = ops.doubled_convolution(x, doubled_weights(weight), bias)
+    found = ops.upsample_convolution(x, upsample_weights(weight), bias)
     assert found.is_contiguous()
-    assert error(found, references.doubled_convolution(x, weight, bias)) < EXACT
+    assert error(found, references.upsample_convolution(x, weight, bias)) < EXACT
 
 
-def test_doubled_weights_are_four_small_kernels_with_the_same_sum() -> None:
+def test_upsample_weights_are_four_small_kernels_with_the_same_sum() -> None:
     weight = random(6, 5, 3, 3)
-    folded = doubled_weights(weight)
+    folded = upsample_weights(weight)
     assert folded.shape == (24, 2, 2, 5)
     sums = folded.sum((1, 2)).reshape(4, 6, 5)
     assert error(sums, weight.sum((2, 3)).expand(4, 6, 5)) < EXACT
 
 
-def test_doubled_weights_are_rounded_once() -> None:
+def test_upsample_weights_are_rounded_once() -> None:
     weight = random(6, 5, 3, 3, dtype=torch.float16)
-    assert doubled_weights(weight).dtype == torch.float16
-    assert torch.equal(doubled_weights(weight), doubled_weights(weight.float()).half())
+    assert upsample_weights(weight).dtype == torch.float16
+    assert torch.equal(upsample_weights(weight), upsample_weights(weight.float()).half())
 
 
 @pytest.mark.parametrize("leading", [(7,), (2, 9), (2, 3, 4)])
@@ -121,7 +121,7 @@ def test_causal_attention_looks_back_only() -> None:
 def test_a_convolution_of_stride_2() -> None:
     x, weight, bias = random(2, 6, 4, 8), random(16, 3, 3, 8, seed=1), random(16, seed=2)
     wanted = references.convolution(x, weight, bias)[:, ::2, ::2]
-    assert error(ops.halved_convolution(x, weight, bias), wanted) < EXACT
+    assert error(ops.downsample_convolution(x, weight, bias), wanted) < EXACT
 
 
 @pytest.mark.parametrize("guided", [True, False])
@@ -151,8 +151,8 @@ def test_shapes_are_noted_while_they_are_watched() -> None:
     with ops.shapes_seen() as seen:
         ops.convolution(x, weight, None)
         ops.convolution(x, weight, random(16))
-        ops.doubled_convolution(x, doubled_weights(random(16, 8, 3, 3)), None)
-        ops.halved_convolution(x, weight, None)
+        ops.upsample_convolution(x, upsample_weights(random(16, 8, 3, 3)), None)
+        ops.downsample_convolution(x, weight, None)
         ops.linear(tokens, random(24, 8))
         ops.linear(tokens, random(24, 16), x2=tokens)
         ops.geglu(tokens, random(48, 8), random(48))
@@ -163,8 +163,8 @@ def test_shapes_are_noted_while_they_are_watched() -> None:
     assert list(seen) == [
         "plain 2x6x6x8-16",
         "conv 2x6x6x8-16",
-        "doubled 2x6x6x8-16",
-        "halved 2x6x6x8-16",
+        "upsample 2x6x6x8-16",
+        "downsample 2x6x6x8-16",
         "linear 10x8-24",
         "joined 10x16-24",
         "geglu 10x8-24",

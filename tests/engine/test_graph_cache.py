@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdopt.engine import picture
+from sdopt.engine import image
 from sdopt.engine.captured import Captured, Inputs, Kind
 from sdopt.engine.cuda_graphs import GraphCache, GraphedFunction
 from sdopt.engine.fingerprint import differing
-from sdopt.engine.picture import PictureEngine
+from sdopt.engine.image import ImageEngine
 from sdopt.engine.stages import HostTick
 from sdopt.levels import TURBO
 from sdopt.pipelines.pipeline import LevelPipeline, build
@@ -107,7 +107,7 @@ class FakeEvent:
         pass
 
 
-class OnTheCpu(PictureEngine):
+class OnTheCpu(ImageEngine):
     """The same bookkeeping with a capture that needs no GPU."""
 
     def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
@@ -123,7 +123,7 @@ class OnTheCpu(PictureEngine):
         return Captured(
             graph=graph,
             inputs=static,
-            picture=graph.output,
+            image=graph.output,
             latents=self.latents,
             ticks=[HostTick()],
             factors=inputs.factors,
@@ -135,11 +135,11 @@ class OnTheCpu(PictureEngine):
 @pytest.fixture
 def pipeline(micro_source: Source, monkeypatch: pytest.MonkeyPatch) -> LevelPipeline:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(picture, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(image, "MOST_GRAPHS", 2)
     return build(micro_source, replace(TURBO, compiled=False), CPU)
 
 
-def inputs_of(engine: PictureEngine, steps: int, seed: int) -> tuple[Inputs, Kind]:
+def inputs_of(engine: ImageEngine, steps: int, seed: int) -> tuple[Inputs, Kind]:
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1, 8, 8, 4, generator=generator)
     ids = torch.randint(0, 9, (2, 32), generator=generator)
@@ -191,7 +191,7 @@ def test_the_engine_drops_its_graphs_when_weights_or_the_scheduler_change(
 
 
 def test_both_users_have_the_same_cache(pipeline: LevelPipeline) -> None:
-    engine = PictureEngine(pipeline=pipeline, level=pipeline.level)
+    engine = ImageEngine(pipeline=pipeline, level=pipeline.level)
     function = GraphedFunction(lambda x: x, [])
     assert type(engine.graphs) is type(function.graphs) is GraphCache
     assert engine.graphs.most == 2

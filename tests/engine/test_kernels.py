@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from references import error, random
 from torch import Tensor
 
-from sdopt.engine.doubling import doubled_weights
 from sdopt.engine.tiles import Tile, ruled_attention, ruled_convolution, ruled_product
+from sdopt.engine.upsampling import upsample_weights
 
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
     pytest.skip(
@@ -46,7 +46,7 @@ def norm_of(groups: int, channels: int, epsilon: float = 1e-5) -> torch.nn.Group
 
 
 def test_they_are_interpreted() -> None:
-    assert "interpreter" in type(kernels.convolution).__module__
+    assert "interpreter" in type(kernels.sdopt_convolution).__module__
 
 
 BOX = Tile(height=8, width=8, columns=32, depth=32)
@@ -108,16 +108,16 @@ def test_a_convolution_cut_by_rule(sizes: tuple[int, int, int, int], n: int) -> 
         ((1, 5, 10, 24), 40, BOX),
         ((3, 4, 4, 8), 24, Tile(images=4, height=4, width=4, columns=32, depth=16)),
         ((1, 7, 9, 40), 96, Tile(height=8, width=8, columns=32, extra=16, depth=32)),
-        ((2, 3, 6, 24), 8, ruled_convolution((2, 3, 6, 24), 8, "doubled")),
+        ((2, 3, 6, 24), 8, ruled_convolution((2, 3, 6, 24), 8, "upsample")),
     ],
 )
-def test_a_doubled_convolution(
+def test_a_upsample_convolution(
     sizes: tuple[int, int, int, int], n: int, tile: Tile, biased: bool
 ) -> None:
     x, weight = half(*sizes), random(n, sizes[3], 3, 3, seed=1) * 0.1
     bias = half(n, seed=2) if biased else None
-    found = launch.convolution(x, doubled_weights(weight).half(), bias, tile, phases=2)
-    assert error(found, references.doubled_convolution(x, weight, bias)) < ROUNDED
+    found = launch.convolution(x, upsample_weights(weight).half(), bias, tile, phases=2)
+    assert error(found, references.upsample_convolution(x, weight, bias)) < ROUNDED
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -127,7 +127,7 @@ def test_a_doubled_convolution(
         ((1, 16, 16, 32), 48, BOX),
         ((2, 10, 12, 32), 40, Tile(height=8, width=8, columns=32, depth=16, splits=3)),
         ((3, 4, 4, 16), 96, Tile(images=4, height=2, width=2, columns=32, extra=16, depth=16)),
-        ((1, 2, 2, 64), 8, ruled_convolution((1, 2, 2, 64), 8, "halved")),
+        ((1, 2, 2, 64), 8, ruled_convolution((1, 2, 2, 64), 8, "downsample")),
     ],
 )
 def test_a_convolution_of_stride_2(
@@ -135,7 +135,7 @@ def test_a_convolution_of_stride_2(
 ) -> None:
     x, weight = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1
     bias = half(n, seed=2) if biased else None
-    found = launch.convolution(x, weight, bias, tile, halved=True)
+    found = launch.convolution(x, weight, bias, tile, downsample=True)
     assert error(found, references.convolution(x, weight, bias)[:, ::2, ::2]) < ROUNDED
 
 
@@ -147,7 +147,7 @@ def test_what_a_library_left_out_is_added_in_one_pass(added: str, relu: bool) ->
     residual = half(2, 5, 7, 40, seed=2) if added != "bias" else None
     for more in (bias, residual):
         wanted = wanted if more is None else wanted + more
-    found = launch.ending(x, bias, residual, relu=relu)
+    found = launch.apply_epilogue(x, bias, residual, relu=relu)
     assert error(found, F.relu(wanted) if relu else wanted) < ROUNDED
 
 
@@ -316,7 +316,7 @@ def test_a_group_norm_uses_its_epsilon(path: str) -> None:
 
 @pytest.mark.parametrize("largest", [1024, 100])
 @pytest.mark.parametrize("sizes", [(2, 64, 32, 48), (1, 13, 31, 48)])
-def test_statistics_of_a_large_picture_are_put_together_from_chunks(
+def test_statistics_of_a_large_image_are_put_together_from_chunks(
     sizes: tuple[int, int, int, int], largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "SMALL_NORM_ENTRIES", 1000)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from references import error, random
 from torch import Tensor
 
-from sdopt.engine.doubling import doubled_weights
 from sdopt.engine.tiles import Tile, ruled_specialized_convolution
+from sdopt.engine.upsampling import upsample_weights
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
@@ -95,15 +95,15 @@ def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile, end
         ((2, 8, 8, 64), 64, box(8, 8, 64)),
         ((1, 7, 9, 40), 96, box(4, 16, 64, 16)),
         ((1, 20, 36, 128), 160, box(2, 32, 128, 32)),
-        ((2, 6, 6, 64), 128, ruled_specialized_convolution((2, 6, 6, 64), 128, "doubled")),
+        ((2, 6, 6, 64), 128, ruled_specialized_convolution((2, 6, 6, 64), 128, "upsample")),
     ],
 )
-def test_a_doubled_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
+def test_a_upsample_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
     from sdopt.engine import launch
 
     x, weight, bias = half(*sizes), random(n, sizes[3], 3, 3, seed=1) * 0.1, half(n, seed=2)
-    folded = doubled_weights(weight).to("cuda", torch.float16)
-    wanted = references.doubled_convolution(x.cpu(), weight, bias.cpu())
+    folded = upsample_weights(weight).to("cuda", torch.float16)
+    wanted = references.upsample_convolution(x.cpu(), weight, bias.cpu())
     check(lambda: launch.convolution(x, folded, bias, tile, phases=2), wanted)
 
 
@@ -113,10 +113,10 @@ def test_a_doubled_convolution(sizes: tuple[int, int, int, int], n: int, tile: T
         ((2, 16, 16, 64), 64, box(8, 8, 64)),
         ((1, 18, 44, 128), 160, box(4, 16, 128, 32)),
         ((2, 8, 12, 64), 64, box(8, 8, 64, splits=3)),
-        ((1, 4, 4, 128), 128, ruled_specialized_convolution((1, 4, 4, 128), 128, "halved")),
+        ((1, 4, 4, 128), 128, ruled_specialized_convolution((1, 4, 4, 128), 128, "downsample")),
     ],
 )
-def test_a_halved_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
+def test_a_downsample_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
     from sdopt.engine import launch
 
     x, weight, bias = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1, half(n, seed=2)
@@ -124,7 +124,7 @@ def test_a_halved_convolution(sizes: tuple[int, int, int, int], n: int, tile: Ti
     wanted = F.conv2d(
         first, weight.float().permute(0, 3, 1, 2), bias.float(), stride=2, padding=1
     ).permute(0, 2, 3, 1)
-    check(lambda: launch.convolution(x, weight, bias, tile, halved=True), wanted)
+    check(lambda: launch.convolution(x, weight, bias, tile, downsample=True), wanted)
 
 
 PRODUCTS = [

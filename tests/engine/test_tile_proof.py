@@ -35,7 +35,7 @@ from sdopt.tuning.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-DOUBLED = "doubled 2x32x32x640-640"
+UPSAMPLE = "upsample 2x32x32x640-640"
 RACING = Tile(height=8, width=16, columns=128, depth=64, stages=3, warps=8)
 """Measured on an H100: each of 196 repeats differed."""
 CLEAR = Tile(height=8, width=16, columns=64, depth=64, stages=3, warps=8)
@@ -51,7 +51,7 @@ def compilers() -> Iterator[Compilers]:
 
 
 def test_a_tile_that_races_is_found(compilers: Compilers) -> None:
-    reason = compilers.of(job_of_key(DOUBLED), RACING)
+    reason = compilers.of(job_of_key(UPSAMPLE), RACING)
     assert reason.startswith("races: in convolution, ")
     assert "LDSM.16.M88.4" in reason
     assert "HGMMA.64x128x16.F32" in reason
@@ -68,11 +68,11 @@ def test_a_tile_that_races_only_in_larger_batches_is_found(compilers: Compilers)
 
 @pytest.mark.parametrize("tile", [CLEAR, SPECIALIZED], ids=["plain", "specialized"])
 def test_a_tile_without_a_race_is_clear(tile: Tile, compilers: Compilers) -> None:
-    assert compilers.of(job_of_key(DOUBLED), tile) == ""
+    assert compilers.of(job_of_key(UPSAMPLE), tile) == ""
 
 
 def test_stored_tiles_have_no_race(compilers: Compilers) -> None:
-    """As they are used most; `--static` compiles every other ending too."""
+    """As they are used most; `--static` compiles every other epilogue too."""
     jobs = [(job_of_key(key), tile) for key, tile in tuned().items() if not tile.library]
     work = [(job, shares_of(tile)) for job, tile in jobs]
     verdicts = compilers.check(work)
@@ -88,7 +88,7 @@ def test_stored_tiles_have_no_race(compilers: Compilers) -> None:
 
 def test_all_roles_of_a_specialized_kernel_are_followed() -> None:
     """They are reached by a computed jump."""
-    job = job_of_key(DOUBLED)
+    job = job_of_key(UPSAMPLE)
     with proof.only_compiled() as kernels:
         computed(job, empty_operands(job), SPECIALIZED)
     code = machine_code.parsed(proof.disassembled(kernels[0].asm["cubin"]))
@@ -115,7 +115,7 @@ def test_the_product_without_a_tile_has_no_race(channels: int) -> None:
 
 @pytest.mark.parametrize("capability", [80, 100])
 def test_other_architectures_have_no_such_products(capability: int) -> None:
-    assert verdict(job_of_key(DOUBLED), RACING, capability) == ""
+    assert verdict(job_of_key(UPSAMPLE), RACING, capability) == ""
 
 
 def test_a_tile_that_does_not_compile_is_told() -> None:
@@ -143,12 +143,12 @@ def test_the_command_names_what_races(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "tuned.json"
-    tiles = {DOUBLED: asdict(tile), "linear 512x640-640": asdict(LIBRARY)}
+    tiles = {UPSAMPLE: asdict(tile), "linear 512x640-640": asdict(LIBRARY)}
     path.write_text(json.dumps({"tiles": tiles, "measured": {}}))
     before = path.read_bytes()
     monkeypatch.setattr(chosen, "by_rule", lambda: ())
     assert main(["--static", "--processes", "2", "--out", str(path)]) == code
     told = capsys.readouterr().out
-    assert (f"{DOUBLED}: {tile} races: in convolution" in told) == (code == 1)
+    assert (f"{UPSAMPLE}: {tile} races: in convolution" in told) == (code == 1)
     assert ("2 kernels: races" if code else "2 kernels: clear") in told
     assert path.read_bytes() == before

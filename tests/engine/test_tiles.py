@@ -52,22 +52,22 @@ def check_specialized(tile: Tile) -> None:
 
 @given(
     *(st.integers(1, 16), side, side, st.integers(1, 40), st.integers(128, 2560)),
-    st.sampled_from(["conv", "plain", "doubled", "halved"]),
+    st.sampled_from(["conv", "plain", "upsample", "downsample"]),
 )
 def test_a_ruled_specialized_convolution(
     i: int, h: int, w: int, blocks: int, n: int, kind: str
 ) -> None:
-    sizes = (i, 2 * h, 2 * w, 64 * blocks) if kind == "halved" else (i, h, w, 64 * blocks)
+    sizes = (i, 2 * h, 2 * w, 64 * blocks) if kind == "downsample" else (i, h, w, 64 * blocks)
     tile = ruled_specialized_convolution(sizes, n, kind)
     assert tile.specialized
     check_specialized(tile)
-    assert kind != "doubled" or tile.splits == 1
+    assert kind != "upsample" or tile.splits == 1
 
 
 def test_only_a_device_that_takes_them_is_given_specialized_tiles() -> None:
     stored = {key: tile for key, tile in tuned().items() if tile.specialized}
     kinds = {key.split()[0] for key in stored}
-    assert {"conv", "plain", "doubled", "halved"} <= kinds
+    assert {"conv", "plain", "upsample", "downsample"} <= kinds
     for key in stored:
         shape, n = key.split()[1].rsplit("-", 1)
         sizes = tuple(map(int, shape.split("x")))
@@ -86,7 +86,7 @@ def _given(sizes: tuple[int, ...]) -> tuple[object, ...]:
     return (sizes,) if len(sizes) == 4 else sizes
 
 
-@given(st.integers(1, 16), side, side, channels, channels, st.sampled_from(["conv", "doubled"]))
+@given(st.integers(1, 16), side, side, channels, channels, st.sampled_from(["conv", "upsample"]))
 def test_a_ruled_convolution(i: int, h: int, w: int, c: int, n: int, kind: str) -> None:
     tile = ruled_convolution((i, h, w, c), n, kind)
     check(tile)
@@ -107,9 +107,9 @@ def test_a_measured_tile(key: str) -> None:
         check_specialized(tile)
     elif not tile.library:
         check(tile)
-    kinds = ("conv", "plain", "doubled", "halved", "linear", "joined", "geglu", "attention")
+    kinds = ("conv", "plain", "upsample", "downsample", "linear", "joined", "geglu", "attention")
     assert key.split()[0] in kinds
-    assert tile.splits == 1 or key.split()[0] not in ("doubled", "geglu")
+    assert tile.splits == 1 or key.split()[0] not in ("upsample", "geglu")
 
 
 def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:

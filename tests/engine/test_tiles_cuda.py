@@ -37,7 +37,7 @@ IMAGES = 6
 ENGINE_LEVELS = [level.name for level in LEVELS.values() if level.whole_graph]
 COMPILED_LEVEL = "compiled"
 STORED = [key for key, tile in tuned().items() if not tile.library]
-RACING = "doubled 2x32x32x640-640", Tile(height=8, width=16, columns=128, stages=3, warps=8)
+RACING = "upsample 2x32x32x640-640", Tile(height=8, width=16, columns=128, stages=3, warps=8)
 """Measured on an H100 with Triton 3.6: each of 196 repeats differed."""
 
 
@@ -124,7 +124,7 @@ def images(pipeline: LevelPipeline, seed: int, count: int, **more: Any) -> list[
 
 
 def check_images(pipeline: LevelPipeline, **more: Any) -> None:
-    """All of one seed alike, also after another one; and pictures of something."""
+    """All of one seed alike, also after another one; and images of something."""
     first, *others = images(pipeline, 0, IMAGES, **more)
     (other,) = images(pipeline, 1, 1, **more)
     others += images(pipeline, 0, 1, **more)
@@ -138,7 +138,7 @@ def check_images(pipeline: LevelPipeline, **more: Any) -> None:
 @needs_cuda
 @pytest.mark.parametrize("name", [*ENGINE_LEVELS, COMPILED_LEVEL])
 def test_images_of_one_seed_are_bit_identical(name: str) -> None:
-    """And none of the engine's kernels that drew them, as this Triton made them, has a race."""
+    """And no kernel of the engine that generated them has a race, as this Triton made it."""
     from sdopt.engine import proof
 
     with proof.kernels_launched() as kernels:
@@ -158,13 +158,13 @@ def test_so_they_are_on_the_cpu() -> None:
 
 
 def test_images_that_differ_are_told_apart() -> None:
-    pictures = iter(range(100))
+    images = iter(range(100))
 
     class Unsteady:
         images: Any = None
 
         def __call__(self, *_: object, **__: object) -> Unsteady:
-            self.images = np.full((1, 2, 2, 3), next(pictures) / 100.0)
+            self.images = np.full((1, 2, 2, 3), next(images) / 100.0)
             self.images[0, 0, 0, 0] = 1.0
             return self
 

@@ -45,16 +45,16 @@ def test_weights_are_half_precision():
 
 def test_stock_pipeline_draws(pipeline):
     caption = held_out_scenes(1)[0].caption()
-    picture = pipeline(
+    image = pipeline(
         caption,
         num_inference_steps=2,
         guidance_scale=GUIDANCE_SCALE,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     ).images[0]
-    assert picture.shape == (SIZE_PX, SIZE_PX, 3)
-    assert np.isfinite(picture).all()
-    assert picture.std() > 0.01
+    assert image.shape == (SIZE_PX, SIZE_PX, 3)
+    assert np.isfinite(image).all()
+    assert image.std() > 0.01
 
 
 def test_parts_are_those_of_stable_diffusion(pipeline):

@@ -92,36 +92,36 @@ def test_captions_need_no_torch():
 
 def test_drawing_is_deterministic_and_sized():
     scene = sample_scene(3)
-    picture = render(scene)
-    assert picture.shape == (SIZE_PX, SIZE_PX, 3)
-    assert picture.dtype == np.uint8
-    assert np.array_equal(picture, render(scene))
+    image = render(scene)
+    assert image.shape == (SIZE_PX, SIZE_PX, 3)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image, render(scene))
     assert render(scene, 64).shape == (64, 64, 3)
 
 
 def test_drawing_shows_what_the_caption_says():
-    picture = render(parse_caption("a large red star at the top left on a blue background"))
-    star = picture[26, 26].astype(int)
-    corner = picture[120, 120].astype(int)
+    image = render(parse_caption("a large red star at the top left on a blue background"))
+    star = image[26, 26].astype(int)
+    corner = image[120, 120].astype(int)
     assert star[0] > 150 > star[2]
     assert corner[2] > 150 > corner[0]
 
 
 def test_edges_are_antialiased():
-    picture = render(parse_caption("a large white circle at the center on a black background"))
-    between = (picture[30:98, 30:98, 0] > 60) & (picture[30:98, 30:98, 0] < 170)
+    image = render(parse_caption("a large white circle at the center on a black background"))
+    between = (image[30:98, 30:98, 0] > 60) & (image[30:98, 30:98, 0] < 170)
     assert 50 < np.count_nonzero(between) < 400, "the edge is one pixel of middle tones"
     small = render(parse_caption("a large white circle at the center on a black background"), 64)
-    halved = picture.reshape(64, 2, 64, 2, 3).mean((1, 3))
+    halved = image.reshape(64, 2, 64, 2, 3).mean((1, 3))
     assert np.abs(halved - small).mean() < 1.0
 
 
 @pytest.mark.parametrize("texture", ["striped", "dotted", "checkered"])
 def test_textures_are_fine_detail(texture):
-    picture = render(
+    image = render(
         parse_caption(f"a large {texture} red square at the center on a blue background")
     )
-    row = picture[60, 48:80, 0].astype(int)
+    row = image[60, 48:80, 0].astype(int)
     assert np.ptp(row) > 50
     middle = (row.min() + row.max()) / 2
     swings = np.count_nonzero(np.diff(row > middle + 5))
@@ -132,8 +132,8 @@ def test_batches_draw_as_single_scenes():
     rows = sample_rows(11, 6)
     together = render_rows(torch.from_numpy(rows), tables())
     assert together.shape == (6, 3, SIZE_PX, SIZE_PX)
-    for row, picture in zip(rows, render_uint8(rows, SIZE_PX), strict=True):
-        assert np.array_equal(picture, render(scene_from_row(row)))
+    for row, image in zip(rows, render_uint8(rows, SIZE_PX), strict=True):
+        assert np.array_equal(image, render(scene_from_row(row)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: drawing on the GPU")
@@ -164,7 +164,7 @@ def test_training_never_sees_a_held_out_scene():
     bank = build_bank(500, 0, "cpu")
     assert 400 < len(bank.rows) < 500
     assert not held_out(bank.rows.numpy()).any()
-    assert bank.mixed_pictures(4).shape == (4, 3, SIZE_PX, SIZE_PX)
+    assert bank.mixed_images(4).shape == (4, 3, SIZE_PX, SIZE_PX)
 
 
 def test_crowded_rows_are_no_scenes():

@@ -78,7 +78,7 @@ def stock(source: Source, level: Level) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**plain.components, requires_safety_checker=False)
 
 
-def draw(pipeline: Any, **more: Any) -> Any:
+def generate(pipeline: Any, **more: Any) -> Any:
     given = {"prompt": "a cat", "generator": torch.Generator().manual_seed(1), **more}
     return pipeline(**{"output_type": "np", **given}).images
 
@@ -92,7 +92,7 @@ def test_an_argument_given_as_its_own_default_says_nothing(
         given = {name: {"num_inference_steps": STEPS, "guidance_scale": 7.5}[name]}
     if name == "return_dict":
         assert hasattr(pipeline("a cat", **given), "images")
-    assert np.array_equal(draw(pipeline, **given), draw(pipeline))
+    assert np.array_equal(generate(pipeline, **given), generate(pipeline))
 
 
 def test_all_defaults_at_once_and_by_position(pipeline: LevelPipeline) -> None:
@@ -101,7 +101,7 @@ def test_all_defaults_at_once_and_by_position(pipeline: LevelPipeline) -> None:
     values |= {"num_inference_steps": STEPS, "output_type": "np"}
     values |= {"generator": torch.Generator().manual_seed(1)}
     found = pipeline("a cat", *values.values()).images
-    assert np.array_equal(found, draw(pipeline))
+    assert np.array_equal(found, generate(pipeline))
 
 
 def test_what_the_default_of_diffusers_says_is_not_taken_for_the_levels(
@@ -110,7 +110,7 @@ def test_what_the_default_of_diffusers_says_is_not_taken_for_the_levels(
     seen: list[int] = []
     handle = pipeline.unet.register_forward_pre_hook(lambda *_: seen.append(1))
     try:
-        draw(pipeline, num_inference_steps=DEFAULTS["num_inference_steps"])
+        generate(pipeline, num_inference_steps=DEFAULTS["num_inference_steps"])
     except SdoptError:
         assert pipeline.engine is not None  # which may refuse to be watched
     else:
@@ -130,12 +130,12 @@ def test_tensors_for_a_callback_work_with_and_without_one(
         return {}
 
     given = {"callback_on_step_end_tensor_inputs": tensors}
-    found = draw(eager, **given)
-    assert np.array_equal(draw(eager, **given, callback_on_step_end=watch), found)
+    found = generate(eager, **given)
+    assert np.array_equal(generate(eager, **given, callback_on_step_end=watch), found)
     wanted = {"latents"} if tensors is None else set(tensors)
     assert len(seen) == STEPS
     assert all(wanted <= set(names) for names in seen)
-    assert np.array_equal(found, draw(eager))
+    assert np.array_equal(found, generate(eager))
 
 
 def test_only_equal_values_of_one_type_are_defaults() -> None:
@@ -154,24 +154,24 @@ def test_clip_skip_is_that_of_stock_diffusers_where_that_can_do_it(
     plain = stock(micro_source, replace(eager.level, cfg_cutoff=None))
     vars(plain.text_encoder)["text_model"] = plain.text_encoder
     level = replace(eager.level, cfg_cutoff=None)
-    found = draw(built(micro_source, level), clip_skip=clip_skip)
+    found = generate(built(micro_source, level), clip_skip=clip_skip)
     given = {"num_inference_steps": STEPS, "guidance_scale": 7.5}
-    np.testing.assert_allclose(found, draw(plain, **given, clip_skip=clip_skip), atol=1e-6)
-    assert np.array_equal(found, draw(built(micro_source, level))) == (clip_skip == 0)
+    np.testing.assert_allclose(found, generate(plain, **given, clip_skip=clip_skip), atol=1e-6)
+    assert np.array_equal(found, generate(built(micro_source, level))) == (clip_skip == 0)
 
 
 def test_clip_skip_leaves_no_trace_in_the_text_encoder(eager: LevelPipeline) -> None:
-    before, keys = draw(eager), set(eager.text_encoder.state_dict())
-    assert not np.array_equal(draw(eager, clip_skip=1), before)
+    before, keys = generate(eager), set(eager.text_encoder.state_dict())
+    assert not np.array_equal(generate(eager, clip_skip=1), before)
     assert "text_model" not in vars(eager.text_encoder)
     assert set(eager.text_encoder.state_dict()) == keys
-    assert np.array_equal(draw(eager), before)
+    assert np.array_equal(generate(eager), before)
 
 
 @pytest.mark.slow
 def test_clip_skip_on_a_compiled_level(traced: LevelPipeline, micro_source: Source) -> None:
     plain = built(micro_source, replace(TRACED, compiled=False))
-    found, wanted = (draw(one, clip_skip=1) for one in (traced, plain))
+    found, wanted = (generate(one, clip_skip=1) for one in (traced, plain))
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_clip_skip_on_a_compiled_level(traced: LevelPipeline, micro_source: Sour
 )
 def test_the_engine_refuses_them_by_name(more: dict[str, Any], engine: LevelPipeline) -> None:
     with pytest.raises(SdoptError, match=rf"{next(iter(more))}"):
-        draw(engine, **more)
+        generate(engine, **more)
 
 
 @pytest.mark.parametrize("peft", [True, False], ids=["peft", "without-peft"])
@@ -189,7 +189,7 @@ def test_cross_attention_kwargs_without_a_lora_change_nothing(
     given: dict[str, Any], peft: bool, eager: LevelPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(peft, monkeypatch)
-    assert np.array_equal(draw(eager, cross_attention_kwargs=given), draw(eager))
+    assert np.array_equal(generate(eager, cross_attention_kwargs=given), generate(eager))
 
 
 @pytest.mark.slow
@@ -197,9 +197,9 @@ def test_cross_attention_kwargs_without_a_lora_change_nothing(
 def test_nor_do_they_on_a_compiled_level(
     peft: bool, traced: LevelPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = draw(traced)
+    wanted = generate(traced)
     without(peft, monkeypatch)
-    found = draw(traced, cross_attention_kwargs={"scale": 0.5, "other": 1})
+    found = generate(traced, cross_attention_kwargs={"scale": 0.5, "other": 1})
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
@@ -214,10 +214,10 @@ def autocast() -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-def test_the_engine_draws_the_same_under_autocast(engine: LevelPipeline) -> None:
+def test_the_engine_generates_the_same_under_autocast(engine: LevelPipeline) -> None:
     with autocast():
-        first = draw(engine, num_inference_steps=7)
-    assert np.array_equal(draw(engine, num_inference_steps=7), first)
+        first = generate(engine, num_inference_steps=7)
+    assert np.array_equal(generate(engine, num_inference_steps=7), first)
 
 
 @pytest.mark.parametrize("around", [autocast, nullcontext], ids=["autocast", "plain"])
@@ -227,8 +227,8 @@ def test_an_eager_level_does_under_autocast_what_stock_diffusers_does(
     level = replace(eager.level, cfg_cutoff=None)
     own, plain = built(micro_source, level), stock(micro_source, level)
     with around():
-        found = draw(own)
-        wanted = draw(plain, num_inference_steps=STEPS, guidance_scale=7.5)
+        found = generate(own)
+        wanted = generate(plain, num_inference_steps=STEPS, guidance_scale=7.5)
     assert np.array_equal(found, wanted)
 
 
@@ -240,7 +240,7 @@ def test_a_compiled_level_does_under_autocast_what_the_eager_one_does(
     plain = built(micro_source, replace(TRACED, compiled=False))
     for around in (autocast, nullcontext, autocast):
         with around():
-            np.testing.assert_allclose(draw(traced), draw(plain), atol=1e-5)
+            np.testing.assert_allclose(generate(traced), generate(plain), atol=1e-5)
 
 
 OTHER: dict[str, Any] = {
@@ -261,16 +261,16 @@ def test_a_request_leaves_nothing_for_the_next_one(
     size = {"height": 64, "width": 64}
     requests = [size, *({**size, name: value} for name, value in OTHER.items()), OTHER]
 
-    def drawn(pipeline: LevelPipeline, index: int) -> Any:
-        return draw(pipeline, **requests[index], generator=seeded(index))
+    def generated(pipeline: LevelPipeline, index: int) -> Any:
+        return generate(pipeline, **requests[index], generator=seeded(index))
 
     last = len(requests) - 1
-    found = {index: drawn(pipeline, index) for index in range(len(requests))}
+    found = {index: generated(pipeline, index) for index in range(len(requests))}
     for index in (last, 0):
         fresh = built(micro_source, pipeline.level)
-        np.testing.assert_array_equal(drawn(fresh, index), found[index])
+        np.testing.assert_array_equal(generated(fresh, index), found[index])
     for index in (3, 0, 5, 1, last, 2, 0, 6, 4, 7, 0):
-        np.testing.assert_array_equal(drawn(pipeline, index), found[index])
+        np.testing.assert_array_equal(generated(pipeline, index), found[index])
 
 
 def seeded(index: int) -> torch.Generator:
@@ -278,7 +278,7 @@ def seeded(index: int) -> torch.Generator:
 
 
 def test_a_call_that_failed_leaves_nothing_for_the_next_one(eager: LevelPipeline) -> None:
-    wanted = draw(eager)
+    wanted = generate(eager)
     for step in (0, STEPS - 2):
 
         def fail(_: Any, now: int, timestep: Any, tensors: Any, step: int = step) -> Any:
@@ -287,11 +287,11 @@ def test_a_call_that_failed_leaves_nothing_for_the_next_one(eager: LevelPipeline
             return {}
 
         with pytest.raises(ZeroDivisionError):
-            draw(eager, callback_on_step_end=fail, guidance_scale=2.0)
-        assert np.array_equal(draw(eager), wanted)
+            generate(eager, callback_on_step_end=fail, guidance_scale=2.0)
+        assert np.array_equal(generate(eager), wanted)
 
 
 def test_what_the_user_gives_is_left_as_it_is(eager: LevelPipeline) -> None:
     tensors, kwargs = ["latents"], {"scale": 0.5}
-    draw(eager, callback_on_step_end_tensor_inputs=tensors, cross_attention_kwargs=kwargs)
+    generate(eager, callback_on_step_end_tensor_inputs=tensors, cross_attention_kwargs=kwargs)
     assert (tensors, kwargs) == (["latents"], {"scale": 0.5})

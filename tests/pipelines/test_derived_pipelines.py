@@ -44,7 +44,7 @@ def level(request: pytest.FixtureRequest) -> Level:
 
 @pytest.fixture(scope="module")
 def pipeline(level: Level, micro_source: Source) -> LevelPipeline:
-    """A level that has drawn; compiled ones are left eager."""
+    """A level that has generated; compiled ones are left eager."""
     made = build(micro_source, level)
     made("a cat", output_type="np")
     return made
@@ -71,7 +71,7 @@ MASK = np.zeros((1, SIZE_PX, SIZE_PX), dtype=np.float32)
 MASK[:, : SIZE_PX // 2] = 1.0
 
 
-def draw(pipeline: Any, **more: Any) -> Any:
+def generate(pipeline: Any, **more: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     seed = torch.Generator().manual_seed(1)
     given = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "generator": seed, **more}
@@ -87,11 +87,11 @@ def vae_of(pipeline: Any) -> dict[str, Any]:
 def test_from_pipe_gives_plain_text_to_image(pipeline: LevelPipeline, stock: Any) -> None:
     derived = StableDiffusionPipeline.from_pipe(pipeline, **vae_of(pipeline))
     assert type(derived) is StableDiffusionPipeline
-    np.testing.assert_allclose(draw(derived), draw(stock), atol=LIMIT)
+    np.testing.assert_allclose(generate(derived), generate(stock), atol=LIMIT)
 
 
 def test_image_to_image(pipeline: LevelPipeline, stock: Any) -> None:
-    wanted = draw(
+    wanted = generate(
         StableDiffusionImg2ImgPipeline(**stock.components, requires_safety_checker=False),
         image=image(),
         strength=0.8,
@@ -103,7 +103,9 @@ def test_image_to_image(pipeline: LevelPipeline, stock: Any) -> None:
         AutoPipelineForImage2Image.from_pipe(pipeline),
     ):
         assert type(derived) is StableDiffusionImg2ImgPipeline
-        np.testing.assert_allclose(draw(derived, image=image(), strength=0.8), wanted, atol=LIMIT)
+        np.testing.assert_allclose(
+            generate(derived, image=image(), strength=0.8), wanted, atol=LIMIT
+        )
 
 
 def test_inpainting(pipeline: LevelPipeline, stock: Any) -> None:
@@ -113,39 +115,39 @@ def test_inpainting(pipeline: LevelPipeline, stock: Any) -> None:
     given = {"image": image(), "mask_image": MASK, "strength": 0.8}
     plain = StableDiffusionInpaintPipeline(**stock.components, requires_safety_checker=False)
     assert type(derived) is StableDiffusionInpaintPipeline
-    np.testing.assert_allclose(draw(derived, **given), draw(plain, **given), atol=LIMIT)
+    np.testing.assert_allclose(generate(derived, **given), generate(plain, **given), atol=LIMIT)
 
 
 def test_text_to_image_by_its_task(pipeline: LevelPipeline, stock: Any) -> None:
     derived = AutoPipelineForText2Image.from_pipe(pipeline)
     assert type(derived) is StableDiffusionPipeline
-    np.testing.assert_allclose(draw(derived), draw(stock), atol=LIMIT)
+    np.testing.assert_allclose(generate(derived), generate(stock), atol=LIMIT)
 
 
-def test_a_derived_pipeline_draws_other_sizes_and_batches(
+def test_a_derived_pipeline_generates_other_sizes_and_batches(
     pipeline: LevelPipeline, stock: Any
 ) -> None:
     derived = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
     given = {"height": 64, "width": 128, "num_images_per_prompt": 2}
-    np.testing.assert_allclose(draw(derived, **given), draw(stock, **given), atol=LIMIT)
+    np.testing.assert_allclose(generate(derived, **given), generate(stock, **given), atol=LIMIT)
 
 
-def test_a_derived_pipeline_draws_any_multiple_of_8_px_or_says_no(
+def test_a_derived_pipeline_generates_any_multiple_of_8_px_or_says_no(
     pipeline: LevelPipeline, stock: Any
 ) -> None:
     derived = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
     given = {"height": 72, "width": 88}
     if pipeline.level.fused:
         with pytest.raises(SdoptError, match=r"multiples of 2 \(16 px.* these are \(9, 11\)"):
-            draw(derived, **given)
+            generate(derived, **given)
     else:
-        np.testing.assert_allclose(draw(derived, **given), draw(stock, **given), atol=LIMIT)
+        np.testing.assert_allclose(generate(derived, **given), generate(stock, **given), atol=LIMIT)
 
 
-def test_the_level_itself_draws_as_before(pipeline: LevelPipeline) -> None:
-    wanted = draw(pipeline)
-    draw(AutoPipelineForImage2Image.from_pipe(pipeline), image=image())
-    assert np.array_equal(draw(pipeline), wanted)
+def test_the_level_itself_generates_as_before(pipeline: LevelPipeline) -> None:
+    wanted = generate(pipeline)
+    generate(AutoPipelineForImage2Image.from_pipe(pipeline), image=image())
+    assert np.array_equal(generate(pipeline), wanted)
 
 
 @pytest.mark.parametrize("name", ["from_pipe", "from_pretrained", "components"])
@@ -158,4 +160,4 @@ def test_a_level_pipeline_without_a_level_is_refused_with_the_next_step(
         "components": lambda: LevelPipeline(**pipeline.components, requires_safety_checker=False),
     }
     with pytest.raises(SdoptError, match=r"level.*sdopt\.load_pipeline\(LEVEL, source=FOLDER\)"):
-        draw(makers[name]())
+        generate(makers[name]())

@@ -36,7 +36,7 @@ def test_what_is_left_out_is_the_models_or_the_default() -> None:
     )
 
 
-def test_every_picture_has_a_prompt_and_with_guidance_a_negative_one() -> None:
+def test_every_image_has_a_prompt_and_with_guidance_a_negative_one() -> None:
     several = {"prompt": ["a", "b"], "num_images_per_prompt": 2}
     assert parsed(**several).prompts == ("a", "a", "b", "b")
     assert parsed(**several, negative_prompt="c").negatives == ("c",) * 4

@@ -62,7 +62,7 @@ def seeded(seed: int = 1) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def picture(pipeline: LevelPipeline, **arguments: Any) -> np.ndarray:
+def image(pipeline: LevelPipeline, **arguments: Any) -> np.ndarray:
     arguments = {"prompt": "a cat", "generator": seeded(), "output_type": "np", **arguments}
     return np.asarray(pipeline(**arguments).images[0])
 
@@ -86,23 +86,23 @@ def test_loading_takes_the_best_level_by_default(
     assert sdopt.load_pipeline(source=str(micro)) == (LEVELS["final"], None)
 
 
-def test_a_seed_means_the_same_picture(plain: LevelPipeline) -> None:
-    first = picture(plain)
-    assert np.array_equal(picture(plain), first)
-    assert not np.array_equal(picture(plain, generator=seeded(2)), first)
+def test_a_seed_means_the_same_image(plain: LevelPipeline) -> None:
+    first = image(plain)
+    assert np.array_equal(image(plain), first)
+    assert not np.array_equal(image(plain, generator=seeded(2)), first)
 
 
 def test_num_inference_steps_overrides_the_level(cutoff: LevelPipeline) -> None:
     with Batches(cutoff) as sizes:
-        picture(cutoff, num_inference_steps=10)
+        image(cutoff, num_inference_steps=10)
     assert sizes == [2] * 5 + [1] * 5
 
 
 def test_guidance_scale_overrides_the_source(cutoff: LevelPipeline) -> None:
     with Batches(cutoff) as sizes:
-        unguided = picture(cutoff, guidance_scale=1)
+        unguided = image(cutoff, guidance_scale=1)
     assert sizes == [1] * 5
-    assert not np.array_equal(picture(cutoff), unguided)
+    assert not np.array_equal(image(cutoff), unguided)
 
 
 def test_height_and_width_work_by_position(plain: LevelPipeline) -> None:
@@ -116,9 +116,9 @@ def test_a_batch_of_prompts_keeps_its_cutoff(cutoff: LevelPipeline) -> None:
             ["a cat", "a dog"], generator=[seeded(1), seeded(2)], output_type="np"
         ).images
     assert sizes == [4] * 3 + [2] * 2
-    np.testing.assert_allclose(images[0], picture(cutoff), atol=1e-4)
+    np.testing.assert_allclose(images[0], image(cutoff), atol=1e-4)
     np.testing.assert_allclose(
-        images[1], picture(cutoff, prompt="a dog", generator=seeded(2)), atol=1e-4
+        images[1], image(cutoff, prompt="a dog", generator=seeded(2)), atol=1e-4
     )
 
 
@@ -128,9 +128,9 @@ def test_several_images_of_a_prompt_keep_the_cutoff(cutoff: LevelPipeline) -> No
     assert (len(images), sizes) == (2, [4] * 3 + [2] * 2)
 
 
-def test_the_cutoff_changes_the_picture(cutoff: LevelPipeline, micro_source: Source) -> None:
+def test_the_cutoff_changes_the_image(cutoff: LevelPipeline, micro_source: Source) -> None:
     guided = build(micro_source, replace(EAGER_CUTOFF, cfg_cutoff=None))
-    assert not np.array_equal(picture(cutoff), picture(guided))
+    assert not np.array_equal(image(cutoff), image(guided))
 
 
 def test_the_users_callback_runs_beside_the_cutoff(cutoff: LevelPipeline) -> None:
@@ -140,9 +140,9 @@ def test_the_users_callback_runs_beside_the_cutoff(cutoff: LevelPipeline) -> Non
         steps.append((step, sorted(tensors)))
         return {}
 
-    plain_picture = picture(cutoff)
+    plain_image = image(cutoff)
     with Batches(cutoff) as sizes:
-        watched = picture(
+        watched = image(
             cutoff,
             callback_on_step_end=watch,
             callback_on_step_end_tensor_inputs=["latents", "negative_prompt_embeds"],
@@ -150,16 +150,16 @@ def test_the_users_callback_runs_beside_the_cutoff(cutoff: LevelPipeline) -> Non
     assert sizes == [2] * 3 + [1] * 2
     assert [step for step, _ in steps] == [0, 1, 2, 3, 4]
     assert {"latents", "negative_prompt_embeds"} <= set(steps[0][1])
-    assert np.array_equal(watched, plain_picture)
+    assert np.array_equal(watched, plain_image)
 
 
 def test_what_the_users_callback_changes_is_kept(cutoff: LevelPipeline) -> None:
     def blank(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         return {"latents": torch.zeros_like(tensors["latents"])}
 
-    changed = picture(cutoff, callback_on_step_end=blank)
-    assert not np.array_equal(changed, picture(cutoff))
-    assert np.array_equal(changed, picture(cutoff, callback_on_step_end=blank, prompt="a dog"))
+    changed = image(cutoff, callback_on_step_end=blank)
+    assert not np.array_equal(changed, image(cutoff))
+    assert np.array_equal(changed, image(cutoff, callback_on_step_end=blank, prompt="a dog"))
 
 
 class NegativeWatcher(PipelineCallback):
@@ -182,7 +182,7 @@ class NegativeWatcher(PipelineCallback):
 def test_diffusers_own_callback_objects_work(name: str, request: pytest.FixtureRequest) -> None:
     pipeline = request.getfixturevalue(name)
     watcher = NegativeWatcher()
-    picture(pipeline, callback_on_step_end=watcher)
+    image(pipeline, callback_on_step_end=watcher)
     assert watcher.seen == [1] * pipeline.level.steps
 
 
@@ -190,8 +190,8 @@ def test_two_levels_in_turn_do_not_disturb_each_other(
     plain: LevelPipeline, micro_source: Source
 ) -> None:
     final = build(micro_source, EAGER_FINAL)
-    alone = [picture(plain), picture(final)]
-    in_turn = [picture(p) for p in (final, plain, final, plain)]
+    alone = [image(plain), image(final)]
+    in_turn = [image(p) for p in (final, plain, final, plain)]
     assert all(
         np.array_equal(made, alone[which])
         for made, which in zip(in_turn, (1, 0, 1, 0), strict=True)
@@ -210,7 +210,7 @@ def test_compiled_levels_in_turn_do_not_disturb_each_other(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["compiled", "compiled-tiny-vae"])
-def test_compiling_keeps_the_picture(
+def test_compiling_keeps_the_image(
     name: str, ladder: dict[str, Rung], micro_source: Source, micro_request: Request
 ) -> None:
     eager = build(micro_source, replace(LEVELS[name], compiled=False))
@@ -230,7 +230,7 @@ def test_process_wide_settings_are_restored_after_an_error(micro_source: Source)
     before, inside = switches(), list[tuple[bool, bool, bool]]()
     pipeline = build(micro_source, EAGER_FINAL)
     with pytest.raises(MemoryError, match="out of memory"):
-        picture(pipeline, callback_on_step_end=fail)
+        image(pipeline, callback_on_step_end=fail)
     assert inside == [(True, True, True)]
     assert switches() == before
 
@@ -338,10 +338,10 @@ def test_a_source_without_a_tiny_vae_still_runs_the_other_levels(
         SourceError, match=r"source 'half' has no Tiny VAE.*save an AutoencoderTiny"
     ):
         build(source, EAGER_FINAL)
-    assert picture(build(source, PLAIN)).shape == (SIZE_PX, SIZE_PX, 3)
+    assert image(build(source, PLAIN)).shape == (SIZE_PX, SIZE_PX, 3)
 
 
-def test_one_file_of_weights_draws_as_the_folder_does(
+def test_one_file_of_weights_generates_as_the_folder_does(
     micro_source: Source, micro_request: Request, tmp_path: Path
 ) -> None:
     level = replace(BASELINE, steps=2)
@@ -353,8 +353,8 @@ def test_one_file_of_weights_draws_as_the_folder_does(
             weights.unlink()
     save_checkpoint(expected, folder / "v1.safetensors")
     source = sdopt.weights.sources.resolve(str(folder / "v1.safetensors"))
-    drawn = generate(build(source, level), micro_request)
-    np.testing.assert_allclose(drawn, generate(expected, micro_request), atol=1e-5)
+    generated = generate(build(source, level), micro_request)
+    np.testing.assert_allclose(generated, generate(expected, micro_request), atol=1e-5)
 
 
 def test_a_file_of_other_weights_names_it(micro_source: Source, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("held")
-def test_a_picture_that_does_not_fit_names_the_level_and_what_it_needed(
+def test_an_image_that_does_not_fit_names_the_level_and_what_it_needed(
     micro_source: Source, micro_request: Request
 ) -> None:
     pipeline = build(micro_source, PLAIN)

@@ -63,7 +63,7 @@ def turbo() -> LevelPipeline:
     return build(resolve("embedded"), LEVELS["turbo"], torch.device(DEVICE))
 
 
-def draw(pipeline: Any, seed: int = 1, **more: Any) -> Any:
+def generate(pipeline: Any, seed: int = 1, **more: Any) -> Any:
     generator = torch.Generator().manual_seed(seed)
     return pipeline(PROMPT, generator=generator, **{"output_type": "np", **more}).images
 
@@ -74,33 +74,33 @@ def test_more_sizes_than_graphs_are_kept_each_compiled_once(
     assert len(SIZES_PX) > cuda_graphs.MOST_GRAPHS
     first = {}
     for height, width in SIZES_PX:
-        first[height, width] = draw(final, height=height, width=width)
-        wanted = draw(eager, height=height, width=width)
+        first[height, width] = generate(final, height=height, width=width)
+        wanted = generate(eager, height=height, width=width)
         assert np.abs(first[height, width] - wanted).max() < LIMIT
     before = compiled_graphs()
     for height, width in reversed(SIZES_PX):
-        again = draw(final, height=height, width=width)
+        again = generate(final, height=height, width=width)
         assert np.abs(again - first[height, width]).max() < LIMIT
     assert compiled_graphs() == before
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a:UserWarning")
 def test_autocast_is_not_captured(final: LevelPipeline, eager: LevelPipeline) -> None:
-    plain = draw(final)
+    plain = generate(final)
     for _ in range(2):
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
-            found, wanted = draw(final), draw(eager)
+            found, wanted = generate(final), generate(eager)
         assert np.abs(found - wanted).max() < 4 * LIMIT
-        assert np.array_equal(draw(final), plain)
+        assert np.array_equal(generate(final), plain)
 
 
-def test_the_engine_draws_the_same_bits_under_autocast(turbo: LevelPipeline) -> None:
+def test_the_engine_generates_the_same_bits_under_autocast(turbo: LevelPipeline) -> None:
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        first = draw(turbo, num_inference_steps=9)  # a table and a graph of its own
-    assert np.array_equal(draw(turbo, num_inference_steps=9), first)
+        first = generate(turbo, num_inference_steps=9)  # a table and a graph of its own
+    assert np.array_equal(generate(turbo, num_inference_steps=9), first)
 
 
-def test_threads_that_capture_and_replay_draw_what_they_draw_alone(
+def test_threads_that_capture_and_replay_generate_what_they_generate_alone(
     final: LevelPipeline, turbo: LevelPipeline
 ) -> None:
     tasks = [
@@ -113,7 +113,7 @@ def test_threads_that_capture_and_replay_draw_what_they_draw_alone(
     def task(given: tuple[LevelPipeline, int, int]) -> Any:
         pipeline, steps, seed = given
         size = {"height": 64 * steps, "width": 64}  # another graph for each number of steps
-        return draw(pipeline, seed, num_inference_steps=steps, **size)
+        return generate(pipeline, seed, num_inference_steps=steps, **size)
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(task, tasks, timeout=300))
@@ -133,7 +133,7 @@ def test_settings_are_those_of_the_level_and_then_the_users(turbo: LevelPipeline
     turbo.run_safety_checker = seen
     try:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda seed: draw(turbo, seed), range(4), timeout=300))
+            list(pool.map(lambda seed: generate(turbo, seed), range(4), timeout=300))
     finally:
         del turbo.run_safety_checker
     assert within == [(1 if DEVICE == "cuda" else before, True)] * 4
@@ -144,7 +144,7 @@ def test_settings_are_those_of_the_level_and_then_the_users(turbo: LevelPipeline
 def test_a_saved_level_takes_no_device_memory_and_loads_weight_for_weight(
     turbo: LevelPipeline, tmp_path: Path
 ) -> None:
-    first = draw(turbo)
+    first = generate(turbo)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -158,4 +158,4 @@ def test_a_saved_level_takes_no_device_memory_and_loads_weight_for_weight(
         state = getattr(loaded, name).state_dict()
         for key, weight in getattr(turbo, name).state_dict().items():
             assert torch.equal(state[key], weight.cpu()), (name, key)
-    assert np.array_equal(draw(turbo), first)
+    assert np.array_equal(generate(turbo), first)

@@ -53,7 +53,7 @@ FAMILIES: dict[str, Level] = {
     "compiled": DPM_20,
     "engine": HOISTED,
 }
-"""One level of each, lossless and with the same sampler, so that stock diffusers draws the same."""
+"""One level of each, lossless, with the same sampler: stock diffusers generates the same."""
 CPU = torch.device("cpu")
 STEPS = 2
 PROMPT: dict[str, Any] = {"prompt": "a cat", "negative_prompt": "a dog"}
@@ -64,7 +64,7 @@ SAME, CHANGED = 1e-4, 1e-3
 
 @dataclass(kw_only=True)
 class Trial:
-    """A level's pipeline that has drawn, and stock diffusers with the same weights."""
+    """A level's pipeline that has generated, and stock diffusers with the same weights."""
 
     pipeline: LevelPipeline
     stock: StableDiffusionPipeline
@@ -75,13 +75,13 @@ class Trial:
     def both(self) -> tuple[Any, Any]:
         return self.pipeline, self.stock
 
-    def draw(self, **arguments: Any) -> tuple[Any, Any]:
+    def generate(self, **arguments: Any) -> tuple[Any, Any]:
         """The images of both with these arguments."""
         return image(self.pipeline, **arguments), image(self.stock, **arguments)
 
     def is_as_stock(self, *, changed: bool = True, **arguments: Any) -> Any:
-        """Both draw the same now: that image. `changed` says whether it is the first one."""
-        found, wanted = self.draw(**arguments)
+        """Both generate the same now: that image. `changed` says whether it is the first one."""
+        found, wanted = self.generate(**arguments)
         assert np.abs(found - wanted).max() < SAME
         assert found.shape != self.first.shape or differs(found, self.first) == changed
         return found
@@ -100,7 +100,7 @@ class Trial:
         self.each(lambda pipeline: pipeline.unload_lora_weights())
 
     def other(self, made_of: Callable[[Any], Any], **arguments: Any) -> None:
-        """Pipelines made of both draw the same, and something else than these."""
+        """Pipelines made of both generate the same, and something else than these."""
         found, wanted = (image(made_of(pipeline), **arguments) for pipeline in self.both)
         assert np.abs(found - wanted).max() < SAME
         assert differs(found, self.first)
@@ -731,7 +731,7 @@ def own_postprocess(trial: Trial) -> None:
     assert differs(trial.is_as_stock(), half)
     trial.each(lambda p: setattr(p, "image_processor", VaeImageProcessor(do_normalize=False)))
     trial.is_as_stock(changed=False)
-    found, wanted = trial.draw(output_type="pt")
+    found, wanted = trial.generate(output_type="pt")
     assert (found - wanted).abs().max() < SAME
 
 
@@ -895,7 +895,7 @@ def clip_skip(trial: Trial) -> None:
 @feature("a call under `torch.autocast`, then one without")
 def autocast(trial: Trial) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, wanted = trial.draw(num_inference_steps=3)
+        found, wanted = trial.generate(num_inference_steps=3)
     reduced = trial.pipeline.engine is None
     assert differs(wanted, image(trial.stock, num_inference_steps=3))
     assert np.array_equal(found, image(trial.pipeline, num_inference_steps=3)) != reduced

@@ -1,4 +1,4 @@
-"""What a pipeline cannot draw with is refused by name, and never by an error from within."""
+"""What a pipeline cannot generate with is refused by name, and never by an error from within."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = [EAGER, replace(ONE_GRAPH, compiled=False), HOISTED, TURBO]
 ENGINE = LEVELS[1:]
 
 
-def drawn(pipeline: Any, **more: Any) -> Any:
+def generated(pipeline: Any, **more: Any) -> Any:
     seed = torch.Generator().manual_seed(1)
     given = {"prompt": "a cat", "num_inference_steps": 2, "guidance_scale": 3.0}
     return pipeline(**{**given, "generator": seed, "output_type": "np", **more}).images[0]
@@ -51,28 +51,28 @@ def hoisted(micro_source: Source) -> LevelPipeline:
 def test_a_component_that_is_none_is_named(name: str, pipeline: LevelPipeline) -> None:
     setattr(pipeline, name, None)
     with pytest.raises(SdoptError, match=rf"the {name} of this pipeline is None.*load_pipeline\("):
-        drawn(pipeline)
+        generated(pipeline)
 
 
 def test_a_checker_without_its_extractor_is_named(hoisted: LevelPipeline) -> None:
     hoisted.safety_checker = lambda *_: None
     with pytest.raises(SdoptError, match="the feature_extractor of this pipeline is None"):
-        drawn(hoisted)
+        generated(hoisted)
 
 
 def test_what_a_call_does_not_need_may_be_none(micro_source: Source) -> None:
     """As in stock diffusers: embeddings need no text encoder, latents no decoder."""
     pipeline = build(micro_source, EAGER, CPU)
     text, empty = pipeline.encode_prompt("a cat", CPU, 1, True)
-    wanted = drawn(pipeline)
+    wanted = generated(pipeline)
     given = {"prompt": None, "prompt_embeds": text}
     pipeline.text_encoder = pipeline.tokenizer = None
-    assert np.array_equal(drawn(pipeline, **given, negative_prompt_embeds=empty), wanted)
-    assert drawn(pipeline, **given, guidance_scale=1.0).shape == wanted.shape
+    assert np.array_equal(generated(pipeline, **given, negative_prompt_embeds=empty), wanted)
+    assert generated(pipeline, **given, guidance_scale=1.0).shape == wanted.shape
     with pytest.raises(SdoptError, match="the tokenizer and the text_encoder of this pipeline"):
-        drawn(pipeline, **given)
+        generated(pipeline, **given)
     pipeline.vae = None
-    drawn(pipeline, **given, guidance_scale=1.0, output_type="latent")
+    generated(pipeline, **given, guidance_scale=1.0, output_type="latent")
 
 
 ARRAYS: dict[str, Any] = {
@@ -97,7 +97,7 @@ ARRAYS: dict[str, Any] = {
 def test_an_array_is_refused_by_its_argument(name: str, engine: LevelPipeline) -> None:
     given = {"width": 64} if name == "height" else {}
     with pytest.raises(SdoptError, match=name) as caught:
-        drawn(engine, **given, **{name: ARRAYS[name]})
+        generated(engine, **given, **{name: ARRAYS[name]})
     assert "array(" not in str(caught.value)  # its shape, not its thousand values
 
 
@@ -113,18 +113,18 @@ PARTS: dict[str, Callable[[LevelPipeline], Any]] = {
 @pytest.mark.parametrize("words", PARTS)
 def test_weights_of_another_kind_are_named(words: str, hoisted: LevelPipeline) -> None:
     """Twice: a change that was refused is one still."""
-    drawn(hoisted)
+    generated(hoisted)
     PARTS[words](hoisted)
     for _ in range(2):
         with pytest.raises(SdoptError, match=words):
-            drawn(hoisted)
+            generated(hoisted)
 
 
-def test_all_parts_of_another_type_draw_as_stock(hoisted: LevelPipeline, stock: Any) -> None:
+def test_all_parts_of_another_type_generate_as_stock(hoisted: LevelPipeline, stock: Any) -> None:
     for one in (hoisted, stock):
         for part in (one.unet, one.vae, one.text_encoder):
             part.to(torch.float64)
-    assert np.abs(drawn(hoisted) - drawn(stock)).max() < 1e-4
+    assert np.abs(generated(hoisted) - generated(stock)).max() < 1e-4
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def as_stock(source: Source, level: Level) -> StableDiffusionPipeline:
 def test_layerwise_casting_of_any_part_is_named(part: str, engine: LevelPipeline) -> None:
     apply_layerwise_casting(getattr(engine, part), torch.float8_e4m3fn, torch.float32)
     with pytest.raises(SdoptError, match=rf"level '{engine.level.name}'.*{part}.*'final'"):
-        drawn(engine)
+        generated(engine)
 
 
 def test_adapters_without_a_scale_have_none_to_change(hoisted: LevelPipeline) -> None:
@@ -154,7 +154,7 @@ def test_adapters_without_a_scale_have_none_to_change(hoisted: LevelPipeline) ->
     with scaled_adapters([hoisted.unet], 0.5):
         pass
     with pytest.raises(SdoptError, match=r"is peft's Linear of peft\.tuners\.ia3"):
-        drawn(hoisted, cross_attention_kwargs={"scale": 0.5})
+        generated(hoisted, cross_attention_kwargs={"scale": 0.5})
 
 
 @torch.no_grad()
@@ -191,19 +191,19 @@ def test_a_learnt_word_is_known_to_the_embedded_source(level: Level) -> None:
     learnt = {"<toy>": torch.linspace(-3, 3, 2 * width).reshape(2, width)}
     prompt = "a large <toy> star at the top left"
     with pytest.raises(UnknownNameError, match="unknown prompt word '<toy>'"):
-        drawn(pipeline, prompt=prompt)
+        generated(pipeline, prompt=prompt)
     for one in (pipeline, stock):
         one.load_textual_inversion(dict(learnt))
     found, wanted = (
-        drawn(one, prompt=prompt, negative_prompt="<TOY>") for one in (pipeline, stock)
+        generated(one, prompt=prompt, negative_prompt="<TOY>") for one in (pipeline, stock)
     )
     assert np.abs(found - wanted).max() < 1e-4
-    assert np.abs(found - drawn(pipeline, prompt="a large star")).max() > 1e-3
+    assert np.abs(found - generated(pipeline, prompt="a large star")).max() > 1e-3
     with pytest.raises(UnknownNameError, match="unknown prompt word 'starr'"):
-        drawn(pipeline, prompt="a <toy> starr")
+        generated(pipeline, prompt="a <toy> starr")
     pipeline.unload_textual_inversion()
     with pytest.raises(UnknownNameError, match="unknown prompt word '<toy>'"):
-        drawn(pipeline, prompt=prompt)
+        generated(pipeline, prompt=prompt)
 
 
 def test_without_a_tokenizer_no_word_is_learnt() -> None:

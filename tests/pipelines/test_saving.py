@@ -25,7 +25,7 @@ PARTS = ("text_encoder", "unet", "vae")
 pytestmark = pytest.mark.filterwarnings("ignore:You have disabled the safety checker")
 
 
-def draw(pipeline: Any, **more: Any) -> Any:
+def generate(pipeline: Any, **more: Any) -> Any:
     seed = torch.Generator().manual_seed(1)
     given = {"num_inference_steps": 3, "generator": seed, "output_type": "np", **more}
     return pipeline("a cat", **given).images[0]
@@ -39,11 +39,11 @@ def weights_of(part: Any) -> dict[str, torch.Tensor]:
 def saved(
     request: pytest.FixtureRequest, micro_source: Source, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[LevelPipeline, Path]:
-    """A level that has drawn, compiled ones before they compile, and its folder."""
+    """A level that has generated, compiled ones before they compile, and its folder."""
     level = replace(LEVELS[request.param], steps=3)
     pipeline = build(micro_source, level)
     if not level.compiled:
-        draw(pipeline)
+        generate(pipeline)
     folder = tmp_path_factory.mktemp("saved") / level.name
     pipeline.save_pretrained(folder)
     return pipeline, folder
@@ -77,13 +77,13 @@ def test_every_weight_is_in_the_file_and_none_is_padded(saved: tuple[LevelPipeli
         assert held <= file.stat().st_size <= held + 2**16
 
 
-def test_stock_diffusers_draws_the_same_with_it(saved: tuple[LevelPipeline, Path]) -> None:
+def test_stock_diffusers_generates_the_same_with_it(saved: tuple[LevelPipeline, Path]) -> None:
     pipeline, folder = saved
     if pipeline.level.compiled or pipeline.level.cfg_cutoff is not None:
         pytest.skip("compiling takes a minute; the cutoff is the level's, not the folder's")
     loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    wanted = draw(pipeline)
-    np.testing.assert_allclose(draw(loaded), wanted, atol=1e-4)
+    wanted = generate(pipeline)
+    np.testing.assert_allclose(generate(loaded), wanted, atol=1e-4)
 
 
 def test_saving_leaves_the_weights_where_they_are(
@@ -98,12 +98,12 @@ def test_saving_leaves_the_weights_where_they_are(
     assert all(state[name] is weight for name, weight in pipeline.unet.named_parameters())
 
 
-def test_its_own_level_draws_the_same_from_it(saved: tuple[LevelPipeline, Path]) -> None:
+def test_its_own_level_generates_the_same_from_it(saved: tuple[LevelPipeline, Path]) -> None:
     pipeline, folder = saved
     if pipeline.level.compiled:
         pytest.skip("compiling takes a minute; the weights are compared")
     again = build(resolve(str(folder)), pipeline.level)
-    np.testing.assert_allclose(draw(again), draw(pipeline), atol=1e-6)
+    np.testing.assert_allclose(generate(again), generate(pipeline), atol=1e-6)
 
 
 def test_a_level_with_the_other_decoder_is_refused_by_name(
@@ -134,7 +134,7 @@ def test_a_tiny_vae_that_stock_diffusers_saved_is_used(
         micro_source.folder / "scheduler", tmp_path / "saved/scheduler", dirs_exist_ok=True
     )
     found, wanted = (
-        draw(build(one, express)) for one in (resolve(str(tmp_path / "saved")), micro_source)
+        generate(build(one, express)) for one in (resolve(str(tmp_path / "saved")), micro_source)
     )
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 

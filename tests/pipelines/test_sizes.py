@@ -1,4 +1,4 @@
-"""Compiled levels draw any number of sizes and batches in one process, each compiled once."""
+"""Compiled levels generate any number of sizes and batches in one process, each compiled once."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_an_error_of_the_function_is_its_own() -> None:
         compiled_by_shapes(failing, "default")(torch.ones(1))
 
 
-def drawn(pipeline: Any, size_px: tuple[int, int], images: int = 1) -> Any:
+def generated(pipeline: Any, size_px: tuple[int, int], images: int = 1) -> Any:
     seeds = [torch.Generator().manual_seed(seed) for seed in range(images)]
     height, width = size_px
     return pipeline(
@@ -148,7 +148,7 @@ def drawn(pipeline: Any, size_px: tuple[int, int], images: int = 1) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
-def test_two_levels_draw_many_sizes_and_batches_and_compile_each_once(
+def test_two_levels_generate_many_sizes_and_batches_and_compile_each_once(
     micro_source: Source,
 ) -> None:
     levels = [replace(level, steps=2) for level in (FINAL, ONE_GRAPH)]
@@ -157,11 +157,11 @@ def test_two_levels_draw_many_sizes_and_batches_and_compile_each_once(
     asked = [(size, 1) for size in SIZES_PX] + [((64, 64), images) for images in BATCHES]
     for pipeline, plain in zip(pipelines, eager, strict=True):
         for size_px, images in asked:
-            found = drawn(pipeline, size_px, images)
-            np.testing.assert_allclose(found, drawn(plain, size_px, images), atol=1e-4)
+            found = generated(pipeline, size_px, images)
+            np.testing.assert_allclose(found, generated(plain, size_px, images), atol=1e-4)
     before = compiled_graphs()
     for pipeline in pipelines:
         for size_px, images in reversed(asked):
-            drawn(pipeline, size_px, images)
+            generated(pipeline, size_px, images)
     assert compiled_graphs() == before
     assert len(shapes._kept) <= shapes.MOST_KEPT

@@ -24,7 +24,7 @@ LEVELS = [replace(level, steps=STEPS) for level in (BASELINE, TUNED, DPM_20_CUTO
 LEVELS = [replace(level, compiled=False) for level in LEVELS]
 
 
-def draw(pipeline: LevelPipeline, seed: int, **more: Any) -> Any:
+def generate(pipeline: LevelPipeline, seed: int, **more: Any) -> Any:
     generator = torch.Generator().manual_seed(seed)
     steps = STEPS + seed % 3  # what a call notes in its pipeline is then another one each time
     given = {"num_inference_steps": steps, "generator": generator, "output_type": "np", **more}
@@ -49,14 +49,14 @@ def pipeline(request: pytest.FixtureRequest, micro_source: Source) -> LevelPipel
     return build(micro_source, request.param)
 
 
-def test_threads_on_one_pipeline_draw_what_they_draw_alone(pipeline: LevelPipeline) -> None:
+def test_threads_on_one_pipeline_generate_what_they_generate_alone(pipeline: LevelPipeline) -> None:
     seeds = range(8)
-    wanted = [draw(pipeline, seed) for seed in seeds]
-    found = at_once(*(lambda seed=seed: draw(pipeline, seed) for seed in seeds))
+    wanted = [generate(pipeline, seed) for seed in seeds]
+    found = at_once(*(lambda seed=seed: generate(pipeline, seed) for seed in seeds))
     assert all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_threads_on_one_compiled_pipeline_draw_what_they_draw_alone(
+def test_threads_on_one_compiled_pipeline_generate_what_they_generate_alone(
     micro_source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiles = torch.compile
@@ -64,8 +64,8 @@ def test_threads_on_one_compiled_pipeline_draw_what_they_draw_alone(
         torch, "compile", lambda function, mode, **how: compiles(function, backend="eager", **how)
     )
     pipeline = build(micro_source, replace(COMPILED, steps=STEPS))
-    first = at_once(*(lambda seed=seed: draw(pipeline, seed) for seed in range(3)))
-    assert all(np.array_equal(draw(pipeline, seed), first[seed]) for seed in range(3))
+    first = at_once(*(lambda seed=seed: generate(pipeline, seed) for seed in range(3)))
+    assert all(np.array_equal(generate(pipeline, seed), first[seed]) for seed in range(3))
 
 
 def switches() -> tuple[bool, ...]:
@@ -81,7 +81,7 @@ def test_threads_on_pipelines_of_other_settings_find_their_own(micro_source: Sou
         pipeline.unet.register_forward_pre_hook(
             lambda *_, tf32=pipeline.level.tf32: seen.append((tf32, switches()))
         )
-    at_once(*(lambda one=one: [draw(one, 0) for _ in range(4)] for one in pipelines * 2))
+    at_once(*(lambda one=one: [generate(one, 0) for _ in range(4)] for one in pipelines * 2))
     assert all(found == (tf32,) * 3 for tf32, found in seen)
     assert {tf32 for tf32, _ in seen} == {False, True}
     assert switches() == before
@@ -93,7 +93,7 @@ def test_the_users_settings_are_left_after_threads_that_raise(micro_source: Sour
 
     def fail(pipeline: LevelPipeline) -> None:
         with pytest.raises(ZeroDivisionError):
-            draw(pipeline, 0, callback_on_step_end=lambda *_: 1 // 0)
+            generate(pipeline, 0, callback_on_step_end=lambda *_: 1 // 0)
 
     at_once(*(lambda one=one: [fail(one) for _ in range(3)] for one in pipelines * 2))
     assert switches() == before
@@ -146,45 +146,45 @@ def test_a_thread_that_begins_to_compute_meanwhile_keeps_the_users_threads() -> 
         torch.set_num_threads(before)
 
 
-def test_a_callback_may_draw_with_its_own_pipeline(micro_source: Source) -> None:
+def test_a_callback_may_generate_with_its_own_pipeline(micro_source: Source) -> None:
     pipeline = build(micro_source, replace(DPM_20_CUTOFF, compiled=False, steps=STEPS))
-    wanted = [draw(pipeline, seed) for seed in (0, 1)]
+    wanted = [generate(pipeline, seed) for seed in (0, 1)]
     inside: list[Any] = []
 
     def again(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if step in (1, 2):
-            inside.append(draw(pipeline, 1))
+            inside.append(generate(pipeline, 1))
         return {}
 
-    assert np.array_equal(draw(pipeline, 0, callback_on_step_end=again), wanted[0])
+    assert np.array_equal(generate(pipeline, 0, callback_on_step_end=again), wanted[0])
     assert [np.array_equal(found, wanted[1]) for found in inside] == [True, True]
 
 
-def test_callbacks_may_draw_with_each_others_pipeline(micro_source: Source) -> None:
+def test_callbacks_may_generate_with_each_others_pipeline(micro_source: Source) -> None:
     """With a lock for each pipeline these two threads would wait for each other."""
     levels = (replace(DPM_20, compiled=False), BASELINE, EXPRESS)
     first, second, engine = (build(micro_source, replace(one, steps=STEPS)) for one in levels)
-    wanted = [draw(one, 0) for one in (first, second, engine)]
+    wanted = [generate(one, 0) for one in (first, second, engine)]
 
     def crossing(other: LevelPipeline) -> Callable[..., dict[str, Any]]:
         def call(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            draw(other, 1)
-            draw(engine, 1)
+            generate(other, 1)
+            generate(engine, 1)
             return {}
 
         return call
 
     found = at_once(
-        lambda: draw(first, 0, callback_on_step_end=crossing(second)),
-        lambda: draw(second, 0, callback_on_step_end=crossing(first)),
-        lambda: [draw(engine, 0) for _ in range(4)][-1],
+        lambda: generate(first, 0, callback_on_step_end=crossing(second)),
+        lambda: generate(second, 0, callback_on_step_end=crossing(first)),
+        lambda: [generate(engine, 0) for _ in range(4)][-1],
     )
     assert all(np.array_equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_after_an_error_the_next_call_draws(pipeline: LevelPipeline) -> None:
-    wanted = draw(pipeline, 0)
+def test_after_an_error_the_next_call_generates(pipeline: LevelPipeline) -> None:
+    wanted = generate(pipeline, 0)
     with pytest.raises(ValueError, match="height"):
-        draw(pipeline, 0, height=65, width=65)
-    found = at_once(lambda: draw(pipeline, 0))
+        generate(pipeline, 0, height=65, width=65)
+    found = at_once(lambda: generate(pipeline, 0))
     assert np.array_equal(found[0], wanted)

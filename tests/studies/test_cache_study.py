@@ -1,4 +1,4 @@
-"""The study of feature caching draws what the stock pipeline draws, and finds what it should."""
+"""The study of feature caching generates what stock does, and finds what it should."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from sdopt.miniature import GUIDANCE_SCALE, MODEL_DIR
 from sdopt.miniature.scenes import held_out_scenes
 from studies.feature_caching import study as cache_study
-from studies.feature_caching.cached_drawing import CachedStudio, Memory, Plan
+from studies.feature_caching.cached_generation import CachedStudio, Memory, Plan
 from studies.feature_caching.plans import eliminate, families, fewer_steps, predicted_ms, variants
-from studies.miniature_quality.studio import Studio, to_pictures
+from studies.miniature_quality.studio import Studio, to_images
 
 CAPTIONS = [scene.caption() for scene in held_out_scenes(2)]
 ALL_OF_FIVE = Plan(full=tuple(range(5)), steps=5)
@@ -27,20 +27,20 @@ def studio() -> Studio:
     return Studio(MODEL_DIR, "cpu", 2)
 
 
-def draw(studio: Studio, plan: Plan) -> Any:
-    return CachedStudio(studio).draw(CAPTIONS, [0, 1], plan)
+def generate(studio: Studio, plan: Plan) -> Any:
+    return CachedStudio(studio).generate(CAPTIONS, [0, 1], plan)
 
 
 def test_all_full_is_the_stock_pipeline(studio: Studio) -> None:
     stock = studio.dpm(CAPTIONS, 5, GUIDANCE_SCALE, cutoff=True)
-    assert np.array_equal(draw(studio, ALL_OF_FIVE), to_pictures(studio.tiny_vae, stock))
+    assert np.array_equal(generate(studio, ALL_OF_FIVE), to_images(studio.tiny_vae, stock))
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
-def test_a_shallow_step_shows_in_the_picture(studio: Studio, layers: int) -> None:
-    drawn = draw(studio, Plan(full=(0, 2, 4), steps=5, layers=layers))
-    assert drawn.shape == (2, 128, 128, 3)
-    assert not np.array_equal(drawn, draw(studio, ALL_OF_FIVE))
+def test_a_shallow_step_shows_in_the_image(studio: Studio, layers: int) -> None:
+    generated = generate(studio, Plan(full=(0, 2, 4), steps=5, layers=layers))
+    assert generated.shape == (2, 128, 128, 3)
+    assert not np.array_equal(generated, generate(studio, ALL_OF_FIVE))
 
 
 def test_memory_recalls_the_last_value_as_it_is() -> None:

@@ -13,14 +13,14 @@ from studies.training.trainer import Schedule, Trainer, rate_factor, save_atomic
 
 
 def toy_stage(fail_at=None, device="cpu"):
-    """Fits a line; raises KeyboardInterrupt at the draw with that number."""
+    """Fits a line; raises KeyboardInterrupt at the generate with that number."""
     torch.manual_seed(1)
     model = nn.Linear(3, 1).to(device)
-    drawn = [0]
+    generated = [0]
 
-    def draw():
-        drawn[0] += 1
-        if drawn[0] == fail_at:
+    def generate():
+        generated[0] += 1
+        if generated[0] == fail_at:
             raise KeyboardInterrupt
         return (torch.randn(8, 3, device=device),)
 
@@ -30,7 +30,7 @@ def toy_stage(fail_at=None, device="cpu"):
     return Stage(
         name="toy",
         trained=nn.ModuleList([model]),
-        draw=draw,
+        generate=generate,
         loss=loss,
         learning_rate=0.05,
         ema_decay=0.9,
@@ -151,6 +151,6 @@ def test_learning_rate_rises_then_falls():
 
 
 def test_ssim_of_training_follows_structure():
-    picture = torch.rand(2, 3, 32, 32) * 2 - 1
-    assert mean_ssim(picture, picture).item() == pytest.approx(1.0, abs=1e-4)
-    assert mean_ssim(picture, -picture).item() < 0
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert mean_ssim(image, image).item() == pytest.approx(1.0, abs=1e-4)
+    assert mean_ssim(image, -image).item() < 0

@@ -1,4 +1,4 @@
-"""The breakdown of a first picture names every part once, and its parts add up."""
+"""The breakdown of a first image names every part once, and its parts add up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from sdopt.levels import BASELINE
-from studies import cold_start as first_picture
+from studies import cold_start as first_image
 from studies.cold_start import (
     Breakdown,
     Imports,
@@ -36,7 +36,7 @@ EAGER_PARTS = [
     "weights",
     "level",
     "wait until prepared",
-    "first picture",
+    "first image",
 ]
 
 
@@ -44,10 +44,10 @@ def test_an_eager_level_has_every_part_but_the_compilers(micro: Path) -> None:
     found = break_down(replace(BASELINE, steps=2), str(micro))
     assert list(found.seconds) == EAGER_PARTS
     assert min(found.seconds.values()) >= 0
-    assert found.first_picture_s == sum(found.seconds.values())
+    assert found.first_image_s == sum(found.seconds.values())
     assert (found.level, found.device, found.compile_cache) == ("baseline", "cpu", "eager")
-    assert found.second_picture_s > 0
-    assert found.second_picture_processor_s > 0
+    assert found.second_image_s > 0
+    assert found.second_image_processor_s > 0
     assert list(found.processor_s) == EAGER_PARTS[1:-1]
     assert found.imports.modules["torch"] > 1000
     assert list(found.imports.modules.values()) == sorted(
@@ -56,20 +56,20 @@ def test_an_eager_level_has_every_part_but_the_compilers(micro: Path) -> None:
 
 
 @pytest.mark.parametrize(("cache", "how"), [("cold", "compile"), ("warm", "load compiled code")])
-def test_a_compiled_picture_is_traced_then_compiled_or_loaded(
+def test_a_compiled_image_is_traced_then_compiled_or_loaded(
     cache: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo import utils
 
     from sdopt.bench.measure import FirstCall
 
-    times = {first_picture.COMPILING: [5.0, 3.0], first_picture.IN_BACKEND: [1.0, 1.0]}
+    times = {first_image.COMPILING: [5.0, 3.0], first_image.IN_BACKEND: [1.0, 1.0]}
     monkeypatch.setattr(utils, "compilation_time_metrics", times)
     parts = parts_of(FirstCall(seconds=10.0, compile_cache=cache))
     assert parts == {
-        "first picture: trace": 6.0,
-        f"first picture: {how}": 2.0,
-        "first picture: rest": 2.0,
+        "first image: trace": 6.0,
+        f"first image: {how}": 2.0,
+        "first image: rest": 2.0,
     }
 
 
@@ -81,7 +81,7 @@ def test_dynamo_keeps_its_times_under_the_names_that_are_read() -> None:
         return 2 * x
 
     torch.compile(twice, backend="eager")(torch.ones(1))
-    assert {first_picture.COMPILING, first_picture.IN_BACKEND} <= set(compilation_time_metrics)
+    assert {first_image.COMPILING, first_image.IN_BACKEND} <= set(compilation_time_metrics)
 
 
 def test_the_age_of_a_process_counts_from_its_start() -> None:
@@ -138,15 +138,15 @@ def test_the_lines_hold_each_part_and_the_sum() -> None:
         seconds={"python": 1.0, "import torch": 2.5},
         processor_s={"import torch": 1.5},
         imports=Imports(modules={"torch": 1161, "sympy": 419}, compiled=3),
-        second_picture_s=0.5,
-        second_picture_processor_s=0.75,
+        second_image_s=0.5,
+        second_image_processor_s=0.75,
     )
     assert lines(found) == [
         "final, embedded, cpu, compile cache: warm",
         "    1.00 s  python",
         "    2.50 s  import torch (1.50 s of processor time)",
-        "    3.50 s  from the start to the first picture",
-        "   0.500 s  second picture, 0.750 s of processor time",
+        "    3.50 s  from the start to the first image",
+        "   0.500 s  second image, 0.750 s of processor time",
         "modules: 1161 torch, 419 sympy",
         "3 modules without stored bytecode, so Python compiled them",
     ]
@@ -158,12 +158,12 @@ def test_the_command_prints_and_stores(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(first_picture, "get_level", lambda name: replace(BASELINE, steps=2))
+    monkeypatch.setattr(first_image, "get_level", lambda name: replace(BASELINE, steps=2))
     file = tmp_path / "found.json"
     assert main(["baseline", "--source", str(micro), "--json", str(file)]) == 0
     stored = json.loads(file.read_text(encoding="utf-8"))
     assert list(stored["seconds"]) == EAGER_PARTS
-    assert "from the start to the first picture" in capsys.readouterr().out
+    assert "from the start to the first image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["fastest"], ["baseline", "--source", "no-such-source"]])

@@ -36,7 +36,7 @@ def made(micro: Path) -> Iterator[tuple[Spec, Start]]:
     forkserver._forkserver._stop()  # type: ignore[attr-defined]  # or it would stay till the end
 
 
-def test_forked_workers_draw_and_are_processes_of_their_own(made: tuple[Spec, Start]) -> None:
+def test_forked_workers_generate_and_are_processes_of_their_own(made: tuple[Spec, Start]) -> None:
     spec, start = made
     workers = [Worker(spec, side, start) for side in ("base", "head")]
     try:

@@ -142,7 +142,7 @@ def test_a_worker_measures_on_every_ground(
     assert "ssim_cost" not in of_plain[0]
     assert of_peer[0]["ssim_cost"] == {"cat": 1.0}
     assert len(of_peer[0]["rounds_ms"]) == 2
-    # Nobody drew plain pictures on its ground: it has a time and no cost.
+    # Nobody generated plain images on its ground: it has a time and no cost.
     assert "ssim_cost" not in of_level[0]
     assert of_level[0]["faults"] == {}
 

@@ -104,9 +104,9 @@ def test_a_cost_can_come_from_another_source() -> None:
     assert (deepcache[7], final[7]) == ("0.5000", "-")
 
 
-def test_a_worthless_picture_is_said_in_the_place_of_its_ssim() -> None:
-    broken = row(FINAL, rounds_ms=[1.0], ssim_cost={"a": 1.0}, faults={"b": "a black picture"})
-    assert cells(peers_page([broken])[-1])[7] == "b: a black picture"
+def test_a_worthless_image_is_said_in_the_place_of_its_ssim() -> None:
+    broken = row(FINAL, rounds_ms=[1.0], ssim_cost={"a": 1.0}, faults={"b": "a black image"})
+    assert cells(peers_page([broken])[-1])[7] == "b: a black image"
 
 
 def test_the_page_is_written_between_its_own_marks(

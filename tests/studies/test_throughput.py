@@ -1,4 +1,4 @@
-"""Pictures a second are those of whole batches, and a batch that does not fit is a row too."""
+"""Images a second are those of whole batches, and a batch that does not fit is a row too."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def test_a_batch_takes_the_requests_in_turn_with_other_seeds() -> None:
     assert batch[:2] == EMBEDDED_REQUESTS[:2]
 
 
-def test_every_picture_of_a_batch_is_that_of_its_request(
-    micro: Path, micro_request: Request
-) -> None:
+def test_every_image_of_a_batch_is_that_of_its_request(micro: Path, micro_request: Request) -> None:
     import numpy as np
     import torch
 
@@ -52,10 +50,10 @@ def test_every_picture_of_a_batch_is_that_of_its_request(
 
     pipeline = build(resolve(str(micro)), LEVELS["baseline"], torch.device("cpu"))
     requests = throughput.batch_of((micro_request,), 2)
-    pictures = generate_batch(pipeline, requests)
-    assert pictures.shape == (2, 64, 64, 3)
-    for picture, request in zip(pictures, requests, strict=True):
-        assert np.allclose(picture, generate(pipeline, request), atol=1e-4)
+    images = generate_batch(pipeline, requests)
+    assert images.shape == (2, 64, 64, 3)
+    for image, request in zip(images, requests, strict=True):
+        assert np.allclose(image, generate(pipeline, request), atol=1e-4)
 
 
 def test_each_batch_has_a_row_and_the_file_grows(
@@ -76,7 +74,7 @@ def test_each_batch_has_a_row_and_the_file_grows(
     assert "| `baseline` | 1 |" in page.read_text()
 
 
-def test_pictures_a_second_are_counted_from_the_median() -> None:
+def test_images_a_second_are_counted_from_the_median() -> None:
     row = {
         "level": {"name": "final"},
         "batch": 4,

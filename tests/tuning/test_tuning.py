@@ -25,15 +25,15 @@ CONVOLUTION = Job(
     key="conv 2x64x64x320-320",
     shapes=((2, 64, 64, 320), (320, 3, 3, 320), (320,), (2, 64, 64, 320)),
 )
-DOUBLED = Job(
-    key="doubled 2x8x8x1280-1280", shapes=((2, 8, 8, 1280), (4 * 1280, 2, 2, 1280), (1280,))
+UPSAMPLE = Job(
+    key="upsample 2x8x8x1280-1280", shapes=((2, 8, 8, 1280), (4 * 1280, 2, 2, 1280), (1280,))
 )
 NARROW = Job(key="conv 1x512x512x128-3", shapes=((1, 512, 512, 128), (3, 3, 3, 128), (3,), None))
 LINEAR = Job(
     key="linear 512x5120-1280", shapes=((512, 5120), (1280, 5120), (1280,), None, (512, 1280))
 )
 GEGLU = Job(key="geglu 8192x320-1280", shapes=((8192, 320), (2560, 320), (2560,)))
-JOBS = (CONVOLUTION, DOUBLED, NARROW, LINEAR, GEGLU)
+JOBS = (CONVOLUTION, UPSAMPLE, NARROW, LINEAR, GEGLU)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.kind)
@@ -71,7 +71,7 @@ def specialized(
 
 def test_boxes_and_cuts_that_were_worth_timing_are_candidates() -> None:
     assert specialized((1, 2, 32), 128, 32, 5, 1) in candidates(CONVOLUTION)
-    assert specialized((1, 8, 8), 64, 0, 8, 1) in candidates(DOUBLED)
+    assert specialized((1, 8, 8), 64, 0, 8, 1) in candidates(UPSAMPLE)
     assert specialized((1, 64, 1), 128, 128, 4, 1) in candidates(GEGLU)
     assert specialized((1, 64, 1), 64, 0, 8, 1) in candidates(LINEAR)
     small = job_of_key("plain 2x8x8x2560-1280")
@@ -81,7 +81,7 @@ def test_boxes_and_cuts_that_were_worth_timing_are_candidates() -> None:
 
 
 def test_sums_are_split_only_where_programs_are_few() -> None:
-    assert {tile.splits for tile in candidates(DOUBLED)} == {1}
+    assert {tile.splits for tile in candidates(UPSAMPLE)} == {1}
     assert {tile.splits for tile in candidates(GEGLU)} == {1}
     assert max(tile.splits for tile in candidates(LINEAR)) > 1
 
@@ -97,7 +97,7 @@ def test_few_columns_get_narrow_tiles() -> None:
 
 def test_arithmetic_is_a_multiplication_and_an_addition_for_each_weight_and_pixel() -> None:
     assert CONVOLUTION.flop == 2 * 2 * 64 * 64 * 320 * 320 * 9
-    assert DOUBLED.flop == 2 * 2 * 8 * 8 * 1280 * 1280 * 4 * 4
+    assert UPSAMPLE.flop == 2 * 2 * 8 * 8 * 1280 * 1280 * 4 * 4
 
 
 def test_attention_is_cut_by_tokens_and_keys() -> None:
@@ -138,9 +138,9 @@ def test_a_few_kernels_of_one_operation_are_compiled_together() -> None:
     assert parts[-1] == (LINEAR, [Tile(columns=128, splits=2)])
 
 
-def test_the_operations_of_a_picture_are_found_by_drawing_one() -> None:
+def test_the_operations_of_an_image_are_found_by_generating_one() -> None:
     jobs = jobs_of_levels(["turbo"], "embedded")
-    kinds = {"conv", "plain", "doubled", "halved", "linear", "joined", "geglu", "attention"}
+    kinds = {"conv", "plain", "upsample", "downsample", "linear", "joined", "geglu", "attention"}
     assert kinds == {job.kind for job in jobs}
     assert len({job.key for job in jobs}) == len(jobs)
     assert all(candidates(job) for job in jobs)
@@ -220,7 +220,7 @@ def test_a_key_of_the_table_names_an_operation_with_operands(key: str) -> None:
         assert second[1] % 8 == 0
 
 
-def test_a_tile_is_used_with_every_ending_and_without_splits_too() -> None:
+def test_a_tile_is_used_with_every_epilogue_and_without_splits_too() -> None:
     uses = [(use.shapes[2:], use.relu) for use in uses_of(job_of_key(CONVOLUTION.key))]
     bias, residual = (320,), (2, 64, 64, 320)
     assert ((None, None), False) in uses  # a plain one without a tile of its own
@@ -248,7 +248,7 @@ def test_what_can_be_chosen_is_every_stored_tile_and_every_rule() -> None:
     grouped = together(by_rule())
     makes = [make_of(job, tile) for job, tiles in grouped for tile in tiles]
     assert len(set(makes)) == len(makes)
-    kinds = {"conv", "plain", "doubled", "halved", "linear", "joined", "geglu", "attention"}
+    kinds = {"conv", "plain", "upsample", "downsample", "linear", "joined", "geglu", "attention"}
     assert {job.kind for job, _ in grouped} == kinds
     assert any(tile.specialized for _, tiles in grouped for tile in tiles)
 

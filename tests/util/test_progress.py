@@ -58,7 +58,7 @@ def test_only_the_first_line_leaves_pytests_own() -> None:
 
 def test_what_is_done_at_once_writes_nothing() -> None:
     stream = io.StringIO()
-    with Progress(stream).during("[final] pictures"):
+    with Progress(stream).during("[final] images"):
         pass
     assert stream.getvalue() == ""
 
@@ -66,14 +66,14 @@ def test_what_is_done_at_once_writes_nothing() -> None:
 def test_a_line_is_written_and_flushed_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "FIRST_LINE_S", 0.0)
     stream = Signalling()
-    with Progress(stream).during("[final] pictures"):
+    with Progress(stream).during("[final] images"):
         flushed = stream.flushed.wait(PATIENCE_S)
     assert flushed
-    assert "[final] pictures: 0 s ..." in stream.getvalue()
+    assert "[final] images: 0 s ..." in stream.getvalue()
 
 
 def test_an_error_passes_and_ends_the_reporting() -> None:
     before = threading.active_count()
-    with pytest.raises(KeyError, match="mine"), Progress(io.StringIO()).during("[final] pictures"):
+    with pytest.raises(KeyError, match="mine"), Progress(io.StringIO()).during("[final] images"):
         raise KeyError("mine")
     assert threading.active_count() == before

@@ -1,4 +1,4 @@
-"""A fresh process is ready soon: what a picture needs is imported, and nothing else."""
+"""A fresh process is ready soon: what an image needs is imported, and nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEEDLESS = (
     "torch._inductor.compile_fx",
     "transformers.models.bert",
 )
-"""What no picture of the engine needs. diffusers and transformers import the rest themselves."""
+"""What no image of the engine needs. diffusers and transformers import the rest themselves."""
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def collecting() -> Iterator[None]:
         gc.disable()
 
 
-def test_a_picture_imports_nothing_needless() -> None:
+def test_an_image_imports_nothing_needless() -> None:
     code = (
         "import sdopt, sys; p = sdopt.load_pipeline('turbo', source='embedded', device='cpu');"
         "p('a red star', num_inference_steps=1, height=64, width=64); print(*sys.modules)"
@@ -171,7 +171,7 @@ def test_the_gpu_is_the_one_that_will_be_used(monkeypatch: pytest.MonkeyPatch) -
     assert used_gpu("cpu") is None
 
 
-def test_an_error_is_left_to_the_first_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_left_to_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[torch.device] = []
 
     def fail(device: torch.device) -> None:

@@ -250,14 +250,14 @@ numpy.save(sys.argv[2], generate(build(source, level, torch.device("cpu")), requ
 """
 
 
-def test_a_picture_from_the_hub_is_that_of_the_folder(
+def test_an_image_from_the_hub_is_that_of_the_folder(
     hub: FakeHub, client: Client, micro: Path, tmp_path: Path
 ) -> None:
     without_tiny = copied(micro, tmp_path / "model")
     shutil.rmtree(without_tiny / "tiny_vae")
     hub.add(REPO, without_tiny, NEW)
     hub.add(TAESD.repo_id, micro / "tiny_vae", TAESD.revision)
-    done = client.run(REPO, str(tmp_path / "picture.npy"), code=DRAW)
+    done = client.run(REPO, str(tmp_path / "image.npy"), code=DRAW)
     assert done.returncode == 0, done.stderr
     assert TAESD.revision in done.stdout
     level, request = (
@@ -265,4 +265,4 @@ def test_a_picture_from_the_hub_is_that_of_the_folder(
         Request(name="c", prompt="a cat", seed=1),
     )
     expected = generate(build(resolve(str(micro)), level, torch.device("cpu")), request)
-    assert np.allclose(np.load(tmp_path / "picture.npy"), expected, atol=1e-4)
+    assert np.allclose(np.load(tmp_path / "image.npy"), expected, atol=1e-4)

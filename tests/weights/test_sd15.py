@@ -32,9 +32,9 @@ def test_random_weights_are_the_same_each_time_and_leave_the_seed_alone() -> Non
     cpu = torch.device("cpu")
     torch.manual_seed(7)
     first = sd15.random_tiny_vae(cpu, torch.float16).state_dict()
-    drawn = torch.rand(3)
+    generated = torch.rand(3)
     torch.manual_seed(7)
-    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(torch.rand(3), generated)
     second = sd15.random_tiny_vae(cpu, torch.float16).state_dict()
     assert {value.dtype for value in first.values()} == {torch.float16}
     assert all(torch.equal(value, second[name]) for name, value in first.items())

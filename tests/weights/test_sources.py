@@ -52,7 +52,7 @@ def test_a_folder_is_a_source_of_stable_diffusions_size_and_guidance(tmp_path: P
     assert str(folder) in source.why
 
 
-def test_a_folder_draws_any_prompt_and_has_no_truth(tmp_path: Path) -> None:
+def test_a_folder_generates_any_prompt_and_has_no_truth(tmp_path: Path) -> None:
     source = resolve(str(diffusers_folder(tmp_path)))
     source.check_prompt("an astronaut riding a horse")
     assert not source.is_embedded
@@ -185,11 +185,11 @@ def test_a_missing_config_is_named(file: str, tmp_path: Path) -> None:
         {"vae": {"block_out_channels": 4}},
     ],
 )
-def test_a_folder_that_gives_no_picture_size_is_refused(
+def test_a_folder_that_gives_no_image_size_is_refused(
     configs: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = diffusers_folder(tmp_path, **configs)
-    with pytest.raises(SourceError, match="gives no picture size") as caught:
+    with pytest.raises(SourceError, match="gives no image size") as caught:
         resolve(str(folder))
     assert str(folder) in str(caught.value)
 

@@ -1,7 +1,7 @@
-"""Paired A/B runs: a base revision against the working tree, picture by picture in turns.
+"""Paired A/B runs: a base revision against the working tree, image by image in turns.
 
 Single runs on a noisy machine differ by more than a regression does. So the unit is a pair of fresh
-processes, one of each revision, both alive at once: they take turns picture by picture, slow drifts
+processes, one of each revision, both alive at once: they take turns image by image, slow drifts
 of the machine hit both alike, and only what differs between the revisions is left in their ratio.
 
     with checked_out(repository, "origin/main") as base:

@@ -130,11 +130,11 @@ class _Match:
     workers: Mapping[Side, Worker]
 
     def measured(self) -> LevelPair:
-        """Load on both sides, draw in turns, look at memory and work, free on both sides."""
+        """Load on both sides, generate in turns, look at memory and work, free on both sides."""
         with self.run.during(self.number, f"[{self.level}] loading on both sides"):
             loaded = {side: self._ask(side, "load", level=self.level) for side in self.workers}
         self._note_redefinition(loaded)
-        with self.run.during(self.number, f"[{self.level}] pictures in turns"):
+        with self.run.during(self.number, f"[{self.level}] images in turns"):
             rounds_ms = self._rounds()
             peaks = {side: self._ask(side, "memory") for side in self.workers}
             if self.number == 1:

@@ -177,7 +177,7 @@ def environment(tree: Path, spec: Spec, side: Side) -> dict[str, str]:
     In a shared one the first side would compile for the second, and its first calls look slow.
     Unless the user says otherwise, OpenMP's threads sleep while they wait. By default they spin,
     which takes the core from the thread that they wait for as soon as another program is busy too:
-    beside one, the same picture took 3 to 75 s at random, and 1 to 3 s with this.
+    beside one, the same image took 3 to 75 s at random, and 1 to 3 s with this.
     """
     inherited = without_git_variables()
     cache = inductor_cache()

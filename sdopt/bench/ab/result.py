@@ -55,7 +55,7 @@ class Spec:
 class SideSample:
     """What one process measured of one level.
 
-    `first_call_s` is its first picture, compilation included; `peak_allocated_mib` is None without
+    `first_call_s` is its first image, compilation included; `peak_allocated_mib` is None without
     CUDA.
     """
 
@@ -66,7 +66,7 @@ class SideSample:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelPair:
-    """One level in one pair of processes; `pair` counts from 1, `first` started and drew first.
+    """One level in one pair of processes; `pair` counts from 1, `first` went first.
 
     The rounds of each side came in blocks of `block_rounds`, in the order of `rounds.schedule`.
     """
@@ -96,7 +96,7 @@ class Result:
     are none unless it wants more pairs than there may be. `redefined` says for a level that both
     sides have how its definition changed; `new` are the wanted levels that only the head has,
     `removed` all that only the base has; neither was measured. `work` holds the counts of one
-    picture, by level and side.
+    image, by level and side.
     """
 
     device: str

@@ -11,7 +11,7 @@ Arm = TypeVar("Arm")
 Side = Literal["base", "head"]
 
 BLOCK_ROUNDS = {"cpu": 1, "cuda": 3}
-"""Pictures in a row. On a GPU the first one after a change of process may find other clocks."""
+"""Images in a row. On a GPU the first one after a change of process may find other clocks."""
 BLOCKS = {"cpu": 12, "cuda": 4}
 """How many blocks each side has; even, so that each side is first equally often."""
 

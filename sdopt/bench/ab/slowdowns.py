@@ -1,9 +1,9 @@
 """Faults of time and memory that a pipeline carries until they are taken out again.
 
-`loop:0.03`, `decoder:0.03` and `host:0.03` make a picture 3 % longer, in the denoising loop (spread
+`loop:0.03`, `decoder:0.03` and `host:0.03` make an image 3 % longer, in the denoising loop (spread
 over its UNet calls), in the decoder or on the host. On a GPU the first two keep the device busy,
-since a waiting host would hide behind it. `memory:0.01` holds 1 % of the picture's peak meanwhile,
-`held:64` holds 64 MiB, `leak:64` lets 64 MiB of each picture stay.
+since a waiting host would hide behind it. `memory:0.01` holds 1 % of the image's peak meanwhile,
+`held:64` holds 64 MiB, `leak:64` lets 64 MiB of each image stay.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     Undo = Callable[[], None]
 
 MIB = 2**20
-EACH_PICTURE = "prepare_latents"
-"""A method of the pipeline that diffusers and the engine call once for each picture."""
+EACH_IMAGE = "prepare_latents"
+"""A method of the pipeline that diffusers and the engine call once for each image."""
 CALIBRATION_CYCLES = 10_000_000
 MEMORY_PLACES = ("memory", "leak")
 """Faults that take memory of a CUDA device instead of time."""
 
 
-def inject(pipeline: LevelPipeline, fault: str, picture_ms: float) -> Undo:
-    """Put the fault into the pipeline, whose pictures take `picture_ms`; the result undoes it.
+def inject(pipeline: LevelPipeline, fault: str, image_ms: float) -> Undo:
+    """Put the fault into the pipeline, whose images take `image_ms`; the result undoes it.
 
     Raises UnknownNameError for a fault that does not exist, SdoptError for a size that is none.
     """
     place, size = parse(fault)
-    return FAULTS[place](pipeline, size, picture_ms)
+    return FAULTS[place](pipeline, size, image_ms)
 
 
 def parse(fault: str) -> tuple[str, float]:
@@ -56,14 +56,14 @@ def parse(fault: str) -> tuple[str, float]:
     return place, number
 
 
-def _in_loop(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
-    each_ms = size * picture_ms / pipeline.level.steps
+def _in_loop(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
+    each_ms = size * image_ms / pipeline.level.steps
     undo = _after(pipeline.unet, "forward", _waiting(pipeline.device, each_ms))
     return _in_graphs_of_its_own(pipeline, f"loop:{size}", undo)
 
 
-def _in_decoder(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
-    wait = _waiting(pipeline.device, size * picture_ms)
+def _in_decoder(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
+    wait = _waiting(pipeline.device, size * image_ms)
     undo = _after(pipeline.vae.decoder, "forward", wait)
     return _in_graphs_of_its_own(pipeline, f"decoder:{size}", undo)
 
@@ -87,23 +87,23 @@ def _in_graphs_of_its_own(pipeline: LevelPipeline, fault: str, undo: Undo) -> Un
     return undo_and_swap
 
 
-def _on_host(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
-    return _after(pipeline, EACH_PICTURE, lambda: _spin(size * picture_ms))
+def _on_host(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
+    return _after(pipeline, EACH_IMAGE, lambda: _spin(size * image_ms))
 
 
-def _held_share(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+def _held_share(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
     """A share of the peak since that was last reset."""
     import torch
 
     return _held(pipeline, int(size * torch.cuda.max_memory_allocated(pipeline.device)))
 
 
-def _held_mib(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+def _held_mib(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
     return _held(pipeline, int(size * MIB))
 
 
 def _held(pipeline: LevelPipeline, amount: int) -> Undo:
-    """Bytes that each picture takes before its loop, after giving those of the last one back."""
+    """Bytes that each image takes before its loop, after giving those of the last one back."""
     import torch
 
     held: list[torch.Tensor] = []
@@ -115,7 +115,7 @@ def _held(pipeline: LevelPipeline, amount: int) -> Undo:
     return _until_cleared(pipeline, take, held)
 
 
-def _leaked(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
+def _leaked(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
     import torch
 
     kept: list[torch.Tensor] = []
@@ -128,7 +128,7 @@ def _leaked(pipeline: LevelPipeline, size: float, picture_ms: float) -> Undo:
 
 
 def _until_cleared(pipeline: LevelPipeline, take: Callable[[], None], held: list[Any]) -> Undo:
-    undo = _after(pipeline, EACH_PICTURE, take)
+    undo = _after(pipeline, EACH_IMAGE, take)
 
     def give_back() -> None:
         undo()

@@ -1,4 +1,4 @@
-"""The program that draws and measures in one revision; `process` beside it runs it.
+"""The program that generates and measures in one revision; `process` beside it runs it.
 
     worker.py TREE SOURCE PROMPTS
 
@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-WARMUP_PICTURES = 2
+WARMUP_IMAGES = 2
 MIB = 2**20
 
 
@@ -36,7 +36,7 @@ class Station:
         self.undo: Any = None
 
     def hello(self) -> dict[str, Any]:
-        """Import the package; its levels and the device that it would draw on."""
+        """Import the package; its levels and the device that it would generate on."""
         check_origin(self.tree)
         from sdopt.levels import LEVELS
 
@@ -47,13 +47,13 @@ class Station:
         return {"levels": list(LEVELS), "device": self.device.type}
 
     def load(self, level: str) -> dict[str, Any]:
-        """Build the level and warm it up; its definition and the seconds of its first picture."""
+        """Build the level and warm it up; its definition and the seconds of its first image."""
         from sdopt.levels import LEVELS
 
         if level not in LEVELS:
             raise ValueError(f"unknown level {level!r}; choose from: {', '.join(LEVELS)}")
         self.pipeline = part("pipelines.pipeline").build(self.source, LEVELS[level], self.device)
-        first_ms, *_ = [self._picture_ms() for _ in range(WARMUP_PICTURES)]
+        first_ms, *_ = [self._image_ms() for _ in range(WARMUP_IMAGES)]
         return {"level": LEVELS[level].as_dict(), "first_call_s": first_ms / 1e3}
 
     def identity(self) -> dict[str, Any]:
@@ -68,35 +68,35 @@ class Station:
         }
 
     def rounds(self, count: int) -> dict[str, Any]:
-        """Wall times of whole pictures."""
-        return {"ms": [self._picture_ms() for _ in range(count)]}
+        """Wall times of whole images."""
+        return {"ms": [self._image_ms() for _ in range(count)]}
 
-    def inject(self, fault: str, picture_ms: float | None = None) -> dict[str, Any]:
+    def inject(self, fault: str, image_ms: float | None = None) -> dict[str, Any]:
         """For the self-test: take the last fault out, and put this one in; 'none' is none.
 
-        Its size is a share of `picture_ms`, which is measured here if it is not given.
+        Its size is a share of `image_ms`, which is measured here if it is not given.
         """
         if self.undo is not None:
             self.undo()
             self.undo = None
         if fault != "none":
-            whole_ms = picture_ms or sorted(self._picture_ms() for _ in range(3))[1]
+            whole_ms = image_ms or sorted(self._image_ms() for _ in range(3))[1]
             self.undo = part("bench.ab.slowdowns").inject(self.pipeline, fault, whole_ms)
         return {}
 
     def memory(self) -> dict[str, Any]:
-        """The peak of one picture, or null where there is no such figure."""
+        """The peak of one image, or null where there is no such figure."""
         if self.device.type != "cuda":
             return {"peak_allocated_mib": None}
         import torch
 
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        self._picture_ms()
+        self._image_ms()
         return {"peak_allocated_mib": torch.cuda.max_memory_allocated(self.device) / MIB}
 
     def work(self) -> dict[str, Any]:
-        """The counts of one picture."""
+        """The counts of one image."""
         measure = part("bench.measure")
         seen = measure.observe(self.pipeline, self.request)
         return {"work": asdict(measure.work_of(self.pipeline, seen))}
@@ -113,7 +113,7 @@ class Station:
             torch.cuda.empty_cache()
         return {}
 
-    def _picture_ms(self) -> float:
+    def _image_ms(self) -> float:
         generate = part("pipelines.workload").generate
         self._synchronize()
         start = time.perf_counter()

@@ -38,7 +38,7 @@ def request_faults() -> list[Fault]:
             _keeping("num_inference_steps"),
             "its number of steps was not used",
         ),
-        "some of the last noise": (_blending, "after another request its picture is another one"),
+        "some of the last noise": (_blending, "after another request its image is another one"),
     }
     return [
         Fault(group="request", name="none (control)", inject=nullcontext, caught_by=None),
@@ -73,7 +73,7 @@ def round_faults() -> list[Fault]:
 def judge_request_fault(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
-    """Draw a second request with the fault inside."""
+    """Generate a second request with the fault inside."""
     from sdopt.bench.measure.second_request import kept_state
 
     gate = fresh_gate(session.gate)
@@ -85,7 +85,7 @@ def judge_request_fault(
 def judge_round_fault(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
-    """Draw warm-up and rounds with the fault inside; nothing is timed."""
+    """Generate warm-up and rounds with the fault inside; nothing is timed."""
     from sdopt.bench import measure
     from sdopt.bench.measure.timing import ROUNDS, WARMUP_ROUNDS
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sdopt.pipelines.pipeline import LevelPipeline
 
-    Picture = NDArray[np.float32]
+    Image = NDArray[np.float32]
     Inject = Callable[[LevelPipeline], AbstractContextManager[Any]]
 
 
@@ -23,8 +23,8 @@ class Fault:
 
     A control has no `caught_by`: nothing may fail. `and_by` are others that have to fail too,
     and then one of them all `says` that. `or_by` is a count of work that catches it where
-    pictures cannot: in float16 two GPUs differ by more than a step less does. `inject` is entered
-    around the pictures that are made with what it gives.
+    images cannot: in float16 two GPUs differ by more than a step less does. `inject` is entered
+    around the images that are made with what it gives.
     """
 
     group: str
@@ -52,24 +52,24 @@ class Finding:
 
 
 class Faulty:
-    """A pipeline whose arguments or pictures are changed on the way; all else is the original's."""
+    """A pipeline whose arguments or images are changed on the way; all else is the original's."""
 
     def __init__(
         self,
         pipeline: LevelPipeline,
         *,
         arguments: Mapping[str, Any] | None = None,
-        picture: Callable[[Picture], Picture] | None = None,
+        change: Callable[[Image], Image] | None = None,
     ) -> None:
         self.original = pipeline
         self.arguments = dict(arguments or {})
-        self.picture = picture
+        self.change = change
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Draw with the changed arguments, then change the pictures."""
+        """Generate with the changed arguments, then change the images."""
         output = self.original(*args, **{**kwargs, **self.arguments})
-        if self.picture is not None:
-            output.images = [self.picture(image) for image in output.images]
+        if self.change is not None:
+            output.images = [self.change(image) for image in output.images]
         return output
 
     def __getattr__(self, name: str) -> Any:

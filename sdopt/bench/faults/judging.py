@@ -14,23 +14,23 @@ from sdopt.levels import Level
 
 if TYPE_CHECKING:
     from sdopt.bench.measure import Observation
-    from sdopt.bench.measure.latents import Drawn
+    from sdopt.bench.measure.latents import ImageAndLatents
     from sdopt.bench.session import Session
     from sdopt.pipelines.pipeline import LevelPipeline
 
 
-def judge_picture_fault(
+def judge_image_fault(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
-    """Draw every prompt with the fault inside and compare with the stored pictures and latents.
+    """Generate every prompt with the fault inside and compare with the stored images and latents.
 
-    Where they do not show a fault that changes the work as well, the counts of one picture have to.
+    Where they do not show a fault that changes the work as well, the counts of one image have to.
     """
     from sdopt.bench import measure
 
     with fault.inject(pipeline) as faulty:
         gate = fresh_gate(session.gate)
-        _judge_drawn(session, gate, level, _drawn(session, faulty))
+        _judge_generated(session, gate, level, _generated(session, faulty))
     found = finding(fault, gate.verdicts)
     if found.caught or fault.or_by is None:
         return found
@@ -43,54 +43,61 @@ def judge_picture_fault(
 def judge_numeric_fault(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
-    """Judge by all that could see it: pictures, latents, a second drawing, the proof of effect."""
+    """Judge by all that could see it: images, latents, a second image, the proof of effect."""
     return finding(fault, numeric_verdicts(fault, session, level, pipeline))
 
 
 def numeric_verdicts(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> list[Verdict]:
-    """With the fault inside all prompts are drawn, the first of them twice and once watched."""
+    """With the fault inside all prompts are generated, the first of them twice and once watched."""
     from sdopt.bench.measure import compare_latents
     from sdopt.bench.measure.double import double_latents
-    from sdopt.bench.measure.latents import draw
+    from sdopt.bench.measure.latents import generate_with_latents
     from sdopt.bench.measure.repeat import repeat_of
 
     first = session.run.workload.requests[0]
     gate = fresh_gate(session.gate)
     with fault.inject(pipeline) as faulty:
-        drawn = _drawn(session, faulty)
-        again = draw(faulty, first)
+        generated = _generated(session, faulty)
+        again = generate_with_latents(faulty, first)
         double = double_latents(faulty, first)
         _judge_effect(session, gate, level, faulty)
-    _judge_drawn(session, gate, level, drawn)
+    _judge_generated(session, gate, level, generated)
     if double is not None:
         doubles = {first.name: double}
         kept, missing = session.store.latents(level, doubles, double=True)
         comparison = compare_latents(doubles, kept, Subject.FLOAT64)
         gate.latents_float64(level, comparison, missing)
-    gate.repeat(level, repeat_of(first.name, drawn[first.name], again))
+    gate.repeat(level, repeat_of(first.name, generated[first.name], again))
     return gate.verdicts
 
 
 def judge_repeat_fault(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
-    """Draw the first prompt twice with the fault inside."""
-    from sdopt.bench.measure.latents import draw
+    """Generate the first prompt twice with the fault inside."""
+    from sdopt.bench.measure.latents import generate_with_latents
     from sdopt.bench.measure.repeat import repeat_of
 
     first = session.run.workload.requests[0]
     gate = fresh_gate(session.gate)
     with fault.inject(pipeline) as faulty:
-        gate.repeat(level, repeat_of(first.name, draw(faulty, first), draw(faulty, first)))
+        gate.repeat(
+            level,
+            repeat_of(
+                first.name,
+                generate_with_latents(faulty, first),
+                generate_with_latents(faulty, first),
+            ),
+        )
     return finding(fault, gate.verdicts)
 
 
 def judge_optimization_fault(
     fault: Fault, session: Session, level: Level, pipeline: LevelPipeline
 ) -> Finding:
-    """Watch one picture with the fault inside, and judge its effect and its work."""
+    """Watch one image with the fault inside, and judge its effect and its work."""
     from sdopt.bench import measure
 
     request = session.run.workload.requests[0]
@@ -102,19 +109,24 @@ def judge_optimization_fault(
     return finding(fault, gate.verdicts)
 
 
-def _drawn(session: Session, pipeline: LevelPipeline) -> dict[str, Drawn]:
-    from sdopt.bench.measure.latents import draw
+def _generated(session: Session, pipeline: LevelPipeline) -> dict[str, ImageAndLatents]:
+    from sdopt.bench.measure.latents import generate_with_latents
 
-    return {request.name: draw(pipeline, request) for request in session.run.workload.requests}
+    return {
+        request.name: generate_with_latents(pipeline, request)
+        for request in session.run.workload.requests
+    }
 
 
-def _judge_drawn(session: Session, gate: Gate, level: Level, drawn: Mapping[str, Drawn]) -> None:
+def _judge_generated(
+    session: Session, gate: Gate, level: Level, generated: Mapping[str, ImageAndLatents]
+) -> None:
     from sdopt.bench import measure
 
-    pictures = {name: one.picture for name, one in drawn.items()}
-    stored, unusable = session.store.images(level, pictures)
-    gate.drift(level, measure.compare(pictures, stored), unusable)
-    latents = {name: one.latents for name, one in drawn.items()}
+    images = {name: one.image for name, one in generated.items()}
+    stored, unusable = session.store.images(level, images)
+    gate.drift(level, measure.compare(images, stored), unusable)
+    latents = {name: one.latents for name, one in generated.items()}
     kept, missing = session.store.latents(level, latents)
     gate.latents(level, measure.compare_latents(latents, kept), missing)
 
@@ -133,7 +145,7 @@ def _judge_effect(
 
 
 def fresh_gate(gate: Gate) -> Gate:
-    """The run's gate without what it kept; compared with pictures, limits and work only."""
+    """The run's gate without what it kept; compared with images, limits and work only."""
     return Gate(
         device=gate.device,
         limits=gate.limits,

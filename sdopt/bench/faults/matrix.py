@@ -26,7 +26,7 @@ def matrix(findings: Sequence[Finding]) -> list[str]:
 
 
 def totals(findings: Sequence[Finding]) -> list[str]:
-    """'picture: 17 of 17 right (95 % interval 80 to 100 %)' for each group."""
+    """'image: 17 of 17 right (95 % interval 80 to 100 %)' for each group."""
     groups = dict.fromkeys(finding.id.split(":")[0] for finding in findings)
     lines = []
     for group in groups:

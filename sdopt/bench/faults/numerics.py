@@ -1,4 +1,4 @@
-"""Faults of arithmetic that hardly move a picture: the solver's, an attention's, the noise's."""
+"""Faults of arithmetic that hardly move an image: the solver's, an attention's, the noise's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LARGER = 1.02
 """So much are an attention's queries too large."""
 ATTENTION = "attentions.0.transformer_blocks.0.attn1"
-RACING_KEY = "doubled 2x32x32x640-640"
+RACING_KEY = "upsample 2x32x32x640-640"
 """A convolution of SD 1.5, whose stored tile was once the racing one."""
 RACING_TILE: dict[str, Any] = {
     "height": 8,
@@ -34,7 +34,7 @@ UNEVEN = 1e-3
 def numeric_faults(level: str, dtype: str) -> list[Fault]:
     """Every one, for that level; `dtype` is what it computes in: 'float32' or 'float16'.
 
-    Latents in float64 are drawn on the CPU, whose levels compute in float32.
+    Latents in float64 are generated on the CPU, whose levels compute in float32.
     """
     group = f"numerics of {level}"
     on_cpu = dtype == "float32"
@@ -77,7 +77,7 @@ def numeric_faults(level: str, dtype: str) -> list[Fault]:
 
 
 def racing_faults(level: str, device: str) -> list[Fault]:
-    """Levels that draw another picture each time.
+    """Levels that generate another image each time.
 
     The stand-in counts calls on the host, which no captured graph of the engine repeats.
     """
@@ -132,11 +132,11 @@ def _rescheduled(**changes: Any) -> Inject:
 
 def _fresh_engine(pipeline: LevelPipeline) -> Any:
     """One without graphs and tables, or None for a level without an engine."""
-    from sdopt.engine.picture import PictureEngine
+    from sdopt.engine.image import ImageEngine
 
     if pipeline.engine is None:
         return None
-    return PictureEngine(pipeline=pipeline, level=pipeline.engine.level)
+    return ImageEngine(pipeline=pipeline, level=pipeline.engine.level)
 
 
 def _rounded_noise(dtype: str) -> Inject:
@@ -177,7 +177,7 @@ def racing_stand_in(pipeline: LevelPipeline) -> Iterator[Any]:
 
 @contextmanager
 def _racing_tile(pipeline: LevelPipeline) -> Iterator[Any]:
-    """Drawn by graphs that are captured with that tile."""
+    """ImageAndLatents by graphs that are captured with that tile."""
     from sdopt.engine.tiles import Tile, tuned
 
     before = tuned().get(RACING_KEY)

@@ -1,4 +1,4 @@
-"""Faults of a level: it runs, its pictures are right, and it silently does not optimize."""
+"""Faults of a level: it runs, its images are right, and it silently does not optimize."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Gate(Known):
     verdicts: list[Verdict] = field(default_factory=list)
 
     def latency(self, level: Level, record: Latency, first: FirstCall) -> Verdict:
-        """Judge the median round of one picture, and what the rounds must not do.
+        """Judge the median round of one image, and what the rounds must not do.
 
         No round at all is a fault when comparing.
         """
@@ -72,9 +72,9 @@ class Gate(Known):
     def drift(
         self, level: Level, comparison: Comparison, unusable: Mapping[str, Any] | None = None
     ) -> Verdict:
-        """Judge the worst prompt against the level's own stored pictures.
+        """Judge the worst prompt against the level's own stored images.
 
-        `unusable` holds, by prompt, the error of a picture that cannot be compared with; its `path`
+        `unusable` holds, by prompt, the error of an image that cannot be compared with; its `path`
         is that of a damaged file.
         """
         return self._compared(level, SSIM_DRIFT, comparison, unusable)
@@ -88,11 +88,11 @@ class Gate(Known):
     def latents_float64(
         self, level: Level, comparison: Comparison, unusable: Mapping[str, Any] | None = None
     ) -> Verdict:
-        """Judge the latents that were drawn in float64 in the same way."""
+        """Judge the latents that were generated in float64 in the same way."""
         return self._compared(level, LATENT_DRIFT_FLOAT64, comparison, unusable)
 
     def repeat(self, level: Level, repeat: Repeat) -> Verdict:
-        """Judge two drawings of one request: not a bit may differ, unless a library forbids it."""
+        """Judge two images of one request: not a bit may differ, unless a library forbids it."""
         self._record(level, repeat_latents=repeat.latents_apart)
         outcome = Outcome.PASS if repeat.is_exact else Outcome.REGRESSION
         reason = str(repeat)
@@ -119,9 +119,9 @@ class Gate(Known):
         self._record(level, cost_is_comparable=comparable)
         return self._compared(level, SSIM_COST, comparison, other=other, gated=comparable)
 
-    def truth(self, level: Level, comparison: Comparison) -> Verdict:
+    def ground_truth(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the true renderings of the prompts."""
-        return self._compared(level, SSIM_TRUTH, comparison, other="their true pictures")
+        return self._compared(level, SSIM_TRUTH, comparison, other="their true images")
 
     def raised(self, level: str, what: str) -> Verdict:
         """A pipeline that raised: a failure of the level, whatever was being measured."""
@@ -203,7 +203,7 @@ def _broken(level: str, metric: Metric, comparison: Comparison, again: str) -> V
         metric=metric.name,
         outcome=Outcome.REGRESSION,
         reason="; ".join(f"{name}: {what}" for name, what in comparison.faults.items()),
-        next_step=f"{again}  # once the pictures are sound: these are not accepted",
+        next_step=f"{again}  # once the images are sound: these are not accepted",
     )
 
 

@@ -40,7 +40,7 @@ def _of_history(known: Known, verdict: Verdict, again: str) -> str:
     if verdict.outcome is Outcome.FAULT and not _is_measured(verdict):
         return f"{again} --benchmark-compare  # measures it again"
     if verdict.outcome is Outcome.FAULT and verdict.stored is not None:
-        anew = "leaves the unsound value behind, and stores pictures and counts anew"
+        anew = "leaves the unsound value behind, and stores images and counts anew"
         return f"{store} --sdopt-accept  # {anew}"
     if verdict.outcome is Outcome.FAULT:
         return f"{store}  # stores a run to compare with"

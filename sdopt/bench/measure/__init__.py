@@ -4,7 +4,7 @@ from sdopt.bench.measure.cuda_memory import Memory, memory, memory_of
 from sdopt.bench.measure.effect import missing_effects
 from sdopt.bench.measure.observation import Observation, observe
 from sdopt.bench.measure.promise import Promise, broken_promises, promise_of
-from sdopt.bench.measure.quality import Comparison, compare, compare_latents, picture_faults
+from sdopt.bench.measure.quality import Comparison, compare, compare_latents, image_faults
 from sdopt.bench.measure.timing import FirstCall, Latency, first_call, latency, rounds_of
 from sdopt.bench.measure.work import Work, work_of
 
@@ -20,12 +20,12 @@ __all__ = [
     "compare",
     "compare_latents",
     "first_call",
+    "image_faults",
     "latency",
     "memory",
     "memory_of",
     "missing_effects",
     "observe",
-    "picture_faults",
     "promise_of",
     "rounds_of",
     "work_of",

@@ -1,4 +1,4 @@
-"""CUDA memory of one steady picture; on the CPU there is no such figure, and none is given."""
+"""CUDA memory of one steady image; on the CPU there is no such figure, and none is given."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Peaks of one picture in MiB.
+    """Peaks of one image in MiB.
 
     `peak_allocated_mib` misses the private pools of CUDA graphs, so what the allocator reserved and
     what the device as a whole has in use are kept beside it. `disturbances` says what voids them.
@@ -40,18 +40,18 @@ def allocated_mib(device: torch.device) -> float:
 
 
 def memory(pipeline: LevelPipeline, request: Request) -> Memory | None:
-    """The peaks of one picture of a warm pipeline, or None without CUDA."""
+    """The peaks of one image of a warm pipeline, or None without CUDA."""
     return memory_of(lambda: generate(pipeline, request), pipeline.device)
 
 
-def memory_of(draw: Callable[[], object], device: torch.device) -> Memory | None:
-    """The peaks while `draw` runs, or None without CUDA."""
+def memory_of(run: Callable[[], object], device: torch.device) -> Memory | None:
+    """The peaks while `run` runs, or None without CUDA."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     with watched(device) as watch:
-        draw()
+        run()
         torch.cuda.synchronize(device)
         free, total = torch.cuda.mem_get_info(device)
     return Memory(

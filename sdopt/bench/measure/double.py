@@ -1,8 +1,8 @@
-"""A picture's final latents in float64, where machines agree to 1e-14 and small faults show.
+"""An image's final latents in float64, where machines agree to 1e-14 and small faults show.
 
 In float32 final latents differ by about 5e-7 for no reason but rounding; an attention of the
 miniature's middle block that is 2 % off moves them by less. Copies of the level's very modules and
-weights draw here, with PyTorch's operations, in steps enough for each kind that a level has.
+weights generate here, with PyTorch's operations, in steps enough for each kind that a level has.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdopt.engine.image import ImageEngine
 from sdopt.engine.modules import fuse_modules
-from sdopt.engine.picture import PictureEngine
 from sdopt.pipelines.workload import Request, generate
 from sdopt.util.replaced import replaced
 
@@ -38,7 +38,7 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
     """The request's latents (4, H, W) after STEPS steps, float64; None for a pipeline on a GPU.
 
     What is compiled runs uncompiled, and noise is drawn in float64: in float32 its last bit depends
-    on the instruction set. A copy draws: the pipeline stays as it is.
+    on the instruction set. A copy generates: the pipeline stays as it is.
     """
     if pipeline.device.type != "cpu":
         return None
@@ -69,7 +69,7 @@ def _in_double(pipeline: LevelPipeline) -> LevelPipeline:
     if pipeline.fused_unet is not None:
         fuse_modules(twin)
     if pipeline.engine is not None:
-        twin.engine = PictureEngine(pipeline=twin, level=pipeline.engine.level)
+        twin.engine = ImageEngine(pipeline=twin, level=pipeline.engine.level)
     return twin
 
 

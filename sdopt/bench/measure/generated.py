@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdopt.bench.measure.double import double_latents
-from sdopt.bench.measure.latents import Doubles, Latents, draw, latent_faults
-from sdopt.bench.measure.quality import Pictures, picture_faults
+from sdopt.bench.measure.latents import Doubles, Latents, generate_with_latents, latent_faults
+from sdopt.bench.measure.quality import Images, image_faults
 from sdopt.bench.measure.repeat import Repeat, repeat_of
 from sdopt.levels import UNREPEATABLE, Level
 from sdopt.pipelines.pipeline import LevelPipeline
@@ -22,14 +22,14 @@ class Generated:
     it. `repeat` compares the first image with one of the same request made after all others.
     """
 
-    images: Pictures
+    images: Images
     latents: Latents
     doubles: Doubles
     repeat: Repeat
 
     def unsound(self, level: Level) -> str | None:
         """Why no baseline may hold this, or None."""
-        if faults := {**latent_faults(self.latents), **picture_faults(self.images)}:
+        if faults := {**latent_faults(self.latents), **image_faults(self.images)}:
             return str(faults)
         if not self.repeat.is_exact and level.name not in UNREPEATABLE:
             return str(self.repeat)
@@ -39,12 +39,12 @@ class Generated:
 def generate_all(pipeline: LevelPipeline, requests: Sequence[Request]) -> Generated:
     """Every request in turn, then the first one again."""
     first = requests[0]
-    drawn = {request.name: draw(pipeline, request) for request in requests}
-    repeat = repeat_of(first.name, drawn[first.name], draw(pipeline, first))
+    generated = {request.name: generate_with_latents(pipeline, request) for request in requests}
+    repeat = repeat_of(first.name, generated[first.name], generate_with_latents(pipeline, first))
     double = double_latents(pipeline, first)
     return Generated(
-        images={name: one.picture for name, one in drawn.items()},
-        latents={name: one.latents for name, one in drawn.items()},
+        images={name: one.image for name, one in generated.items()},
+        latents={name: one.latents for name, one in generated.items()},
         doubles={} if double is None else {first.name: double},
         repeat=repeat,
     )

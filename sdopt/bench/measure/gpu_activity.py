@@ -1,4 +1,4 @@
-"""What the GPU did during one picture: kernels, its busy time, and where the host waited for it."""
+"""What the GPU did during one image: kernels, its busy time, and where the host waited for it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,10 @@ SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEvent
 COPIES = ("Memcpy", "Memset")
 FUSED = "triton_"
 """How the name of every kernel begins that Inductor generated."""
-OWN = (
-    "convolution",
-    "narrow_convolution",
-    "matrix_product",
-    "sum_splits",
-    "ending",
-    "attention",
-    "group_norm_small",
-    "group_statistics",
-    "combine_statistics",
-    "group_norm_apply",
-    "layer_norm",
-)
-"""The engine's kernels of the fused modules, `sdopt.engine.kernels`; the solver's is not one."""
+OWN = "sdopt_"
+"""How the name of every kernel of the engine begins."""
+SOLVER = "sdopt_solver_step"
+"""Levels without the engine's fused modules have this one too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +49,7 @@ class GpuCall:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuActivity:
-    """One picture on the GPU.
+    """One image on the GPU.
 
     `kernel_launches` counts the kernels that ran, those inside CUDA graphs too; `gpu_busy_ms` is
     the time in which at least one kernel or copy ran; `host_syncs` counts where the host waited for
@@ -91,9 +81,13 @@ def gpu_activity(events: Sequence[Event], marks: Sequence[tuple[str, int, int]])
             for part, begin, end in marks
         ),
         fused_kernels=sum(kernel.name.startswith(FUSED) for kernel in kernels),
-        own_kernels=sum(kernel.name in OWN for kernel in kernels),
+        own_kernels=sum(map(_is_own, kernels)),
         graph_launches=sum(launch.name == GRAPH_LAUNCH for launch in launches),
     )
+
+
+def _is_own(kernel: Event) -> bool:
+    return kernel.name.startswith(OWN) and kernel.name != SOLVER
 
 
 def busy_ns(intervals: Iterable[tuple[int, int]]) -> int:
@@ -106,7 +100,7 @@ def busy_ns(intervals: Iterable[tuple[int, int]]) -> int:
 
 
 def _host_syncs(events: Sequence[Event], marks: Sequence[tuple[str, int, int]]) -> int:
-    if not marks:  # one graph for the whole picture: the loop is where no host is
+    if not marks:  # one graph for the whole image: the loop is where no host is
         return 0
     begins = {part: start for part, start, _ in reversed(marks)}
     loop_starts, loop_ends = begins.get("unet", 0), begins.get("decoder", 0)

@@ -19,7 +19,7 @@ MOST_THROTTLED = 0.01
 class GpuState:
     """One reading of NVML; and for which share of the time before the power limit lowered clocks.
 
-    That limit voids no time: a picture that uses the card to the full meets it in every run, and
+    That limit voids no time: an image that uses the card to the full meets it in every run, and
     the hardware key says which limit it is.
     """
 

@@ -1,4 +1,4 @@
-"""Final latents, which the decoder gets: taken while a picture is drawn."""
+"""Final latents, which the decoder gets: taken while an image is generated."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 Latents = Mapping[str, NDArray[np.float32]]
 """Final latents by prompt name, each of shape (4, height / 8, width / 8)."""
 Doubles = Mapping[str, NDArray[np.float64]]
-"""The same drawn in float64, see `sdopt.bench.measure.double`."""
+"""The same generated in float64, see `sdopt.bench.measure.double`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """A picture (height, width, 3) from 0 to 1, and what was decoded to it, both float32."""
+class ImageAndLatents:
+    """An image (height, width, 3) from 0 to 1, and what was decoded to it, both float32."""
 
-    picture: NDArray[np.float32]
+    image: NDArray[np.float32]
     latents: NDArray[np.float32]
 
 
-def draw(pipeline: LevelPipeline, request: Request) -> Drawn:
-    """The request's picture by the pipeline as it is, and its latents: nothing runs twice for them.
+def generate_with_latents(pipeline: LevelPipeline, request: Request) -> ImageAndLatents:
+    """The request's image by the pipeline as it is, and its latents: nothing runs twice for them.
 
-    The engine keeps them beside the picture, since on a GPU its decoder is only called when a graph
+    The engine keeps them beside the image, since on a GPU its decoder is only called when a graph
     is captured; elsewhere they are what `vae.decode` was given.
     """
     if pipeline.engine is not None:
-        picture = generate(pipeline, request)
-        return Drawn(picture=picture, latents=_first(pipeline.engine.latents))
+        image = generate(pipeline, request)
+        return ImageAndLatents(image=image, latents=_first(pipeline.engine.latents))
     with _given(pipeline.vae, "decode") as given:
-        picture = generate(pipeline, request)
-    return Drawn(picture=picture, latents=_first(given[-1]))
+        image = generate(pipeline, request)
+    return ImageAndLatents(image=image, latents=_first(given[-1]))
 
 
 def _first(latents: Tensor) -> NDArray[np.float32]:

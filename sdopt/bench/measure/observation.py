@@ -1,4 +1,4 @@
-"""Watch a pipeline make one picture: what ran, how often, on what, by whose code."""
+"""Watch a pipeline make one image: what ran, how often, on what, by whose code."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What happened during one picture.
+    """What happened during one image.
 
     `channels_last` tells for the UNet and the decoder whether every weight of a convolution wider
     than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled and the engine captured
-    meanwhile. `by_engine` is whether the engine drew the picture; `contexts`, `embeddings` and
+    meanwhile. `by_engine` is whether the engine generated the image; `contexts`, `embeddings` and
     `wholes` are what its UNet counted, see `FusedUNet`. `gpu` is what the device did during another
-    picture, or None without CUDA. `solver` is what moved the latents, and from which noise on.
+    image, or None without CUDA. `solver` is what moved the latents, and from which noise on.
     """
 
     calls: tuple[Call, ...]
@@ -92,7 +92,7 @@ class Observation:
 
 
 def observe(pipeline: LevelPipeline, request: Request) -> Observation:
-    """Make the request's picture under watch; a pass of its own, never a timed one.
+    """Make the request's image under watch; a pass of its own, never a timed one.
 
     In it CUDA graphs are not replayed, so that the code that was captured in them is seen. What the
     device does when they are is watched in a second pass.
@@ -149,7 +149,7 @@ def _counted(pipeline: LevelPipeline) -> dict[str, int]:
 
 
 def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
-    """Make the request's picture while the device is watched."""
+    """Make the request's image while the device is watched."""
     calls: list[Call] = []
     with ExitStack() as stack:
         # The engine calls no module when it replays a graph, and refuses hooks for that reason.

@@ -179,7 +179,7 @@ def _table(promise: Promise, solver: SeenSolver) -> Iterator[str]:
     wanted = promise.scheduler.timesteps.to(torch.float32)
     yield from _same("solver: the timesteps", times, wanted)
     if promise.factors is None:
-        yield "solver: the engine drew, and the level promises diffusers' own loop"
+        yield "solver: the engine generated, and the level promises diffusers' own loop"
         return
     if factors.shape != promise.factors.shape:
         yield from _same("solver: the factors", factors, promise.factors)

@@ -1,4 +1,4 @@
-"""Comparisons of pictures and of final latents, after a look for broken ones."""
+"""Comparisons of images and of final latents, after a look for broken ones."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from sdopt.bench.measure.latents import Doubles, Latents, latent_faults
 from sdopt.bench.metrics import metrics_of
 from sdopt.bench.metrics.metric import Seen, Subject
 
-Pictures = Mapping[str, NDArray[np.float32]]
-"""Pictures by prompt name, as `workload.generate` makes them."""
+Images = Mapping[str, NDArray[np.float32]]
+"""Images by prompt name, as `workload.generate` makes them."""
 
 
-def picture_fault(picture: NDArray[Any]) -> str | None:
-    """What makes a picture worthless, or None: NaN, black or constant.
+def image_fault(image: NDArray[Any]) -> str | None:
+    """What makes an image worthless, or None: NaN, black or constant.
 
-    `picture` is float from 0 to 1 or uint8, of shape (height, width, 3).
+    `image` is float from 0 to 1 or uint8, of shape (height, width, 3).
     """
-    if not np.isfinite(picture).all():
+    if not np.isfinite(image).all():
         return "NaN or infinite pixels"
-    if picture.max() <= 0:
-        return "a black picture"
-    if (picture == picture[0, 0]).all():
-        return "a constant picture"
+    if image.max() <= 0:
+        return "a black image"
+    if (image == image[0, 0]).all():
+        return "a constant image"
     return None
 
 
-def to_uint8(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Rounded to 0..255, as diffusers saves a picture."""
-    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Rounded to 0..255, as diffusers saves an image."""
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +49,16 @@ class Comparison:
 
 
 def compare(
-    pictures: Pictures,
+    images: Images,
     others: Mapping[str, NDArray[np.uint8]],
     subject: Subject = Subject.STORED,
 ) -> Comparison:
-    """Compare each picture with the other of the same prompt; `others` may hold fewer prompts.
+    """Compare each image with the other of the same prompt; `others` may hold fewer prompts.
 
-    A picture that is NaN, black or constant is a fault and is not compared.
+    An image that is NaN, black or constant is a fault and is not compared.
     """
-    faults = picture_faults({name: pictures[name] for name in others})
-    sound = {name: to_uint8(pictures[name]) for name in others if name not in faults}
+    faults = image_faults({name: images[name] for name in others})
+    sound = {name: to_uint8(images[name]) for name in others if name not in faults}
     return _compared(sound, others, subject, faults)
 
 
@@ -87,7 +87,7 @@ def _compared(
     return Comparison(seen=seen, faults=faults)
 
 
-def picture_faults(pictures: Pictures) -> dict[str, str]:
-    """The prompts whose pictures are worthless, with the reason."""
-    found = {name: picture_fault(picture) for name, picture in pictures.items()}
+def image_faults(images: Images) -> dict[str, str]:
+    """The prompts whose images are worthless, with the reason."""
+    found = {name: image_fault(image) for name, image in images.items()}
     return {name: what for name, what in found.items() if what}

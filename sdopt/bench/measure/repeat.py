@@ -1,4 +1,4 @@
-"""The same request drawn twice in one process: every bit has to be the same."""
+"""The same request generated twice in one process: every bit has to be the same."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdopt.bench.measure.latents import Drawn
+from sdopt.bench.measure.latents import ImageAndLatents
 from sdopt.bench.metrics.latents import relative_distance
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """In what two drawings of one request differ: how many values, and by how much.
+    """In what two images of one request differ: how many values, and by how much.
 
     `latents_apart` is the relative L2 distance, `pixels_apart` the largest difference of a pixel
     from 0 to 1. Values are compared by their bits: a NaN is equal to itself, 0 is not to -0.
@@ -32,22 +32,22 @@ class Repeat:
 
     def __str__(self) -> str:
         if self.is_exact:
-            return f"{self.request} drawn twice: every bit of latents and picture is the same"
+            return f"{self.request} generated twice: every bit of latents and image is the same"
         return (
-            f"{self.request} drawn twice: {self.latents_differing} values of the latents differ "
-            f"(relative L2 {self.latents_apart:.3g}), {self.pixels_differing} of the picture (by "
+            f"{self.request} generated twice: {self.latents_differing} values of latents differ "
+            f"(relative L2 {self.latents_apart:.3g}), {self.pixels_differing} of the image (by "
             f"{self.pixels_apart:.3g} of 1 at most)"
         )
 
 
-def repeat_of(request: str, first: Drawn, again: Drawn) -> Repeat:
-    """Compare two drawings of the request of that name."""
-    apart = np.abs(first.picture.astype(np.float64) - again.picture.astype(np.float64))
+def repeat_of(request: str, first: ImageAndLatents, again: ImageAndLatents) -> Repeat:
+    """Compare two images of the request of that name."""
+    apart = np.abs(first.image.astype(np.float64) - again.image.astype(np.float64))
     return Repeat(
         request=request,
         latents_differing=_differing(first.latents, again.latents),
         latents_apart=relative_distance(again.latents, first.latents),
-        pixels_differing=_differing(first.picture, again.picture),
+        pixels_differing=_differing(first.image, again.image),
         pixels_apart=float(np.nan_to_num(apart, nan=1.0).max()),
     )
 

@@ -80,7 +80,7 @@ def watched_rounds(device: torch.device) -> Iterator[Rounds]:
         yield rounds
 
 
-def growth_of(draw: Callable[[], object], device: torch.device) -> float | None:
+def growth_of(run: Callable[[], object], device: torch.device) -> float | None:
     """Memory that each call leaves behind, measured without a clock.
 
     Free memory is given back before each reading, which would slow down timed rounds: a heap in
@@ -88,7 +88,7 @@ def growth_of(draw: Callable[[], object], device: torch.device) -> float | None:
     """
     rounds = Rounds(device=device)
     for _ in range(ROUNDS):
-        draw()
+        run()
         give_back_free_memory()
         rounds.read()
     return rounds.growth_mib(0)

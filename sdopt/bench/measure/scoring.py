@@ -1,4 +1,4 @@
-"""Judges pictures against the true drawings of their scenes; needs no model."""
+"""Judges images against the true drawings of their scenes; needs no model."""
 
 from dataclasses import replace
 
@@ -9,15 +9,15 @@ from sdopt.miniature.attributes import COLOURS
 from sdopt.miniature.rows import OBJECT_FIELDS, Rows
 from sdopt.miniature.scenes import Scene
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 """N x H x W x 3, RGB, 0 to 255."""
 
 JUDGED = ("background", "shape", "colour", "position")
 """The attributes that acceptance counts; size and texture are told beside them."""
 
 
-def mean_ssim(first: Pictures, second: Pictures) -> float:
-    """Mean SSIM of N pairs of pictures (scikit-image, RGB, range 255)."""
+def mean_ssim(first: Images, second: Images) -> float:
+    """Mean SSIM of N pairs of images (scikit-image, RGB, range 255)."""
     from skimage.metrics import structural_similarity
 
     pairs = zip(first, second, strict=True)
@@ -25,27 +25,27 @@ def mean_ssim(first: Pictures, second: Pictures) -> float:
     return float(np.mean(values))
 
 
-def attribute_accuracy(pictures: Pictures, scenes: list[Scene]) -> dict[str, float]:
+def attribute_accuracy(images: Images, scenes: list[Scene]) -> dict[str, float]:
     """Share of scenes' attributes drawn right, per attribute, and over all `JUDGED` ones.
 
     An attribute is right when, of the true drawings that differ only in it, the right one is
-    nearest to the picture by mean squared error.
+    nearest to the image by mean squared error.
     """
     verdicts: dict[str, list[bool]] = {"background": [], **{name: [] for name in OBJECT_FIELDS}}
-    for picture, scene in zip(pictures, scenes, strict=True):
-        for name, right in judge(picture, scene):
+    for image, scene in zip(images, scenes, strict=True):
+        for name, right in judge(image, scene):
             verdicts[name].append(right)
     shares = {name: float(np.mean(rights)) for name, rights in verdicts.items()}
     judged = [right for name in JUDGED for right in verdicts[name]]
     return shares | {"judged": float(np.mean(judged))}
 
 
-def judge(picture: NDArray[np.uint8], scene: Scene) -> list[tuple[str, bool]]:
+def judge(image: NDArray[np.uint8], scene: Scene) -> list[tuple[str, bool]]:
     """(attribute, right) for the background and for every attribute of every object."""
-    verdicts = [("background", _nearest(picture, _other_backgrounds(scene)) == scene)]
+    verdicts = [("background", _nearest(image, _other_backgrounds(scene)) == scene)]
     for item in range(len(scene.objects)):
         for field in OBJECT_FIELDS:
-            verdicts.append((field, _nearest(picture, _alternatives(scene, item, field)) == scene))
+            verdicts.append((field, _nearest(image, _alternatives(scene, item, field)) == scene))
     return verdicts
 
 
@@ -65,10 +65,10 @@ def _alternatives(scene: Scene, item: int, field: str) -> list[Scene]:
     ]
 
 
-def _nearest(picture: NDArray[np.uint8], scenes: list[Scene]) -> Scene:
+def _nearest(image: NDArray[np.uint8], scenes: list[Scene]) -> Scene:
     from sdopt.miniature.rendering import render_uint8
 
     rows: Rows = np.stack([scene.row() for scene in scenes])
-    drawings = render_uint8(rows, picture.shape[0]).astype(np.float32)
-    errors = np.square(drawings - picture.astype(np.float32)).mean((1, 2, 3))
+    drawings = render_uint8(rows, image.shape[0]).astype(np.float32)
+    errors = np.square(drawings - image.astype(np.float32)).mean((1, 2, 3))
     return scenes[int(errors.argmin())]

@@ -1,4 +1,4 @@
-"""Whether an image depends on what was drawn before it: a second request that differs in all."""
+"""Whether an image depends on the one before it: a second request that differs in all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sdopt.pipelines.pipeline import LevelPipeline
 
-    Picture = NDArray[np.float32]
+    Image = NDArray[np.float32]
 
 STEPS = 3
 """Few: what is kept from an earlier request shows in any number of them."""
@@ -29,14 +29,14 @@ what faults do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A request and the arguments that it is drawn with."""
+class Generation:
+    """A request and the arguments that it is generated with."""
 
     request: Request
     settings: dict[str, Any]
 
-    def by(self, pipeline: LevelPipeline) -> Picture:
-        """Its picture."""
+    def by(self, pipeline: LevelPipeline) -> Image:
+        """Its image."""
         return generate(pipeline, self.request, **self.settings)
 
 
@@ -47,24 +47,24 @@ def kept_state(
 ) -> tuple[str, ...]:
     """One sentence for everything that an earlier request left in the pipeline; empty is the proof.
 
-    `fresh` builds a pipeline of the same level that has drawn nothing; without it the request is
-    drawn after two different ones instead.
+    `fresh` builds a pipeline of the same level that has generated nothing; without it the
+    request is generated after two different ones instead.
     """
     first, varied = requests[0], varies_size(pipeline)
     tolerance = TOLERANCE[pipeline.device.type]
-    second = second_drawing(pipeline, requests, size=varied)
+    second = second_generation(pipeline, requests, size=varied)
     generate(pipeline, first)
-    picture = second.by(pipeline)
+    image = second.by(pipeline)
     missing = [
         f"second request: its {name} was not used"
         for name, other in _each_changed(second, first, pipeline, size=varied).items()
-        if np.array_equal(other.by(pipeline), picture)
+        if np.array_equal(other.by(pipeline), image)
     ]
-    if varied and picture.shape[:2] != (second.settings["height"], second.settings["width"]):
-        missing.append(f"second request: its size is {picture.shape[:2]}")
-    missing += _differing("after another request", picture, second.by(pipeline), tolerance)
+    if varied and image.shape[:2] != (second.settings["height"], second.settings["width"]):
+        missing.append(f"second request: its size is {image.shape[:2]}")
+    missing += _differing("after another request", image, second.by(pipeline), tolerance)
     if fresh is not None:
-        missing += _differing("on a fresh pipeline", picture, second.by(fresh()), tolerance)
+        missing += _differing("on a fresh pipeline", image, second.by(fresh()), tolerance)
     return tuple(missing)
 
 
@@ -73,7 +73,9 @@ def varies_size(pipeline: LevelPipeline) -> bool:
     return not pipeline.level.compiled
 
 
-def second_drawing(pipeline: LevelPipeline, requests: Sequence[Request], *, size: bool) -> Drawing:
+def second_generation(
+    pipeline: LevelPipeline, requests: Sequence[Request], *, size: bool
+) -> Generation:
     """A request that differs from the first in prompts, seed, guidance, steps and maybe size."""
     first = requests[0]
     # Any source knows the words of its own prompts.
@@ -91,16 +93,16 @@ def second_drawing(pipeline: LevelPipeline, requests: Sequence[Request], *, size
     request = replace(
         first, name="second", prompt=prompt, negative_prompt=negative, seed=first.seed + 1
     )
-    return Drawing(request=request, settings=settings)
+    return Generation(request=request, settings=settings)
 
 
 def _each_changed(
-    second: Drawing, first: Request, pipeline: LevelPipeline, *, size: bool
-) -> dict[str, Drawing]:
-    """The second request with one thing changed: an equal picture did not use that thing.
+    second: Generation, first: Request, pipeline: LevelPipeline, *, size: bool
+) -> dict[str, Generation]:
+    """The second request with one thing changed: an equal image did not use that thing.
 
     The last one is as large as the second and has noise that none of the others has, so that
-    something of it would show in whatever is drawn next.
+    something of it would show in whatever is generated next.
     """
     settings: dict[str, dict[str, Any]] = {
         "guidance": {"guidance_scale": pipeline.source.guidance_scale},
@@ -125,13 +127,13 @@ def _each_changed(
     }
 
 
-def _differing(when: str, picture: Picture, again: Picture, tolerance: float) -> list[str]:
-    if picture.shape != again.shape:
-        return [f"second request: {when} its picture is of another shape, {again.shape}"]
-    difference = float(np.abs(picture - again).mean())
+def _differing(when: str, image: Image, again: Image, tolerance: float) -> list[str]:
+    if image.shape != again.shape:
+        return [f"second request: {when} its image is of another shape, {again.shape}"]
+    difference = float(np.abs(image - again).mean())
     if difference <= tolerance:  # NaN is no likeness
         return []
     return [
-        f"second request: {when} its picture is another one, by {difference:.2g} "
+        f"second request: {when} its image is another one, by {difference:.2g} "
         f"({tolerance:g} may be): something was kept from an earlier request"
     ]

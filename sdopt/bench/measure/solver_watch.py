@@ -1,4 +1,4 @@
-"""What a picture began with and how the solver moved it, noted while it is drawn."""
+"""What an image began with and how the solver moved it, noted while it is generated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class SeenSolver:
-    """The solver of one picture as it ran.
+    """The solver of one image as it ran.
 
     `first_input` is the conditional sample of the first UNet call, (1, 4, H, W). A loop of
     diffusers has `steps` and the scheduler's `sigmas`; the engine's instead the `table` that it
@@ -46,7 +46,7 @@ class SeenSolver:
 
 @contextmanager
 def watched_solver(pipeline: LevelPipeline) -> Iterator[SeenSolver]:
-    """Note the solver of the picture that is drawn inside."""
+    """Note the solver of the image that is generated inside."""
     scheduler = pipeline.scheduler
     seen = SeenSolver(config=dict(scheduler.config))
     steps_of_engine = pipeline.engine.steps_run if pipeline.engine else 0

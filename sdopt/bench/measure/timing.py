@@ -1,4 +1,4 @@
-"""Time of one whole picture, its stages, and the first call of a process."""
+"""Time of one whole image, its stages, and the first call of a process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Benchmark(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Host wall time of one whole picture, in milliseconds, the device synchronized at both ends.
+    """Host wall time of one whole image, in milliseconds, the device synchronized at both ends.
 
     `rounds_ms` is empty when pytest-benchmark was told not to measure. `stage_ms` holds the medians
     of text, denoise and decode, from passes of their own. `gpu` was read right after the rounds;
@@ -63,7 +63,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstCall:
-    """The first picture of a pipeline in this process, compilation included.
+    """The first image of a pipeline in this process, compilation included.
 
     `compile_cache` is 'cold' if Inductor had to generate code, 'warm' if all of it came from the
     cache on disk, 'shared' if an earlier level of this process had compiled it, 'eager' otherwise.
@@ -77,7 +77,7 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
     """Time the request with pytest-benchmark: warm-up and rounds run the real number of steps."""
     device = pipeline.device
 
-    def one_picture() -> None:
+    def one_image() -> None:
         generate(pipeline, request)
         synchronize(device)
 
@@ -87,7 +87,7 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
 
     with watched(device) as watch, watched_rounds(device) as seen:
         benchmark.pedantic(
-            one_picture,
+            one_image,
             setup=before_round,
             rounds=rounds_for(pipeline.level, device),
             warmup_rounds=WARMUP_ROUNDS,
@@ -95,7 +95,7 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
         seen.read()
     growth_mib = seen.growth_mib(WARMUP_ROUNDS)
     if growth_mib is not None and growth_mib > SUSPICIOUS_MIB:
-        growth_mib = growth_of(one_picture, device)
+        growth_mib = growth_of(one_image, device)
     rounds = () if benchmark.disabled else benchmark.stats.stats.data
     return Latency(
         rounds_ms=tuple(1e3 * seconds for seconds in rounds),
@@ -107,21 +107,21 @@ def latency(pipeline: LevelPipeline, request: Request, benchmark: Benchmark) -> 
     )
 
 
-def rounds_of(draw: Callable[[], object], device: torch.device) -> tuple[float, ...]:
+def rounds_of(run: Callable[[], object], device: torch.device) -> tuple[float, ...]:
     """Wall times in ms of what pytest-benchmark does not run, by the clock of `latency`.
 
-    `draw` runs WARMUP_ROUNDS times first.
+    `run` runs WARMUP_ROUNDS times first.
     """
     for _ in range(WARMUP_ROUNDS):
-        draw()
-    return tuple(elapsed_ms(draw, device) for _ in range(ROUNDS[device.type]))
+        run()
+    return tuple(elapsed_ms(run, device) for _ in range(ROUNDS[device.type]))
 
 
-def elapsed_ms(draw: Callable[[], object], device: torch.device) -> float:
+def elapsed_ms(run: Callable[[], object], device: torch.device) -> float:
     """Host wall time of one call, the device synchronized at both ends."""
     synchronize(device)
     start = time.perf_counter()
-    draw()
+    run()
     synchronize(device)
     return 1e3 * (time.perf_counter() - start)
 
@@ -133,7 +133,7 @@ def rounds_for(level: Level, device: torch.device) -> int:
 
 
 def first_call(pipeline: LevelPipeline, request: Request) -> FirstCall:
-    """Make the pipeline's first picture and say where its compiled code came from."""
+    """Make the pipeline's first image and say where its compiled code came from."""
     graphs, misses = compiled_graphs(), _cache_misses()
     start = time.perf_counter()
     generate(pipeline, request)
@@ -147,8 +147,8 @@ def first_call(pipeline: LevelPipeline, request: Request) -> FirstCall:
     return FirstCall(seconds=seconds, compile_cache="cold" if cold else "warm")
 
 
-def picture_ms(pipeline: LevelPipeline, request: Request) -> float:
-    """About how long a warm picture takes: the median of a few."""
+def image_ms(pipeline: LevelPipeline, request: Request) -> float:
+    """About how long a warm image takes: the median of a few."""
     return median(_wall_ms(pipeline, request) for _ in range(STAGE_ROUNDS))
 
 

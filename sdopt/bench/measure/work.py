@@ -1,4 +1,4 @@
-"""The work of one picture, in counts that are the same on every machine."""
+"""The work of one image, in counts that are the same on every machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ WHOLE = ""
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Counts of one picture after warm-up.
+    """Counts of one image after warm-up.
 
     `unet_evaluations` counts samples, so a guided step counts 2, and a shallow one, which reuses
     deep features, nothing; `tflop` is 1e12 floating-point operations, a multiplication and an
     addition counted apart, of the arithmetic that is done: the engine does less for the same
-    picture (its time embeddings, a millionth, are not counted); `recompiles` and `graph_breaks`
+    image (its time embeddings, a millionth, are not counted); `recompiles` and `graph_breaks`
     have to be 0. `calls` counts those of each part; `tflop_by_module` splits `tflop` by the blocks
     of the parts, such as 'unet.down_blocks.0'. The rest is None without CUDA, see `GpuActivity`.
     """

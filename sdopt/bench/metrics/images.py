@@ -96,15 +96,15 @@ SSIM_COST = Metric(
     columns=(Column(heading="cost", form=".4f", place=100, in_parentheses=_other_noise),),
 )
 SSIM_TRUTH = Metric(
-    name="ssim_truth",
-    of=Subject.TRUTH,
+    name="ssim_ground_truth",
+    of=Subject.GROUND_TRUTH,
     better=Better.HIGHER,
     least=-1.0,
     most=1.0,
     compare=ssim,
-    rule=Measured(kind="truth", margin=0.1, perfect=1.0, above=-1.0),
+    rule=Measured(kind="ground_truth", margin=0.1, perfect=1.0, above=-1.0),
     what="mean of {count} prompts against {other}",
     remedy=ACCEPT_AND_MEASURE,
-    columns=(Column(heading="truth", form=".4f", place=110),),
+    columns=(Column(heading="ground truth", form=".4f", place=110),),
 )
 METRICS = (SSIM_DRIFT, BLOCK_DRIFT, SSIM_COST, SSIM_TRUTH)

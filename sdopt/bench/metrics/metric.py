@@ -35,13 +35,13 @@ class Subject(enum.Enum):
     WORK = "the work of one image"
     STORED = "images against the level's own stored ones"
     REFERENCE = "images against those of the reference level"
-    TRUTH = "images against the ground truth"
+    GROUND_TRUTH = "images against the ground truth"
     LATENTS = "final latents against the stored ones"
     FLOAT64 = "final latents in float64 against the stored ones"
     LEVEL = "the level as a whole"
 
 
-MEANS = (Subject.REFERENCE, Subject.TRUTH)
+MEANS = (Subject.REFERENCE, Subject.GROUND_TRUTH)
 """Judged by the mean over the prompts; whatever else is compared, by the worst prompt."""
 
 

@@ -46,5 +46,5 @@ METRICS = (
         Column(heading="PSNR dB", form=".1f", place=95, optional=True),
     ),
     _psnr("psnr_cost_db", Subject.REFERENCE),
-    _psnr("psnr_truth_db", Subject.TRUTH),
+    _psnr("psnr_ground_truth_db", Subject.GROUND_TRUTH),
 )

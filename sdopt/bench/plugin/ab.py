@@ -92,7 +92,7 @@ class Comparison:
         return [replace(verdict, next_step=self._next_step(verdict)) for verdict in verdicts]
 
     def _of_work(self, level: str) -> list[Verdict]:
-        """Counts of one picture that differ between the sides, judged as those of any run.
+        """Counts of one image that differ between the sides, judged as those of any run.
 
         What is stored in the working tree has been accepted there.
         """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sdopt.bench.measure import FirstCall, Observation, Promise
     from sdopt.bench.measure.generated import Generated
     from sdopt.bench.measure.latents import Doubles, Latents
-    from sdopt.bench.measure.quality import Pictures
+    from sdopt.bench.measure.quality import Images
     from sdopt.bench.measure.repeat import Repeat
     from sdopt.pipelines.pipeline import LevelPipeline
 
@@ -72,7 +72,7 @@ def pipeline(warm_pipeline: tuple[LevelPipeline, FirstCall]) -> LevelPipeline:
 
 @pytest.fixture(scope="session")
 def first_call(warm_pipeline: tuple[LevelPipeline, FirstCall]) -> FirstCall:
-    """The first picture of the level's pipeline, compilation included."""
+    """The first image of the level's pipeline, compilation included."""
     return warm_pipeline[1]
 
 
@@ -90,7 +90,7 @@ def dtype(run: RunContext) -> str:
 
 @pytest.fixture(scope="session")
 def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
-    """What happened inside the warm pipeline during one picture."""
+    """What happened inside the warm pipeline during one image."""
     from sdopt.bench.measure import observe
 
     return observe(pipeline, image_request)
@@ -98,7 +98,7 @@ def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
 
 @pytest.fixture(scope="session")
 def promise(run: RunContext, level: Level, image_request: Request) -> Promise:
-    """The solver and the noise that the level promises of that picture."""
+    """The solver and the noise that the level promises of that image."""
     from sdopt.bench.measure import promise_of
 
     return promise_of(run.source, level, image_request, run.dtype)
@@ -112,47 +112,47 @@ def kept_state(pool: PipelinePool, level: Level, pipeline: LevelPipeline) -> tup
 
 @pytest.fixture(scope="session")
 def generated(pool: PipelinePool, level: Level, pipeline: LevelPipeline) -> Generated:
-    """What the level makes of every prompt: pictures, latents, and the first one twice."""
+    """What the level makes of every prompt: images, latents, and the first one twice."""
     return pool.generated(level, pipeline)
 
 
 @pytest.fixture(scope="session")
-def pictures(generated: Generated) -> Pictures:
-    """The level's picture of every prompt, float32 from 0 to 1."""
+def images(generated: Generated) -> Images:
+    """The level's image of every prompt, float32 from 0 to 1."""
     return generated.images
 
 
 @pytest.fixture(scope="session")
 def latents(generated: Generated) -> Latents:
-    """What the level's picture of every prompt was decoded from, float32."""
+    """What the level's image of every prompt was decoded from, float32."""
     return generated.latents
 
 
 @pytest.fixture(scope="session")
 def double(generated: Generated) -> Doubles:
-    """The first picture's latents in float64; empty without a pipeline on the CPU."""
+    """The first image's latents in float64; empty without a pipeline on the CPU."""
     return generated.doubles
 
 
 @pytest.fixture(scope="session")
 def repeat(generated: Generated) -> Repeat:
-    """The first prompt drawn twice by the level."""
+    """The first prompt generated twice by the level."""
     return generated.repeat
 
 
 @pytest.fixture(scope="session")
-def reference_pictures(pool: PipelinePool, level: Level) -> Mapping[str, NDArray[np.uint8]] | None:
-    """The reference level's picture of every prompt, uint8."""
+def reference_images(pool: PipelinePool, level: Level) -> Mapping[str, NDArray[np.uint8]] | None:
+    """The reference level's image of every prompt, uint8."""
     from sdopt.bench.measure.quality import to_uint8
 
     reference = pool.reference(level)
     if reference is None:
         return None
-    return {name: to_uint8(picture) for name, picture in reference.images.items()}
+    return {name: to_uint8(image) for name, image in reference.images.items()}
 
 
 @pytest.fixture(scope="session")
-def true_pictures(run: RunContext) -> Mapping[str, NDArray[np.uint8]]:
+def ground_truth_images(run: RunContext) -> Mapping[str, NDArray[np.uint8]]:
     """The true rendering of every prompt that has one, uint8."""
     from sdopt.bench.measure.ground_truth import ground_truth
 

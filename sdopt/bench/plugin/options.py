@@ -78,7 +78,7 @@ def settings_of(config: pytest.Config) -> Settings:
     refuse_other_measurements(option)
     if option.benchmark_compare_fail:
         raise pytest.UsageError(
-            "--benchmark-compare-fail cannot see memory or pictures and passes when a benchmark "
+            "--benchmark-compare-fail cannot see memory or images and passes when a benchmark "
             "is missing; drop it: with --benchmark-compare sdopt judges every level itself"
         )
     if option.benchmark_storage != DEFAULT_STORAGE:

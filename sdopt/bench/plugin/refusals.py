@@ -1,4 +1,4 @@
-"""Options under which a run could not do what it was asked for: refused before it draws."""
+"""Options under which a run could not do what it was asked for: refused before it generates."""
 
 from __future__ import annotations
 

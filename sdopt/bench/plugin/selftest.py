@@ -25,10 +25,11 @@ from sdopt.bench.faults.harness import (
     judge_saving_at_once,
     prepared,
 )
+from sdopt.bench.faults.images import image_faults
 from sdopt.bench.faults.judging import (
+    judge_image_fault,
     judge_numeric_fault,
     judge_optimization_fault,
-    judge_picture_fault,
     judge_repeat_fault,
 )
 from sdopt.bench.faults.matrix import matrix, totals
@@ -39,7 +40,6 @@ from sdopt.bench.faults.numerics import (
     racing_tile_fault,
 )
 from sdopt.bench.faults.optimizations import optimization_faults
-from sdopt.bench.faults.pictures import picture_faults
 from sdopt.levels import Level, get_level
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
         finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
             fault, own, level, bench.pipeline(level)
         )
-    for fault in picture_faults():
-        finders[fault.id] = lambda fault=fault: judge_picture_fault(  # type: ignore[misc]
+    for fault in image_faults():
+        finders[fault.id] = lambda fault=fault: judge_image_fault(  # type: ignore[misc]
             fault, own, level, bench.pipeline(level)
         )
     for fault in request_faults():
@@ -152,7 +152,7 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
 
 
 def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Finding]]:
-    """Faults that need latents, or a second drawing, to be seen."""
+    """Faults that need latents, or a second image, to be seen."""
     own = bench.session
     finders: dict[str, Callable[[], Finding]] = {}
     for fault in numeric_faults(level.name, own.run.dtype):
@@ -170,7 +170,7 @@ def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Findi
 
 
 def _has_racing_tile(run: RunContext) -> bool:
-    """Whether a picture of this source has the convolution whose tile raced."""
+    """Whether an image of this source has the convolution whose tile raced."""
     from sdopt.engine.tiles import tuned
 
     return not run.source.is_embedded and RACING_KEY in tuned()

@@ -62,7 +62,7 @@ class PipelinePool:
         before_mib = allocated_mib(run.device)
         with run.progress.during(f"[{level.name}] loading PyTorch, diffusers and the weights"):
             pipeline = self.build(level)
-        what = "first picture, compiling" if level.compiled else "first picture"
+        what = "first image, compiling" if level.compiled else "first image"
         with run.progress.during(f"[{level.name}] {what}"):
             first = first_call(pipeline, run.workload.requests[0])
         if self.fault:
@@ -81,9 +81,9 @@ class PipelinePool:
     def _carry(self, pipeline: LevelPipeline, fault: str) -> None:
         """Put the fault in for good: whoever could take it out would keep the pipeline's parts."""
         from sdopt.bench.ab.slowdowns import inject
-        from sdopt.bench.measure.timing import picture_ms
+        from sdopt.bench.measure.timing import image_ms
 
-        inject(pipeline, fault, picture_ms(pipeline, self.run.workload.requests[0]))
+        inject(pipeline, fault, image_ms(pipeline, self.run.workload.requests[0]))
 
     def keep(self, level: Level) -> LevelPipeline:
         """The level's pipeline, warm; one for all who ask, until the pool is closed."""
@@ -114,7 +114,7 @@ class PipelinePool:
         from sdopt.bench.measure.generated import generate_all
 
         if level.name not in self._generated:
-            with self.run.progress.during(f"[{level.name}] pictures"):
+            with self.run.progress.during(f"[{level.name}] images"):
                 made = generate_all(pipeline, self.run.workload.requests)
             self._generated[level.name] = made
         return self._generated[level.name]

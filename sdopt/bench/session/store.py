@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sdopt.bench.measure import Work
     from sdopt.bench.measure.generated import Generated
     from sdopt.bench.measure.latents import Doubles, Latents
-    from sdopt.bench.measure.quality import Pictures
+    from sdopt.bench.measure.quality import Images
 
 T = TypeVar("T")
 Loaded = tuple[dict[str, T], dict[str, BrokenFileError]]
@@ -86,7 +86,7 @@ class BaselineStore:
         """Where the images of all levels are stored."""
         return self.root / "images" / self.run.baseline_set
 
-    def images(self, level: Level, images: Pictures) -> Loaded[NDArray[np.uint8]]:
+    def images(self, level: Level, images: Images) -> Loaded[NDArray[np.uint8]]:
         """The level's stored images, each of the shape of this run's."""
         if errors := mixture(self.root, self.run.baseline_set, level.name):
             return {}, errors
@@ -172,7 +172,7 @@ class BaselineStore:
     def _latents_identity(self, level: Level, double: bool) -> dict[str, Any]:
         from sdopt.bench.measure.double import STEPS
 
-        return {**self.run.identity(level), "drawn_steps": STEPS if double else level.steps}
+        return {**self.run.identity(level), "generated_steps": STEPS if double else level.steps}
 
 
 def _loaded(requests: Iterable[Request], load: Callable[[Request], T]) -> Loaded[T]:

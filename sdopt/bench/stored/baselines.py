@@ -1,4 +1,4 @@
-"""Baselines on disk: pictures, their limits, and counts of work."""
+"""Baselines on disk: images, their limits, and counts of work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.metrics import LIMIT_RULES
+from sdopt.bench.stored.old_names import with_current_names
 from sdopt.bench.stored.soundness import Unsound, check_limit, check_settings
 from sdopt.bench.stored.stored_image import TEXT_KEY, read_stored_image
 from sdopt.errors import BrokenFileError
@@ -25,16 +26,16 @@ REQUIRED_LIMIT = "drift"
 
 
 def image_path(root: Path, baseline_set: str, level: str, prompt: str) -> Path:
-    """Where the picture of a level and prompt is kept."""
+    """Where the image of a level and prompt is kept."""
     return root / "images" / baseline_set / level / f"{prompt}.png"
 
 
-def save_image(path: Path, picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> None:
-    """Write a picture of shape (height, width, 3) as PNG, with how it was made inside."""
-    write_whole(path, image_content(picture, made_by))
+def save_image(path: Path, image: NDArray[np.uint8], made_by: Mapping[str, Any]) -> None:
+    """Write an image of shape (height, width, 3) as PNG, with how it was made inside."""
+    write_whole(path, image_content(image, made_by))
 
 
-def image_content(picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> bytes:
+def image_content(image: NDArray[np.uint8], made_by: Mapping[str, Any]) -> bytes:
     """What `save_image` writes."""
     import io
 
@@ -44,7 +45,7 @@ def image_content(picture: NDArray[np.uint8], made_by: Mapping[str, Any]) -> byt
     text = PngInfo()
     text.add_text(TEXT_KEY, json.dumps(dict(made_by), sort_keys=True))
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text, optimize=True)
+    Image.fromarray(image).save(buffer, format="PNG", pnginfo=text, optimize=True)
     return buffer.getvalue()
 
 
@@ -55,27 +56,27 @@ def load_image(
     guidance_scale: float,
     shape: tuple[int, ...] | None = None,
 ) -> NDArray[np.uint8]:
-    """The stored picture of a request, of shape (height, width, 3).
+    """The stored image of a request, of shape (height, width, 3).
 
     Raises BrokenFileError if it is missing, cannot be decoded, or is of another request, guidance
     scale, shape or definition of the level.
     """
     if not path.is_file():
         raise BrokenFileError(f"no baseline image {path}")
-    picture, made_by = load_picture(path)
+    image, made_by = read_image(path)
     here = request_fields(request)
     stored = {name: made_by.get(name) for name in here}
     if stored != here:
         raise BrokenFileError(f"{path} was made for another request: {stored}, not {here}")
     if changes := redefinition(made_by, level, guidance_scale):
         raise BrokenFileError(f"{path} was made with other settings: {changes}")
-    if shape is not None and picture.shape != shape:
-        raise damaged(path, f"has the shape {picture.shape}, this run's is {shape}")
-    return picture
+    if shape is not None and image.shape != shape:
+        raise damaged(path, f"has the shape {image.shape}, this run's is {shape}")
+    return image
 
 
-def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """A stored picture of shape (height, width, 3), and how it was made.
+def read_image(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """A stored image of shape (height, width, 3), and how it was made.
 
     Raises BrokenFileError if it cannot be decoded.
     """
@@ -87,7 +88,7 @@ def load_picture(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
 
 
 def redefinition(stored: Mapping[str, Any], level: Level, guidance_scale: float) -> str | None:
-    """In what a stored picture or measurement is of other settings, or None.
+    """In what a stored image or measurement is of other settings, or None.
 
     `stored` holds the `level_fields` and the `guidance_scale` it was made with.
     """
@@ -99,7 +100,7 @@ def redefinition(stored: Mapping[str, Any], level: Level, guidance_scale: float)
 
 
 def request_fields(request: Request) -> dict[str, Any]:
-    """What identifies a request inside a stored picture."""
+    """What identifies a request inside a stored image."""
     return {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
@@ -130,8 +131,9 @@ def read_limits(path: Path) -> dict[str, Any]:
     if not isinstance(levels, dict):
         raise damaged(path, "is incomplete: it holds no levels with their limits")
     others = [kind for kind in LIMIT_RULES if kind != REQUIRED_LIMIT]
-    for level, rows in levels.items():
-        kinds = set(rows) if isinstance(rows, dict) else set()
+    for level, stored in levels.items():
+        rows = levels[level] = with_current_names(stored) if isinstance(stored, dict) else {}
+        kinds = set(rows)
         if REQUIRED_LIMIT not in kinds or not kinds <= set(LIMIT_RULES):
             raise damaged(
                 path,

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from sdopt.bench.stored import baselines
+from sdopt.bench.stored.old_names import with_current_names
 from sdopt.bench.stored.soundness import Unsound, check_run
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import damaged, read_json, write_whole
@@ -137,6 +138,8 @@ def _checked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _stored_run(path: Path, data: dict[str, Any], block: dict[str, Any]) -> StoredRun:
     try:
+        for entry in data["benchmarks"]:
+            entry["extra_info"] = with_current_names(entry["extra_info"])
         check_run(data, block)
         return StoredRun(
             path=path,

@@ -1,6 +1,6 @@
 """Final latents on disk: `latents/<set>/<level>/<prompt>.safetensors`, with how they were made.
 
-Those that were drawn in float64 lie in `float64/` beside them.
+Those that were generated in float64 lie in `float64/` beside them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.stored.baselines import redefinition, request_fields
+from sdopt.bench.stored.old_names import with_current_names
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Request
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 TENSOR = "latents"
 MADE_BY = "sdopt"
 FLOAT64 = "float64"
-SAME = ("source", "dtype", "size_px", "drawn_steps")
-"""What else stored latents have to share with this run's; another device draws about the same."""
+SAME = ("source", "dtype", "size_px", "generated_steps")
+"""What else stored latents share with this run's; another device generates about the same."""
 
 
 def latents_path(
     root: Path, baseline_set: str, level: str, prompt: str, *, double: bool = False
 ) -> Path:
-    """Where the final latents of a level and prompt are kept, or those drawn in float64."""
+    """Where the final latents of a level and prompt are kept, or those generated in float64."""
     folder = root / "latents" / baseline_set / level
     return (folder / FLOAT64 if double else folder) / f"{prompt}.safetensors"
 
 
 def latents_beside(images: Path) -> Path:
-    """The folder of the latents that belong to a folder of pictures, `images/<set>`."""
+    """The folder of the latents that belong to a folder of images, `images/<set>`."""
     return images.parent.parent / "latents" / images.name
 
 
@@ -58,25 +59,27 @@ def load_latents(
     request: Request,
     level: Level,
     guidance_scale: float,
-    drawn: NDArray[Any],
+    generated: NDArray[Any],
     identity: Mapping[str, Any],
 ) -> NDArray[Any]:
-    """The stored latents of a request, to compare with those that were drawn.
+    """The stored latents of a request, to compare with those that were generated.
 
     Raises BrokenFileError if they are missing, damaged, or of another request, guidance scale,
     shape or definition of the level, or of something else than `identity` in one of SAME.
     """
     if not path.is_file():
         raise BrokenFileError(f"no baseline latents {path}")
-    latents, made_by = read_latents(path, drawn.dtype)
+    latents, made_by = read_latents(path, generated.dtype)
     here = {**request_fields(request), **{name: identity[name] for name in SAME}}
     stored = {name: made_by.get(name) for name in here}
     if stored != here:
         raise BrokenFileError(f"{path} was made for another request: {stored}, not {here}")
     if changes := redefinition(made_by, level, guidance_scale):
         raise BrokenFileError(f"{path} was made with other settings: {changes}")
-    if latents.shape != drawn.shape:
-        raise BrokenFileError(f"{path} has the shape {latents.shape}, this run's is {drawn.shape}")
+    if latents.shape != generated.shape:
+        raise BrokenFileError(
+            f"{path} has the shape {latents.shape}, this run's is {generated.shape}"
+        )
     return latents
 
 
@@ -106,7 +109,7 @@ def read_latents(
         raise _damaged(path, "holds NaN or infinite values")
     if not isinstance(made_by, dict) or not isinstance(made_by.get("level_fields"), dict):
         raise _damaged(path, "says nothing about how it was made")
-    return latents, made_by
+    return latents, with_current_names(made_by)
 
 
 def _damaged(path: Path, what: str) -> BrokenFileError:

@@ -1,6 +1,6 @@
 """Limits from measured spread: `python -m sdopt.bench.stored.limits IMAGES OTHER_IMAGES...`.
 
-Each folder holds the pictures of one source, `<level>/<prompt>.png`, made by `--sdopt-accept` on
+Each folder holds the images of one source, `<level>/<prompt>.png`, made by `--sdopt-accept` on
 another machine or under other conditions (`python -m studies.latent_spread`), with its final
 latents in `latents/` beside `images/`. The first is the baseline; its `limits.json` is written.
 """
@@ -22,7 +22,7 @@ from sdopt.bench.metrics import LIMIT_RULES, METRICS, metrics_of
 from sdopt.bench.metrics.latents import LATENT_MARGIN
 from sdopt.bench.metrics.metric import Better, Compare, Measured, Metric, Subject
 from sdopt.bench.stored.accepting import check_settled
-from sdopt.bench.stored.baselines import SCHEMA, load_picture, read_limits
+from sdopt.bench.stored.baselines import SCHEMA, read_image, read_limits
 from sdopt.bench.stored.latent_limits import STORED_AS, measured_latent_limits
 from sdopt.bench.stored.latents import FLOAT64, latents_beside
 from sdopt.bench.stored.soundness import Unsound, check_limit
@@ -31,7 +31,7 @@ from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
 from sdopt.miniature.scenes import parse_caption, render
 from sdopt.util.files import write_whole
 
-Pictures = Mapping[str, NDArray[np.uint8]]
+Images = Mapping[str, NDArray[np.uint8]]
 
 SIGNS = {
     metric.rule.kind: ">=" if metric.better is Better.HIGHER else "<="
@@ -41,7 +41,7 @@ SIGNS = {
 
 
 def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
-    """The limits of every level that the first folder has pictures of."""
+    """The limits of every level that the first folder has images of."""
     names = [name for name in LEVELS if (folders[0] / name).is_dir()]
     limits: dict[str, Any] = {name: {} for name in names}
     allowed: dict[Any, float] = {}
@@ -75,13 +75,15 @@ def _most_apart(level: str, folders: Sequence[Path], rule: Measured, compare: Co
     return max(apart for other in others for apart in _apart(other, first, rule, compare))
 
 
-def _means(level: Level, folders: Sequence[Path]) -> dict[Subject, list[tuple[Pictures, Pictures]]]:
-    """Each folder's pictures of a level, and those that they are compared with in the same run."""
+def _means(level: Level, folders: Sequence[Path]) -> dict[Subject, list[tuple[Images, Images]]]:
+    """Each folder's images of a level, and those that they are compared with in the same run."""
     seen = [_read(folder, level.name) for folder in folders]
-    found: dict[Subject, list[tuple[Pictures, Pictures]]] = {}
-    truths = _truths(folders[0], level.name)
-    if truths:
-        found[Subject.TRUTH] = [({name: each[name] for name in truths}, truths) for each in seen]
+    found: dict[Subject, list[tuple[Images, Images]]] = {}
+    ground_truth = _ground_truth_of(folders[0], level.name)
+    if ground_truth:
+        found[Subject.GROUND_TRUTH] = [
+            ({name: each[name] for name in ground_truth}, ground_truth) for each in seen
+        ]
     if level.reference and cost_is_comparable(level, get_level(level.reference)):
         references = [_read(folder, level.reference) for folder in folders]
         found[Subject.REFERENCE] = [*zip(seen, references, strict=True)]
@@ -95,38 +97,38 @@ def _row(metric: Metric, rule: Measured, apart: float, allowed: float) -> dict[s
     return {"measured": round(measured, 7), "limit": round(limit, 7)}
 
 
-def _read(folder: Path, level: str) -> Pictures:
+def _read(folder: Path, level: str) -> Images:
     paths = sorted((folder / level).glob("*.png"))
     if not paths:
         raise BrokenFileError(
-            f"{folder / level} holds no pictures; make them with pytest benchmarks/ "
+            f"{folder / level} holds no images; make them with pytest benchmarks/ "
             "--sdopt-accept --sdopt-baselines DIR"
         )
-    return {path.stem: load_picture(path)[0] for path in paths}
+    return {path.stem: read_image(path)[0] for path in paths}
 
 
-def _truths(folder: Path, level: str) -> Pictures:
-    """The true renderings of those pictures whose prompt is a scene's caption."""
-    truths = {}
+def _ground_truth_of(folder: Path, level: str) -> Images:
+    """The true renderings of those images whose prompt is a scene's caption."""
+    ground_truth = {}
     for path in sorted((folder / level).glob("*.png")):
-        picture, made_by = load_picture(path)
+        image, made_by = read_image(path)
         try:
-            truths[path.stem] = render(parse_caption(made_by.get("prompt", "")), len(picture))
+            ground_truth[path.stem] = render(parse_caption(made_by.get("prompt", "")), len(image))
         except ValueError:
             continue  # any prompt of another source
-    return truths
+    return ground_truth
 
 
-def _apart(pictures: Pictures, others: Pictures, rule: Measured, compare: Compare) -> list[float]:
+def _apart(images: Images, others: Images, rule: Measured, compare: Compare) -> list[float]:
     """How far from the perfect value the comparison of each prompt is."""
-    if unpaired := sorted(set(others) ^ set(pictures)):
-        raise BrokenFileError(f"pictures {unpaired} are in one folder but not in another")
+    if unpaired := sorted(set(others) ^ set(images)):
+        raise BrokenFileError(f"images {unpaired} are in one folder but not in another")
     for name, other in others.items():
-        if pictures[name].shape != other.shape:
+        if images[name].shape != other.shape:
             raise BrokenFileError(
-                f"the pictures {name!r} are of two sizes, {pictures[name].shape} and {other.shape}"
+                f"the images {name!r} are of two sizes, {images[name].shape} and {other.shape}"
             )
-    seen = [compare(pictures[name], other).value for name, other in others.items()]
+    seen = [compare(images[name], other).value for name, other in others.items()]
     return [abs(rule.perfect - value) for value in seen]
 
 
@@ -144,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--latents",
         action="store_true",
-        help="renew the limits of latents alone; the others stay as they are, and so do pictures",
+        help="renew the limits of latents alone; the others stay as they are, and so do images",
     )
     folders = (options := parser.parse_args(arguments)).folders
     if len(folders) < 2:
@@ -209,12 +211,12 @@ def with_latents(
     beside = [*map(latents_beside, folders)]
     for kind in STORED_AS:
         if kind == "float64" and not any(beside[0].glob(f"*/{FLOAT64}/*")):
-            continue  # a GPU draws none
+            continue  # a GPU generates none
         for name, row in measured_latent_limits(beside, kind).items():
             levels.setdefault(name, {})[kind] = row
     described = {
         "latents": "largest relative L2 of any level's final latents seen between machines; limit "
-        f"{LATENT_MARGIN:g} x that; float64: the same of those drawn in it",
+        f"{LATENT_MARGIN:g} x that; float64: the same of those generated in it",
         "latents_made_by": made_by,
     }
     return {**content, **described, "levels": levels}

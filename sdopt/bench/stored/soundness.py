@@ -188,7 +188,7 @@ def _check_statistics(stats: Mapping[str, Any]) -> None:
         if not is_number(value) or not 0 < value < LONGEST_S:
             raise Unsound(f"a round took {value!r} s")
     if stats.get("iterations", 1) != 1:
-        raise Unsound(f"a round drew {stats['iterations']!r} images, not one")
+        raise Unsound(f"a round generated {stats['iterations']!r} images, not one")
     wanted = statistics_of(rounds)
     for name in STATISTICS:
         found = stats[name]

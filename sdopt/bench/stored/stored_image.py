@@ -26,14 +26,14 @@ MOST_PIXELS = 4096 * 4096
 
 
 def read_stored_image(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """The picture of shape (height, width, 3), and how it was made.
+    """The image of shape (height, width, 3), and how it was made.
 
-    Raises Unsound if the file is no such picture; the message continues the file's name.
+    Raises Unsound if the file is no such image; the message continues the file's name.
     """
     content = path.read_bytes()
     _check_header(content)
-    picture, text = _decoded(content)
-    return picture, _made_by(text)
+    image, text = _decoded(content)
+    return image, _made_by(text)
 
 
 def _check_header(content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The coordinator: who draws when, when it stops, and what it does about workers that fail."""
+"""The coordinator: who generates when, when it stops, and what it does about workers that fail."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_sides_take_turns_in_abba_order(device: str, stage: Stage) -> None:
     assert result.device == device
 
 
-def test_each_pair_has_fresh_processes_and_the_one_that_draws_first_starts_first(
+def test_each_pair_has_fresh_processes_and_the_one_that_generates_first_starts_first(
     stage: Stage,
 ) -> None:
     stage.run(Judge(needs={"one": 3}))

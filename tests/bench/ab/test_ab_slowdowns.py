@@ -35,14 +35,14 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     ("fault", "wanted"),
     [("loop:0.03", [10.0] * STEPS), ("decoder:0.02", [20.0]), ("host:0.1", [100.0])],
 )
-def test_a_slowdown_is_a_share_of_the_picture_and_can_be_undone(
+def test_a_slowdown_is_a_share_of_the_image_and_can_be_undone(
     fault: str,
     wanted: list[float],
     waits: list[float],
     pipeline: LevelPipeline,
     micro_request: Request,
 ) -> None:
-    undo = inject(pipeline, fault, picture_ms=1000.0)
+    undo = inject(pipeline, fault, image_ms=1000.0)
     generate(pipeline, micro_request)
     assert waits == pytest.approx(wanted)
     undo()
@@ -60,7 +60,7 @@ def test_a_wait_lasts_that_long() -> None:
 @pytest.mark.parametrize("fault", ["sleep:0.1", "", "loops:1"])
 def test_an_unknown_fault_is_named_with_the_choices(fault: str, pipeline: LevelPipeline) -> None:
     with pytest.raises(UnknownNameError, match="loop"):
-        inject(pipeline, fault, picture_ms=1.0)
+        inject(pipeline, fault, image_ms=1.0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: memory of a device")
@@ -70,7 +70,7 @@ def test_memory_is_held_or_leaked(
 ) -> None:
     generate(pipeline, micro_request)
     before = torch.cuda.memory_allocated()
-    undo = inject(pipeline, fault, picture_ms=1.0)
+    undo = inject(pipeline, fault, image_ms=1.0)
     generate(pipeline, micro_request)
     assert (torch.cuda.memory_allocated() - before) // 2**20 == stays
     undo()

@@ -37,13 +37,13 @@ def load_workload(source, prompts): return Workload()
 def generate(pipeline, request):
     print("a stray print")
     os.system("echo a stray child; cat")
-    pipeline.drawn.append(request)
-    if len(pipeline.drawn) > 4: raise RuntimeError("out of paint")
+    pipeline.generated.append(request)
+    if len(pipeline.generated) > 4: raise RuntimeError("out of paint")
 """,
     "pipeline.py": """
 class Device: type = "cpu"
 class Pipeline:
-    def __init__(self): self.drawn = []
+    def __init__(self): self.generated = []
 def default_device(): return Device()
 def build(source, level, device): return Pipeline()
 """,
@@ -187,7 +187,7 @@ def test_real_workers_import_and_measure_their_own_trees(
     assert [verdict.metric for verdict in result.verdicts] == ["latency_ms"]
 
 
-def test_a_station_draws_measures_and_carries_faults(micro: Path) -> None:
+def test_a_station_generates_measures_and_carries_faults(micro: Path) -> None:
     station = worker.Station(Path(sdopt.__file__).parents[1], str(micro), None)
     hello = worker.perform(station, "hello", {})
     assert "baseline" in hello["levels"]
@@ -199,7 +199,7 @@ def test_a_station_draws_measures_and_carries_faults(micro: Path) -> None:
     assert identity["environment"]["torch"]
     assert len(worker.perform(station, "rounds", {"count": 2})["ms"]) == 2
     forward = station.pipeline.unet.forward
-    for size in ({}, {"picture_ms": 100.0}):
+    for size in ({}, {"image_ms": 100.0}):
         assert worker.perform(station, "inject", {"fault": "loop:0.01", **size}) == {}
         assert station.pipeline.unet.forward is not forward
     assert worker.perform(station, "inject", {"fault": "none"}) == {}

@@ -57,7 +57,7 @@ def a_gate(**fields: Any) -> Gate:
         "history": "history/0007_run.json",
         "work_stored": {"final": WORK},
         "work_file": "work/set.json",
-        "limits": {"final": {"drift": 0.999, "cost": 0.8, "truth": 0.7}},
+        "limits": {"final": {"drift": 0.999, "cost": 0.8, "ground_truth": 0.7}},
         "limits_file": "images/limits.json",
     }
     return Gate(**{**stored, **fields})
@@ -144,9 +144,9 @@ REGRESSIONS: dict[str, tuple[Judge, list[str]]] = {
         judged_by("cost", alike(0.5, 0.7, kind="cost")),
         ["ssim_cost", "dpm-20-cutoff", "measured 0.6", "limit 0.8", "limits.json"],
     ),
-    "truth": (
-        judged_by("truth", alike(0.5, 0.7, kind="truth")),
-        ["ssim_truth", "measured 0.6", "limit 0.7", "limits.json"],
+    "ground_truth": (
+        judged_by("ground_truth", alike(0.5, 0.7, kind="ground_truth")),
+        ["ssim_ground_truth", "measured 0.6", "limit 0.7", "limits.json"],
     ),
 }
 
@@ -461,7 +461,7 @@ def test_drift_without_a_measured_limit_uses_the_default_and_says_so() -> None:
     assert "default limit" in verdict.reason
 
 
-def test_drift_without_a_stored_picture_is_a_fault_that_says_how_to_store_one() -> None:
+def test_drift_without_a_stored_image_is_a_fault_that_says_how_to_store_one() -> None:
     verdict = a_gate().drift(FINAL, alike(1.0), {"p1": "no baseline image p1.png"})
     assert (verdict.outcome, verdict.reason) == (Outcome.FAULT, "no baseline image p1.png")
     assert verdict.next_step == (
@@ -472,11 +472,11 @@ def test_drift_without_a_stored_picture_is_a_fault_that_says_how_to_store_one() 
 def test_cost_and_truth_are_means_over_the_prompts() -> None:
     gate = a_gate()
     gate.cost(FINAL, alike(0.8, 1.0, kind="cost"))
-    gate.truth(FINAL, alike(0.6, 1.0, kind="truth"))
+    gate.ground_truth(FINAL, alike(0.6, 1.0, kind="ground_truth"))
     assert gate.measured["final"] == {
         "cost_is_comparable": True,
         "ssim_cost": pytest.approx(0.9),
-        "ssim_truth": pytest.approx(0.8),
+        "ssim_ground_truth": pytest.approx(0.8),
     }
     assert [verdict.outcome for verdict in gate.verdicts] == [Outcome.PASS, Outcome.PASS]
 
@@ -490,7 +490,7 @@ def test_a_cost_against_another_sampler_is_recorded_whatever_it_is() -> None:
 
 
 @pytest.mark.parametrize("limits", [{}, {"final": {"drift": 0.999}}])
-@pytest.mark.parametrize("kind", ["cost", "truth"])
+@pytest.mark.parametrize("kind", ["cost", "ground_truth"])
 def test_cost_and_truth_without_a_limit_are_recorded(
     kind: str, limits: dict[str, dict[str, float]]
 ) -> None:
@@ -498,9 +498,9 @@ def test_cost_and_truth_without_a_limit_are_recorded(
     assert verdict.outcome is Outcome.RECORDED
 
 
-@pytest.mark.parametrize("what", ["NaN or infinite pixels", "a black picture"])
-@pytest.mark.parametrize("kind", ["drift", "cost", "truth"])
-def test_worthless_pictures_are_a_regression_that_names_the_prompt(kind: str, what: str) -> None:
+@pytest.mark.parametrize("what", ["NaN or infinite pixels", "a black image"])
+@pytest.mark.parametrize("kind", ["drift", "cost", "ground_truth"])
+def test_worthless_images_are_a_regression_that_names_the_prompt(kind: str, what: str) -> None:
     gate = a_gate()
     verdict = getattr(gate, kind)(FINAL, alike(1.0, faults={"red-star": what}))
     assert verdict.outcome is Outcome.REGRESSION
@@ -509,9 +509,9 @@ def test_worthless_pictures_are_a_regression_that_names_the_prompt(kind: str, wh
     assert "file: images/limits.json" in verdict.message
 
 
-@pytest.mark.parametrize("kind", ["drift", "cost", "truth"])
-def test_worthless_pictures_are_not_offered_for_acceptance(kind: str) -> None:
-    verdict = getattr(a_gate(), kind)(FINAL, alike(faults={"p0": "a black picture"}))
+@pytest.mark.parametrize("kind", ["drift", "cost", "ground_truth"])
+def test_worthless_images_are_not_offered_for_acceptance(kind: str) -> None:
+    verdict = getattr(a_gate(), kind)(FINAL, alike(faults={"p0": "a black image"}))
     assert "pytest benchmarks/" in verdict.next_step
     assert "--sdopt-accept" not in verdict.next_step
 

@@ -1,4 +1,4 @@
-"""Memory is read around exactly one picture, in MiB, and never invented on the CPU."""
+"""Memory is read around exactly one image, in MiB, and never invented on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_cpu_has_no_figure(micro_source: Source, micro_request: Request) -> 
     assert memory(build(micro_source, BASELINE, torch.device("cpu")), micro_request) is None
 
 
-def test_the_peaks_are_those_of_one_picture(
+def test_the_peaks_are_those_of_one_image(
     micro_request: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -43,19 +43,19 @@ def test_the_peaks_are_those_of_one_picture(
 
     for name in counters:
         monkeypatch.setattr(torch.cuda, name, standing_in_for(name))
-    monkeypatch.setattr(cuda_memory, "generate", lambda *_: done.append("picture"))
+    monkeypatch.setattr(cuda_memory, "generate", lambda *_: done.append("image"))
     monkeypatch.setattr(cuda_memory, "watched", lambda _: nullcontext(Watch()))
     pipeline: Any = SimpleNamespace(device=torch.device("cuda"))
     assert memory(pipeline, micro_request) == Memory(
         peak_allocated_mib=1.5, peak_reserved_mib=2.0, device_used_mib=40.0
     )
-    around = ["synchronize", "reset_peak_memory_stats", "picture", "synchronize"]
+    around = ["synchronize", "reset_peak_memory_stats", "image", "synchronize"]
     assert done[: len(around)] == around
-    assert done.count("picture") == 1
+    assert done.count("image") == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: real counters")
-def test_a_picture_takes_memory(micro_source: Source, micro_request: Request) -> None:
+def test_an_image_takes_memory(micro_source: Source, micro_request: Request) -> None:
     pipeline = build(micro_source, replace(BASELINE, steps=2), torch.device("cuda"))
     found = memory(pipeline, micro_request)
     assert found is not None

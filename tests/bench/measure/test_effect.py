@@ -97,7 +97,7 @@ LEFT_OUT = {
     ),
     building.apply_whole_graph: (
         SHORT_FUSED,
-        ("engine: it drew the picture: False, the level wants True",),
+        ("engine: it generated the image: False, the level wants True",),
     ),
 }
 
@@ -169,7 +169,7 @@ def no_engine(pipeline: LevelPipeline) -> None:
 
 
 def engine_of(**changes: Any) -> Callable[[LevelPipeline], None]:
-    """The engine draws as if the level were another."""
+    """The engine generates as if the level were another."""
 
     def change(pipeline: LevelPipeline) -> None:
         assert pipeline.engine is not None
@@ -180,7 +180,7 @@ def engine_of(**changes: Any) -> Callable[[LevelPipeline], None]:
 
 def an_engine_on_top(pipeline: LevelPipeline) -> None:
     level = replace(pipeline.level, whole_graph=True)
-    pipeline.engine = building.PictureEngine(pipeline=pipeline, level=level)
+    pipeline.engine = building.ImageEngine(pipeline=pipeline, level=level)
 
 
 def unfused(part: str) -> Callable[[LevelPipeline], None]:
@@ -231,8 +231,8 @@ SABOTAGE = [
     (EAGER_FINAL, cutoff_later, "UNet evaluations: batch sizes 4 x 2 + 1 x 1"),
     (PLAIN, no_guidance, "UNet evaluations: batch sizes 2 x 1"),
     (SHORT_FUSED, no_guidance, "UNet evaluations: batch sizes 2 x 1, the level wants 2 x 2"),
-    (SHORT_FUSED, no_engine, "engine: it drew the picture: False, the level wants True"),
-    (EAGER_FINAL, an_engine_on_top, "engine: it drew the picture: True, the level wants False"),
+    (SHORT_FUSED, no_engine, "engine: it generated the image: False, the level wants True"),
+    (EAGER_FINAL, an_engine_on_top, "engine: it generated the image: True, the level wants False"),
     *(
         (SHORT_FUSED, unfused(part), f"fused: the engine's forward pass ran in 0 of {n} {part}")
         for part, n in (("text_encoder", 1), ("unet", 2), ("decoder", 1))
@@ -382,7 +382,7 @@ def test_on_cuda_an_eager_level_has_neither(micro_source: Source, micro_request:
 
 
 def on_the_gpu_by_engine(seen: Observation, **found: int) -> Observation:
-    """The observation as if the picture had been such CUDA graphs and kernels."""
+    """The observation as if the image had been such CUDA graphs and kernels."""
     activity = {"graph_launches": 1, "own_kernels": 0, "fused_kernels": 0, **found}
     gpu = GpuActivity(kernel_launches=9, gpu_busy_ms=1.0, host_syncs=0, calls=(), **activity)
     return replace(seen, gpu=gpu)
@@ -407,7 +407,7 @@ def on_the_gpu_by_engine(seen: Observation, **found: int) -> Observation:
         ),
     ],
 )
-def test_on_cuda_a_fused_picture_is_one_graph_of_the_engines_kernels(
+def test_on_cuda_a_fused_image_is_one_graph_of_the_engines_kernels(
     found: dict[str, int], complaints: list[str], micro_source: Source, micro_request: Request
 ) -> None:
     seen = observe(build(micro_source, SHORT_FUSED), micro_request)

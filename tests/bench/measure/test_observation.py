@@ -1,4 +1,4 @@
-"""Watching a picture tells what ran, changes nothing, and leaves no trace behind."""
+"""Watching an image tells what ran, changes nothing, and leaves no trace behind."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_settings_of_a_tuned_level_are_seen(micro_source: Source, micro_request:
     assert seen.decoder_class == "AutoencoderTiny"
 
 
-def test_a_picture_of_the_engine_is_seen_call_by_call(
+def test_an_image_of_the_engine_is_seen_call_by_call(
     micro_source: Source, micro_request: Request
 ) -> None:
     level = replace(TURBO, steps=5)

@@ -196,7 +196,7 @@ def test_the_engine_where_a_loop_was_promised_is_named(
 ) -> None:
     promised = replace(ENGINE, whole_graph=False, fused=False, hoisted=False)
     found = broken(promised, build(micro_source, ENGINE), micro_request)
-    assert found == ("solver: the engine drew, and the level promises diffusers' own loop",)
+    assert found == ("solver: the engine generated, and the level promises diffusers' own loop",)
 
 
 def test_nothing_seen_is_named(micro_source: Source, micro_request: Request) -> None:
@@ -205,9 +205,7 @@ def test_nothing_seen_is_named(micro_source: Source, micro_request: Request) -> 
     assert broken_promises(promise, seen) == ("solver: nothing of it was seen",)
 
 
-def test_the_watched_picture_is_the_very_picture(
-    micro_source: Source, micro_request: Request
-) -> None:
+def test_the_watched_image_is_the_very_image(micro_source: Source, micro_request: Request) -> None:
     """Its solver draws the request's own noise at each step, not the process's."""
     pipeline = build(micro_source, PLAIN)
     ends = []

@@ -1,4 +1,4 @@
-"""Two drawings of one request are compared bit by bit, and any difference is a verdict."""
+"""Two images of one request are compared bit by bit, and any difference is a verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdopt.bench.faults.numerics import racing_stand_in
 from sdopt.bench.judge import gate as gating
 from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Outcome
-from sdopt.bench.measure.latents import Drawn, draw
+from sdopt.bench.measure.latents import ImageAndLatents, generate_with_latents
 from sdopt.bench.measure.repeat import Repeat, repeat_of
 from sdopt.levels import BASELINE, FINAL, HOISTED, LEVELS, TURBO, UNREPEATABLE, Level
 from sdopt.pipelines import workload
@@ -30,23 +30,23 @@ SHORT = [
 ]
 
 
-def drawn(value: float = 0.5) -> Drawn:
-    return Drawn(
-        picture=np.full((8, 8, 3), value, np.float32), latents=np.full((4, 1, 1), value, np.float32)
+def generated(value: float = 0.5) -> ImageAndLatents:
+    return ImageAndLatents(
+        image=np.full((8, 8, 3), value, np.float32), latents=np.full((4, 1, 1), value, np.float32)
     )
 
 
 def test_the_same_bits_are_a_repeat() -> None:
-    seen = repeat_of("cat", drawn(), drawn())
+    seen = repeat_of("cat", generated(), generated())
     assert seen.is_exact
     assert "every bit" in str(seen)
     assert Gate().repeat(BASELINE, seen).outcome is Outcome.PASS
 
 
 def test_one_bit_is_none() -> None:
-    other = drawn()
+    other = generated()
     other.latents[0, 0, 0] = np.nextafter(np.float32(0.5), np.float32(1))
-    seen = repeat_of("cat", drawn(), other)
+    seen = repeat_of("cat", generated(), other)
     assert (seen.latents_differing, seen.pixels_differing) == (1, 0)
     assert 0 < seen.latents_apart < 1e-7
     verdict = Gate().repeat(BASELINE, seen)
@@ -56,16 +56,16 @@ def test_one_bit_is_none() -> None:
 
 
 def test_nan_is_no_way_around_it() -> None:
-    broken, bits = drawn(), drawn()
-    broken.picture[0, 0, 0] = np.nan
-    seen = repeat_of("cat", drawn(), broken)
+    broken, bits = generated(), generated()
+    broken.image[0, 0, 0] = np.nan
+    seen = repeat_of("cat", generated(), broken)
     assert (seen.pixels_differing, seen.pixels_apart) == (1, 1.0)
-    bits.picture[:] = np.nan
+    bits.image[:] = np.nan
     assert repeat_of("cat", bits, bits).is_exact
 
 
 def differing() -> Repeat:
-    return repeat_of("cat", drawn(0.5), drawn(0.6))
+    return repeat_of("cat", generated(0.5), generated(0.6))
 
 
 def test_a_level_whose_library_forbids_it_is_recorded_with_the_reason(
@@ -88,15 +88,18 @@ def test_a_level_repeats_and_one_with_a_race_does_not(
     level: Level, micro_source: Source, micro_request: Request
 ) -> None:
     pipeline = build(micro_source, level)
-    first = draw(pipeline, micro_request)
-    assert repeat_of("cat", first, draw(pipeline, micro_request)).is_exact
+    first = generate_with_latents(pipeline, micro_request)
+    assert repeat_of("cat", first, generate_with_latents(pipeline, micro_request)).is_exact
     with racing_stand_in(pipeline):
-        one, other = draw(pipeline, micro_request), draw(pipeline, micro_request)
+        one, other = (
+            generate_with_latents(pipeline, micro_request),
+            generate_with_latents(pipeline, micro_request),
+        )
     assert not repeat_of("cat", one, other).is_exact
-    assert repeat_of("cat", first, draw(pipeline, micro_request)).is_exact
+    assert repeat_of("cat", first, generate_with_latents(pipeline, micro_request)).is_exact
 
 
-def test_the_pool_draws_the_first_prompt_again_after_all_others(
+def test_the_pool_generates_the_first_prompt_again_after_all_others(
     micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     level = replace(BASELINE, steps=2)
@@ -104,11 +107,11 @@ def test_the_pool_draws_the_first_prompt_again_after_all_others(
     pool = session_of(micro, tmp_path).pool
     names: list[str] = []
 
-    def noting(pipeline: object, request: Request) -> Drawn:
+    def noting(pipeline: object, request: Request) -> ImageAndLatents:
         names.append(request.name)
-        return drawn(len(names))
+        return generated(len(names))
 
-    monkeypatch.setattr("sdopt.bench.measure.generated.draw", noting)
+    monkeypatch.setattr("sdopt.bench.measure.generated.generate", noting)
     with pool.warm(level) as (pipeline, _):
         repeat = pool.generated(level, pipeline).repeat
         assert pool.generated(level, pipeline).repeat is repeat

@@ -24,12 +24,12 @@ def readings(*held: float) -> Rounds:
     return Rounds(device=CPU, held_mib=list(held), graphs=[0] * len(held))
 
 
-def drawn(draw: Callable[[int], None], warmup: int = WARMUP_ROUNDS) -> Rounds:
-    """The readings around that many draws, of which the first ones warm up."""
+def generated(run: Callable[[int], None], warmup: int = WARMUP_ROUNDS) -> Rounds:
+    """The readings around that many generates, of which the first ones warm up."""
     with watched_rounds(CPU) as seen:
         for number in range(warmup + ROUNDS):
             seen.read()
-            draw(number)
+            run(number)
         seen.read()
     return seen
 
@@ -63,26 +63,26 @@ def test_too_few_rounds_tell_nothing() -> None:
 def test_resident_memory_shows_a_leak_of_three_mib(mib: int, passes: bool) -> None:
     kept: list[torch.Tensor] = []
 
-    def draw() -> None:
+    def run() -> None:
         torch.ones(2**22)  # what an image takes and gives back
         if mib:
             kept.append(torch.ones(mib * 2**20, dtype=torch.uint8))
 
-    growth = rounds.growth_of(draw, CPU)
+    growth = rounds.growth_of(run, CPU)
     assert growth is not None
     assert (growth <= GROWTH_LIMIT_MIB["cpu"]) is passes
 
 
 def test_what_is_compiled_after_the_warm_up_is_counted() -> None:
-    """As where the warm-up draws fewer steps than the rounds."""
+    """As where the warm-up generates fewer steps than the rounds."""
 
     def shifted(value: torch.Tensor) -> torch.Tensor:
         return value + 1
 
     compiled: Any = torch.compile(shifted, backend="eager", dynamic=False)
-    in_first_round = drawn(lambda number: compiled(torch.zeros(2 + (number >= WARMUP_ROUNDS))))
+    in_first_round = generated(lambda number: compiled(torch.zeros(2 + (number >= WARMUP_ROUNDS))))
     assert in_first_round.new_graphs(WARMUP_ROUNDS) == 1
-    in_no_round = drawn(lambda number: compiled(torch.zeros(3)))
+    in_no_round = generated(lambda number: compiled(torch.zeros(3)))
     assert in_no_round.new_graphs(WARMUP_ROUNDS) == 0
 
 
@@ -90,9 +90,11 @@ def test_a_capture_by_anybody_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", lambda self: None)
     original = torch.cuda.CUDAGraph.capture_begin
     capture: Any = lambda: torch.cuda.CUDAGraph.capture_begin(object())  # type: ignore[arg-type] # noqa: E731
-    seen = drawn(lambda number: capture() if number == WARMUP_ROUNDS else None)
+    seen = generated(lambda number: capture() if number == WARMUP_ROUNDS else None)
     assert seen.new_graphs(WARMUP_ROUNDS) == 1
-    assert drawn(lambda number: capture() if number == 0 else None).new_graphs(WARMUP_ROUNDS) == 0
+    assert (
+        generated(lambda number: capture() if number == 0 else None).new_graphs(WARMUP_ROUNDS) == 0
+    )
     assert torch.cuda.CUDAGraph.capture_begin is original
 
 

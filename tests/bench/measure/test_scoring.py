@@ -38,9 +38,9 @@ FOUND = Findings(
 
 def test_true_drawings_score_full_marks():
     scenes = held_out_scenes(4)
-    pictures = np.stack([render(scene) for scene in scenes])
-    assert set(attribute_accuracy(pictures, scenes).values()) == {1.0}
-    assert mean_ssim(pictures, pictures) == pytest.approx(1.0)
+    images = np.stack([render(scene) for scene in scenes])
+    assert set(attribute_accuracy(images, scenes).values()) == {1.0}
+    assert mean_ssim(images, images) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A second request is drawn as if it were the first, or the proof says what was kept."""
+"""A second request is generated as if it were the first, or the proof says what was kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdopt.bench.measure.second_request import kept_state, second_drawing, varies_size
+from sdopt.bench.measure.second_request import kept_state, second_generation, varies_size
 from sdopt.levels import BASELINE, FINAL, TURBO, Level
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import Request
@@ -32,7 +32,7 @@ def test_a_healthy_level_keeps_nothing(
 def test_the_second_request_differs_in_everything(
     plain: LevelPipeline, micro_request: Request
 ) -> None:
-    second = second_drawing(plain, [micro_request], size=True)
+    second = second_generation(plain, [micro_request], size=True)
     for name in ("prompt", "negative_prompt", "seed"):
         assert getattr(second.request, name) != getattr(micro_request, name)
     assert second.settings["num_inference_steps"] != plain.level.steps
@@ -71,4 +71,4 @@ def test_what_depends_on_the_first_request_ever_is_told_by_a_fresh_pipeline(
         return other
 
     (sentence,) = kept_state(plain, [micro_request], fresh)
-    assert "on a fresh pipeline its picture is another one" in sentence
+    assert "on a fresh pipeline its image is another one" in sentence

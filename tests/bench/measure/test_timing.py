@@ -1,4 +1,4 @@
-"""Times are of whole pictures, by stage, and say where compiled code came from."""
+"""Times are of whole images, by stage, and say where compiled code came from."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def test_the_stages_of_the_engine_take_time(
     assert stages["decode"] > 0
 
 
-def test_an_engine_that_drew_nothing_has_no_stages(micro_source: Source) -> None:
+def test_an_engine_that_generated_nothing_has_no_stages(micro_source: Source) -> None:
     engine = build(micro_source, FUSED).engine
     assert engine is not None
-    with pytest.raises(RuntimeError, match="no picture was drawn yet"):
+    with pytest.raises(RuntimeError, match="no image was generated yet"):
         engine.stage_ms()
 
 

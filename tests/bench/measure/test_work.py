@@ -235,14 +235,14 @@ def scale(latents: torch.Tensor) -> torch.Tensor:
     return latents * 0.5 + 1
 
 
-def picture_of(latents: torch.Tensor) -> torch.Tensor:
+def image_of(latents: torch.Tensor) -> torch.Tensor:
     return latents[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
 
 
 def broken(latents: torch.Tensor) -> torch.Tensor:
     latents = scale(latents)
     torch._dynamo.graph_break()
-    return picture_of(latents)
+    return image_of(latents)
 
 
 @pytest.mark.slow

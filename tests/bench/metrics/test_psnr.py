@@ -47,7 +47,9 @@ def drifted() -> Gate:
     images = {name: image.astype(np.float32) / 255 for name in ("a", "b")}
     gate = Gate()
     gate.drift(BASELINE, compare(images, {"a": image, "b": image + np.uint8(1)}))
-    gate.truth(BASELINE, compare(images, {"a": image, "b": image + np.uint8(1)}, Subject.TRUTH))
+    gate.ground_truth(
+        BASELINE, compare(images, {"a": image, "b": image + np.uint8(1)}, Subject.GROUND_TRUTH)
+    )
     return gate
 
 
@@ -55,7 +57,7 @@ def test_the_worst_prompt_is_recorded_and_nothing_is_judged() -> None:
     gate = drifted()
     row = gate.measured["baseline"]
     assert row["psnr_drift_db"] == pytest.approx(48.1308, abs=1e-4)
-    assert row["psnr_truth_db"] == pytest.approx((48.1308 + PSNR_CAP_DB) / 2, abs=1e-4)
+    assert row["psnr_ground_truth_db"] == pytest.approx((48.1308 + PSNR_CAP_DB) / 2, abs=1e-4)
     assert [verdict.metric for verdict in gate.verdicts if "psnr" in verdict.metric] == []
 
 

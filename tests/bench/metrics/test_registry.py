@@ -52,11 +52,11 @@ def redness(monkeypatch: pytest.MonkeyPatch) -> Metric:
 def test_a_metric_of_the_registry_is_measured_judged_and_shown(
     limit: float, outcome: Outcome, redness: Metric
 ) -> None:
-    picture = np.random.default_rng(0).random((16, 16, 3), np.float32)
-    picture[..., 0] = 0.3
-    stored = (picture * 255).round().astype(np.uint8)
+    image = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    image[..., 0] = 0.3
+    stored = (image * 255).round().astype(np.uint8)
     gate = Gate(limits={"baseline": {"drift": 0.9, "redness": limit}}, limits_file="limits.json")
-    gate.drift(BASELINE, compare({"a": picture}, {"a": stored}))
+    gate.drift(BASELINE, compare({"a": image}, {"a": stored}))
     (verdict,) = (verdict for verdict in gate.verdicts if verdict.metric == redness.name)
     assert (verdict.outcome, verdict.limit, verdict.file) == (outcome, limit, "limits.json")
     assert verdict.reason == "reddest of 1: a"
@@ -87,7 +87,13 @@ def test_a_history_judges_what_is_better_the_lower_it_is() -> None:
 
 
 def test_every_metric_that_is_compared_says_how() -> None:
-    compared = (Subject.STORED, Subject.REFERENCE, Subject.TRUTH, Subject.LATENTS, Subject.FLOAT64)
+    compared = (
+        Subject.STORED,
+        Subject.REFERENCE,
+        Subject.GROUND_TRUTH,
+        Subject.LATENTS,
+        Subject.FLOAT64,
+    )
     for subject in compared:
         assert metrics_of(subject)
         assert all(metric.compare for metric in metrics_of(subject))

@@ -1,4 +1,4 @@
-"""--sdopt-accept stores pictures; without it they are compared with the stored ones."""
+"""--sdopt-accept stores images; without it they are compared with the stored ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUALITY = "benchmarks/test_quality.py"
 COMMAND = 'pytest benchmarks/ --sdopt-source=*micro -k "[[]baseline]" --sdopt-accept'
 
 
-def test_accepting_stores_the_pictures_and_says_so(project: Project) -> None:
+def test_accepting_stores_the_images_and_says_so(project: Project) -> None:
     result = project.run("--sdopt-accept", tests=QUALITY)
     result.assert_outcomes(passed=4, skipped=2)
     result.stdout.fnmatch_lines([f"stored 2 baseline images in {project.images.parent}"])
@@ -29,7 +29,7 @@ def test_accepting_stores_the_pictures_and_says_so(project: Project) -> None:
         assert '"level": "baseline"' in image.text["sdopt"]
 
 
-def test_the_same_pictures_pass(stored: Project) -> None:
+def test_the_same_images_pass(stored: Project) -> None:
     before = {path: path.read_bytes() for path in stored.images.iterdir()}
     result = stored.run(tests=QUALITY)
     result.assert_outcomes(passed=4, skipped=2)
@@ -38,7 +38,7 @@ def test_the_same_pictures_pass(stored: Project) -> None:
 
 
 def repaint(path: Path) -> None:
-    """Another picture under the same request."""
+    """Another image under the same request."""
     with Image.open(path) as image:
         image.load()
         text = PngInfo()
@@ -46,7 +46,7 @@ def repaint(path: Path) -> None:
         image.rotate(180).save(path, pnginfo=text)
 
 
-def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
+def test_a_drifted_image_fails_by_name(stored: Project) -> None:
     repaint(stored.images / "castle.png")
     result = stored.run(tests=QUALITY)
     result.assert_outcomes(failed=1, passed=3, skipped=2)
@@ -61,7 +61,7 @@ def test_a_drifted_picture_fails_by_name(stored: Project) -> None:
     )
 
 
-def test_accepting_again_replaces_the_picture(stored: Project) -> None:
+def test_accepting_again_replaces_the_image(stored: Project) -> None:
     repaint(stored.images / "castle.png")
     stored.run("--sdopt-accept", tests=QUALITY).assert_outcomes(passed=4, skipped=2)
     stored.run(tests=QUALITY).assert_outcomes(passed=4, skipped=2)
@@ -100,7 +100,7 @@ DAMAGED = {truncate, empty, make_foreign}
 
 
 @pytest.mark.parametrize("damage", [remove, truncate, empty, make_foreign, change_request])
-def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
+def test_an_image_that_cannot_be_used_fails_and_is_left_alone(
     damage: object, stored: Project
 ) -> None:
     assert callable(damage)
@@ -120,7 +120,7 @@ def test_a_picture_that_cannot_be_used_fails_and_is_left_alone(
     assert (path.read_bytes() if path.exists() else None) == before
 
 
-def test_a_picture_of_another_size_fails(stored: Project) -> None:
+def test_an_image_of_another_size_fails(stored: Project) -> None:
     path = stored.images / "castle.png"
     with Image.open(path) as image:
         image.load()

@@ -15,7 +15,7 @@ from sdopt.bench.judge.verdict import ExitCode
     [
         (
             "--benchmark-compare-fail=mean:5%",
-            "ERROR: --benchmark-compare-fail cannot see memory or pictures *drop it*",
+            "ERROR: --benchmark-compare-fail cannot see memory or images *drop it*",
         ),
         (
             "--benchmark-storage=elsewhere",

@@ -15,7 +15,7 @@ BANNER = "sdopt: FAULT CARRIED ON PURPOSE: host:300"
 
 @pytest.fixture
 def carrying(stored: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """Each picture 300 times its time, so that it is seen against ten times the measured one."""
+    """Each image 300 times its time, so that it is seen against ten times the measured one."""
     monkeypatch.setenv("SDOPT_FAULT", "host:300")
     return stored
 

@@ -15,7 +15,7 @@ BUSY = ("process 77 used the GPU too",)
 
 @pytest.fixture
 def judged(stored: Project) -> Project:
-    """A project whose stored run took 100 ms a picture."""
+    """A project whose stored run took 100 ms an image."""
     stored.edit_history(set_latency(100.0))
     return stored
 

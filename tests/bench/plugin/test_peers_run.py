@@ -14,7 +14,7 @@ from studies.peers.recipes import RECIPES, Recipe
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for processes: the eager ones draw in no time, one compiler hangs, one breaks."""
+    """Stands for processes: the eager ones generate in no time, one compiler hangs, one breaks."""
 
     def run(contest: Contest, recipe: Recipe) -> str | None:
         if recipe.name == "compile-max-autotune":

@@ -18,7 +18,7 @@ def write(project: Project, *lines: str) -> str:
     return "--sdopt-prompts=mine.jsonl"
 
 
-def test_own_prompts_have_their_own_pictures(stored: Project) -> None:
+def test_own_prompts_have_their_own_images(stored: Project) -> None:
     option = write(stored, json.dumps(GOOD))
     result = stored.run(option, tests=QUALITY)
     result.assert_outcomes(failed=3, passed=1, skipped=2)
@@ -62,7 +62,7 @@ def test_a_missing_prompts_file_is_a_usage_error(project: Project) -> None:
     result.stderr.fnmatch_lines(["ERROR: none.jsonl cannot be read*"])
 
 
-def test_a_word_that_the_miniature_cannot_draw_is_a_usage_error(project: Project) -> None:
+def test_a_word_that_the_miniature_cannot_generate_is_a_usage_error(project: Project) -> None:
     option = write(project, json.dumps({"name": "a", "prompt": "a red sqare", "seed": 1}))
     result = project.pytester.runpytest("benchmarks", "--sdopt-source=embedded", option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -81,10 +81,10 @@ def test_a_reference_that_raises_is_named_by_its_own_name(
     }
 
 
-def test_a_picture_without_a_unet_is_told_by_its_work(
+def test_an_image_without_a_unet_is_told_by_its_work(
     stored: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if a pipeline gave back what it drew before."""
+    """As if a pipeline gave back what it generated before."""
     import torch
     from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 

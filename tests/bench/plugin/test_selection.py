@@ -16,7 +16,7 @@ TESTS = (
     "test_quality.py::test_latents",
     "test_quality.py::test_latents_float64",
     "test_quality.py::test_repeat",
-    "test_quality.py::test_truth",
+    "test_quality.py::test_ground_truth",
     "test_work.py::test_effect",
     "test_work.py::test_work",
 )

@@ -19,7 +19,7 @@ def found(caught: bool) -> Any:
 def test_a_missed_fault_fails(
     caught: bool, code: int, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups = ("optimization", "picture", "request", "round", "engine", "harness")
+    groups = ("optimization", "image", "request", "round", "engine", "harness")
     for name in (f"{group}_faults" for group in groups):
         monkeypatch.setattr(selftest, name, list)
     monkeypatch.setattr(selftest, "judge_saving_at_once", found(caught))
@@ -40,4 +40,4 @@ class Folder:
 
 def test_k_picks_from_the_faults(project: Project) -> None:
     result = project.run("--sdopt-selftest", "--collect-only", "-q", "-k", "bright or renamed")
-    result.stdout.fnmatch_lines(["*picture: bright corner", "*harness: a benchmark renamed"])
+    result.stdout.fnmatch_lines(["*image: bright corner", "*harness: a benchmark renamed"])

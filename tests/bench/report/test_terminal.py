@@ -18,7 +18,7 @@ MEASURED: dict[str, dict[str, Any]] = {
         "ssim_drift": 0.99999951,
         "ssim_cost": 0.41234,
         "cost_is_comparable": False,
-        "ssim_truth": 0.9,
+        "ssim_ground_truth": 0.9,
     },
     "final": {"latency_ms": 250.0, "ssim_cost": 0.95, "cost_is_comparable": True},
 }

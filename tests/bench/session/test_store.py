@@ -51,7 +51,7 @@ def test_nothing_is_accepted_without_being_asked_for(session: Session) -> None:
     assert (session.store.accepted, stored_files(session)) == ([], [])
 
 
-@pytest.mark.parametrize(("value", "fault"), [(np.nan, "NaN"), (0.0, "a black picture")])
+@pytest.mark.parametrize(("value", "fault"), [(np.nan, "NaN"), (0.0, "a black image")])
 def test_a_worthless_image_is_never_stored(value: float, fault: str, session: Session) -> None:
     accepting, made = with_settings(session, accept=True), made_up(session)
     images: dict[str, Any] = {**made.images, "castle": made.images["castle"] * value}

@@ -24,8 +24,8 @@ from sdopt.bench.stored.baselines import (
     limits_path,
     load_image,
     load_limits,
-    load_picture,
     load_work,
+    read_image,
     request_fields,
     save_image,
     save_work,
@@ -49,14 +49,14 @@ def written(path: Path, content: bytes | str | dict[str, Any]) -> Path:
     return path
 
 
-def picture() -> NDArray[np.uint8]:
+def image() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
 
-def stored_picture(folder: Path, request: Request = REQUEST) -> Path:
+def stored_image(folder: Path, request: Request = REQUEST) -> Path:
     path = folder / f"{request.name}.png"
     settings = {"level_fields": FINAL.as_dict(), "guidance_scale": 7.5}
-    save_image(path, picture(), {**request_fields(request), **settings})
+    save_image(path, image(), {**request_fields(request), **settings})
     return path
 
 
@@ -202,25 +202,25 @@ def test_an_image_is_filed_by_baseline_set_level_and_prompt(tmp_path: Path) -> N
     assert path == tmp_path / "images" / "embedded--mine" / "final" / "cat.png"
 
 
-def test_a_stored_picture_comes_back_as_it_was(tmp_path: Path) -> None:
-    path = stored_picture(tmp_path / "new")
-    np.testing.assert_array_equal(load(path), picture())
+def test_a_stored_image_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = stored_image(tmp_path / "new")
+    np.testing.assert_array_equal(load(path), image())
     assert names_in(path.parent) == ["cat.png"]
 
 
-def test_a_stored_picture_says_how_it_was_made(tmp_path: Path) -> None:
-    save_image(tmp_path / "cat.png", picture(), {"seed": 3, "level": "final"})
-    assert load_picture(tmp_path / "cat.png")[1] == {"seed": 3, "level": "final"}
+def test_a_stored_image_says_how_it_was_made(tmp_path: Path) -> None:
+    save_image(tmp_path / "cat.png", image(), {"seed": 3, "level": "final"})
+    assert read_image(tmp_path / "cat.png")[1] == {"seed": 3, "level": "final"}
 
 
-def test_an_error_while_storing_a_picture_leaves_the_old_one(
+def test_an_error_while_storing_an_image_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = stored_picture(tmp_path)
+    path = stored_image(tmp_path)
     before = path.read_bytes()
     monkeypatch.setattr("os.fsync", failing)
     with pytest.raises(OSError, match="No space left"):
-        save_image(path, picture(), {})
+        save_image(path, image(), {})
     assert path.read_bytes() == before
     assert names_in(tmp_path) == ["cat.png"]
 
@@ -234,7 +234,7 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.9])
 def test_a_truncated_image_is_named_and_left_as_it_is(fraction: float, tmp_path: Path) -> None:
-    path = stored_picture(tmp_path)
+    path = stored_image(tmp_path)
     whole = path.read_bytes()
     part = whole[: int(fraction * len(whole))]
     path.write_bytes(part)
@@ -245,7 +245,7 @@ def test_a_truncated_image_is_named_and_left_as_it_is(fraction: float, tmp_path:
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
-    path = stored_picture(tmp_path)
+    path = stored_image(tmp_path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
@@ -267,7 +267,7 @@ def test_an_image_that_somebody_else_made_is_refused(
     form: str, complaint: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "cat.png"
-    Image.fromarray(picture()).save(path, format=form)
+    Image.fromarray(image()).save(path, format=form)
     refused(path, complaint)
 
 
@@ -345,7 +345,7 @@ def test_an_image_with_a_broken_text_is_refused(text: str, complaint: str, tmp_p
 
 
 def test_a_text_too_large_to_unpack_is_refused(tmp_path: Path) -> None:
-    path = stored_picture(tmp_path)
+    path = stored_image(tmp_path)
     with Image.open(path) as image:
         image.load()
         text = PngInfo()
@@ -355,8 +355,8 @@ def test_a_text_too_large_to_unpack_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_image_of_several_frames_is_refused(tmp_path: Path) -> None:
-    path = stored_picture(tmp_path)
-    frames = [Image.fromarray(picture()), Image.fromarray(255 - picture())]
+    path = stored_image(tmp_path)
+    frames = [Image.fromarray(image()), Image.fromarray(255 - image())]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     refused(path, "holds 2 images")
 
@@ -367,7 +367,7 @@ def test_an_image_of_several_frames_is_refused(tmp_path: Path) -> None:
 def test_an_image_of_another_request_is_named_with_both(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    path = stored_picture(tmp_path, Request(**{**vars(REQUEST), **changes}))
+    path = stored_image(tmp_path, Request(**{**vars(REQUEST), **changes}))
     with pytest.raises(BrokenFileError, match="made for another request") as caught:
         load(path)
     message = str(caught.value)
@@ -388,15 +388,15 @@ def test_an_image_of_another_request_is_named_with_both(
 def test_an_image_of_other_settings_is_named_with_both(
     level: Level, guidance_scale: float, change: str, tmp_path: Path
 ) -> None:
-    path = stored_picture(tmp_path)
+    path = stored_image(tmp_path)
     with pytest.raises(BrokenFileError, match="made with other settings") as caught:
         load(path, level, guidance_scale)
     assert str(caught.value) == f"{path} was made with other settings: {change}"
 
 
 def test_an_image_of_a_level_that_was_only_renamed_or_explained_is_used(tmp_path: Path) -> None:
-    path = stored_picture(tmp_path)
-    np.testing.assert_array_equal(load(path, replace(FINAL, name="last", why="so")), picture())
+    path = stored_image(tmp_path)
+    np.testing.assert_array_equal(load(path, replace(FINAL, name="last", why="so")), image())
 
 
 @pytest.mark.parametrize("made_by", ["[]", "3"])
@@ -404,7 +404,7 @@ def test_an_image_with_a_foreign_note_is_refused(made_by: str, tmp_path: Path) -
     text = PngInfo()
     text.add_text(TEXT_KEY, made_by)
     path = tmp_path / "cat.png"
-    Image.fromarray(picture()).save(path, pnginfo=text)
+    Image.fromarray(image()).save(path, pnginfo=text)
     with pytest.raises(BrokenFileError, match="how it was made") as caught:
         load(path)
     assert str(path) in str(caught.value)
@@ -418,9 +418,9 @@ def test_limits_are_filed_by_source(tmp_path: Path) -> None:
 
 
 def test_limits_are_read_by_level_and_kind(tmp_path: Path) -> None:
-    rows = {"drift": {"measured": 0.9999, "limit": 0.999}, "truth": {"limit": 0.7}}
+    rows = {"drift": {"measured": 0.9999, "limit": 0.999}, "ground_truth": {"limit": 0.7}}
     path = written(tmp_path / "limits.json", {"levels": {"final": rows}})
-    assert load_limits(path) == {"final": {"drift": 0.999, "truth": 0.7}}
+    assert load_limits(path) == {"final": {"drift": 0.999, "ground_truth": 0.7}}
 
 
 def test_a_source_without_limits_has_none(tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_a_source_without_limits_has_none(tmp_path: Path) -> None:
                 {"levels": {"final": {"drift": {"limit": 0.9}, kind: {"limit": value}}}},
                 [f"'final': {kind}.limit is {value!r}"],
             )
-            for kind, value in (("truth", -1), ("cost", 2), ("latents", 0), ("float64", 1e9))
+            for kind, value in (("ground_truth", -1), ("cost", 2), ("latents", 0), ("float64", 1e9))
         ),
         (
             {"levels": {"final": {"drift": {"limit": 0.9, "measured": "0.9"}}}},

@@ -1,4 +1,4 @@
-"""Final latents are taken beside the picture, stored with how they were made, and judged."""
+"""Final latents are taken beside the image, stored with how they were made, and judged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdopt.bench.judge.verdict import Outcome
 from sdopt.bench.measure import Comparison, compare_latents, observe
 from sdopt.bench.measure.double import STEPS, double_latents
 from sdopt.bench.measure.generated import Generated
-from sdopt.bench.measure.latents import draw, latent_faults
+from sdopt.bench.measure.latents import generate_with_latents, latent_faults
 from sdopt.bench.measure.observation import is_channels_last
 from sdopt.bench.measure.repeat import Repeat
 from sdopt.bench.metrics.latents import relative_distance
@@ -38,11 +38,11 @@ SHORT = [PLAIN, EAGER_FINAL, replace(HOISTED, steps=2), replace(TURBO, steps=5)]
 
 
 def rebuilt(pipeline: LevelPipeline, latents: np.ndarray) -> np.ndarray:
-    """The picture of those latents by the pipeline's decoder, as diffusers makes it."""
+    """The image of those latents by the pipeline's decoder, as diffusers makes it."""
     with torch.no_grad():
         decoded = pipeline.vae.decode(torch.from_numpy(latents)[None], return_dict=False)[0]
-    picture = (decoded * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0)
-    return np.asarray(picture)
+    image = (decoded * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0)
+    return np.asarray(image)
 
 
 def apart(metric: str = "latent_drift", **distances: float) -> Comparison:
@@ -51,15 +51,15 @@ def apart(metric: str = "latent_drift", **distances: float) -> Comparison:
 
 
 @pytest.mark.parametrize("level", SHORT, ids=lambda level: str(level.name))
-def test_the_latents_are_those_that_became_the_picture(
+def test_the_latents_are_those_that_became_the_image(
     level: Level, micro_source: Source, micro_request: Request
 ) -> None:
     pipeline = build(micro_source, level)
-    drawn = draw(pipeline, micro_request)
-    assert drawn.latents.shape == (4, 8, 8)
-    assert drawn.latents.dtype == np.float32
-    assert np.array_equal(drawn.picture, generate(pipeline, micro_request))
-    assert np.allclose(rebuilt(pipeline, drawn.latents), drawn.picture, atol=1e-5)
+    generated = generate_with_latents(pipeline, micro_request)
+    assert generated.latents.shape == (4, 8, 8)
+    assert generated.latents.dtype == np.float32
+    assert np.array_equal(generated.image, generate(pipeline, micro_request))
+    assert np.allclose(rebuilt(pipeline, generated.latents), generated.image, atol=1e-5)
     assert "decode" not in vars(pipeline.vae)
 
 
@@ -68,16 +68,16 @@ def test_float64_leaves_nothing_behind(
     level: Level, micro_source: Source, micro_request: Request
 ) -> None:
     pipeline = build(micro_source, level)
-    before = draw(pipeline, micro_request)
+    before = generate_with_latents(pipeline, micro_request)
     double = double_latents(pipeline, micro_request)
     assert double is not None
     assert double.dtype == np.float64
     again = double_latents(pipeline, micro_request)
     assert again is not None
     assert np.array_equal(double, again)
-    after = draw(pipeline, micro_request)
+    after = generate_with_latents(pipeline, micro_request)
     assert np.array_equal(before.latents, after.latents)
-    assert np.array_equal(before.picture, after.picture)
+    assert np.array_equal(before.image, after.image)
     assert is_channels_last(pipeline.unet) is level.channels_last
     assert observe(pipeline, micro_request).new_graphs == 0
     assert "decode" not in vars(pipeline.vae)
@@ -137,7 +137,7 @@ def made(session: Session) -> Generated:
     return generated
 
 
-def test_latents_are_stored_with_the_pictures_and_judged_by_a_later_run(
+def test_latents_are_stored_with_the_images_and_judged_by_a_later_run(
     session: Session, made: Generated
 ) -> None:
     root = session.store.root
@@ -145,11 +145,11 @@ def test_latents_are_stored_with_the_pictures_and_judged_by_a_later_run(
     path = root / "latents/micro/baseline/castle.safetensors"
     _, made_by = stored.read_latents(path)
     assert made_by["prompt"] == session.run.workload.requests[1].prompt
-    assert made_by["level_fields"]["steps"] == made_by["drawn_steps"] == 2
+    assert made_by["level_fields"]["steps"] == made_by["generated_steps"] == 2
     assert made_by["environment"] == session.run.environment
-    drawn = made.latents
-    kept, unusable = session.store.latents(PLAIN, drawn)
-    verdict = session.gate.latents(PLAIN, compare_latents(drawn, kept), unusable)
+    generated = made.latents
+    kept, unusable = session.store.latents(PLAIN, generated)
+    verdict = session.gate.latents(PLAIN, compare_latents(generated, kept), unusable)
     assert (verdict.outcome, verdict.measured) == (Outcome.PASS, 0.0)
 
 
@@ -159,18 +159,18 @@ def test_float64_latents_are_stored_for_the_first_prompt(session: Session, made:
     assert (list(kept), unusable) == (["astronaut"], {})
     assert kept["astronaut"].dtype == np.float64
     path = session.store.root / "latents/micro/baseline/float64/astronaut.safetensors"
-    assert stored.read_latents(path, "float64")[1]["drawn_steps"] == STEPS
+    assert stored.read_latents(path, "float64")[1]["generated_steps"] == STEPS
     seen = compare_latents(doubles, kept, Subject.FLOAT64)
     verdict = session.gate.latents_float64(PLAIN, seen, unusable)
     assert verdict.passed
 
 
 def test_a_set_without_latents_fails_and_names_the_command(session: Session) -> None:
-    drawn = {
+    generated = {
         request.name: np.ones((4, 8, 8), np.float32) for request in session.run.workload.requests
     }
-    kept, unusable = session.store.latents(PLAIN, drawn)
-    verdict = session.gate.latents(PLAIN, compare_latents(drawn, kept), unusable)
+    kept, unusable = session.store.latents(PLAIN, generated)
+    verdict = session.gate.latents(PLAIN, compare_latents(generated, kept), unusable)
     assert (kept, verdict.outcome) == ({}, Outcome.FAULT)
     assert "no baseline latents" in verdict.reason
     accept = 'pytest benchmarks/ -k "[baseline]" --sdopt-accept'
@@ -233,9 +233,9 @@ def test_a_stored_file_that_cannot_be_used_is_named(
     path = session.store.root / "latents/micro/baseline/castle.safetensors"
     change(path)
     before = path.read_bytes() if path.exists() else None
-    drawn = made.latents
-    kept, unusable = session.store.latents(PLAIN, drawn)
-    verdict = session.gate.latents(PLAIN, compare_latents(drawn, kept), unusable)
+    generated = made.latents
+    kept, unusable = session.store.latents(PLAIN, generated)
+    verdict = session.gate.latents(PLAIN, compare_latents(generated, kept), unusable)
     assert list(kept) == ["astronaut"]
     assert (verdict.outcome, says in verdict.reason) == (Outcome.FAULT, True), verdict.reason
     assert str(path) in verdict.reason
@@ -260,7 +260,7 @@ def test_an_image_that_does_not_repeat_is_never_stored(session: Session) -> None
         pixels_differing=5,
         pixels_apart=0.2,
     )
-    with pytest.raises(SdoptError, match=r"nothing was stored: castle drawn twice: 3 values"):
+    with pytest.raises(SdoptError, match=r"nothing was stored: castle generated twice: 3 values"):
         with_settings(session, accept=True).store.accept(PLAIN, made_up(session, repeat=repeat))
     assert not session.store.root.exists()
 

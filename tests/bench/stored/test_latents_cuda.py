@@ -12,7 +12,7 @@ import torch
 from sdopt.bench.faults.numerics import numeric_faults, racing_stand_in
 from sdopt.bench.measure import broken_promises, observe, promise_of
 from sdopt.bench.measure.double import double_latents
-from sdopt.bench.measure.latents import draw
+from sdopt.bench.measure.latents import generate_with_latents
 from sdopt.bench.measure.repeat import repeat_of
 from sdopt.engine.cuda_graphs import eager_calls
 from sdopt.levels import LEVELS
@@ -32,24 +32,26 @@ def pipeline(request: pytest.FixtureRequest) -> LevelPipeline:
     return build(resolve("embedded"), LEVELS[request.param], torch.device("cuda"))
 
 
-def test_a_graphs_latents_are_those_that_became_its_picture(pipeline: LevelPipeline) -> None:
+def test_a_graphs_latents_are_those_that_became_its_image(pipeline: LevelPipeline) -> None:
     """The decoder's own memory may not lie over them, nor those of the request before remain."""
-    draw(pipeline, SECOND)
+    generate_with_latents(pipeline, SECOND)
     for request in (FIRST, SECOND, FIRST):
-        drawn = draw(pipeline, request)
+        generated = generate_with_latents(pipeline, request)
         with eager_calls():
-            assert np.array_equal(drawn.latents, draw(pipeline, request).latents)
-        latents = torch.from_numpy(drawn.latents)[None].to("cuda", pipeline.unet.dtype)
+            assert np.array_equal(
+                generated.latents, generate_with_latents(pipeline, request).latents
+            )
+        latents = torch.from_numpy(generated.latents)[None].to("cuda", pipeline.unet.dtype)
         with torch.no_grad():
             decoded = pipeline.vae.decode(latents, return_dict=False)[0]
-        picture = (decoded.float() * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).cpu().numpy()
-        assert np.abs(picture - drawn.picture).max() < OFF[pipeline.level.name]
+        image = (decoded.float() * 0.5 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).cpu().numpy()
+        assert np.abs(image - generated.image).max() < OFF[pipeline.level.name]
 
 
-def test_six_drawings_are_the_same_to_the_bit(pipeline: LevelPipeline) -> None:
-    first = draw(pipeline, FIRST)
+def test_six_images_are_the_same_to_the_bit(pipeline: LevelPipeline) -> None:
+    first = generate_with_latents(pipeline, FIRST)
     for _ in range(5):
-        assert repeat_of(FIRST.name, first, draw(pipeline, FIRST)).is_exact
+        assert repeat_of(FIRST.name, first, generate_with_latents(pipeline, FIRST)).is_exact
 
 
 def test_solver_and_noise_are_the_promised_ones(pipeline: LevelPipeline) -> None:
@@ -57,7 +59,7 @@ def test_solver_and_noise_are_the_promised_ones(pipeline: LevelPipeline) -> None
     assert broken_promises(promise, observe(pipeline, FIRST)) == ()
 
 
-def test_nothing_draws_in_float64(pipeline: LevelPipeline) -> None:
+def test_nothing_generates_in_float64(pipeline: LevelPipeline) -> None:
     assert double_latents(pipeline, FIRST) is None
 
 
@@ -77,4 +79,6 @@ def test_a_race_is_seen(pipeline: LevelPipeline) -> None:
     if pipeline.engine is not None:
         pytest.skip("needs a level without the engine: its graphs do not count calls on the host")
     with racing_stand_in(pipeline):
-        assert not repeat_of("race", draw(pipeline, FIRST), draw(pipeline, FIRST)).is_exact
+        assert not repeat_of(
+            "race", generate_with_latents(pipeline, FIRST), generate_with_latents(pipeline, FIRST)
+        ).is_exact

@@ -1,4 +1,4 @@
-"""SSIM limits follow from pictures made on different machines."""
+"""SSIM limits follow from images made on different machines."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from sdopt.errors import BrokenFileError
 from sdopt.miniature.scenes import parse_caption, render
 
 CAPTION = "a red star at the center on a blue background"
-TRUTH = render(parse_caption(CAPTION), 32)
+GROUND_TRUTH = render(parse_caption(CAPTION), 32)
 
 
 def noisy(strength: int, seed: int = 0) -> np.ndarray:
-    """The true picture with uniform noise of that many steps of 255."""
-    noise = np.random.default_rng(seed).integers(-strength, strength + 1, TRUTH.shape)
-    return np.clip(TRUTH.astype(int) + noise, 0, 255).astype(np.uint8)
+    """The true image with uniform noise of that many steps of 255."""
+    noise = np.random.default_rng(seed).integers(-strength, strength + 1, GROUND_TRUTH.shape)
+    return np.clip(GROUND_TRUTH.astype(int) + noise, 0, 255).astype(np.uint8)
 
 
-def save(folder: Path, level: str, picture: np.ndarray, prompt: str = CAPTION) -> None:
-    baselines.save_image(folder / level / "star.png", picture, {"prompt": prompt})
+def save(folder: Path, level: str, image: np.ndarray, prompt: str = CAPTION) -> None:
+    baselines.save_image(folder / level / "star.png", image, {"prompt": prompt})
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
-    """Two machines' pictures of baseline and tuned, which differ by a little noise."""
+    """Two machines' images of baseline and tuned, which differ by a little noise."""
     here, there = tmp_path / "here", tmp_path / "there"
     for folder, strength in ((here, 3), (there, 5)):
         save(folder, "baseline", noisy(strength))
@@ -52,7 +52,7 @@ def test_the_drift_limit_is_the_largest_spread_times_the_margin(folders: list[Pa
         assert row["drift"]["limit"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_equal_pictures_keep_a_little_room(folders: list[Path]) -> None:
+def test_equal_images_keep_a_little_room(folders: list[Path]) -> None:
     drift = limits.measured_limits([folders[0], folders[0]])["baseline"]["drift"]
     assert drift["limit"] == pytest.approx(1 - LIMIT_RULES["drift"].least, abs=1e-6)
     assert drift["limit"] < drift["measured"] == 1
@@ -60,23 +60,25 @@ def test_equal_pictures_keep_a_little_room(folders: list[Path]) -> None:
 
 @pytest.fixture
 def equal_folders(folders: list[Path]) -> list[Path]:
-    """Machines that draw the very same pictures, so that drift allows next to nothing."""
+    """Machines that generate the very same images, so that drift allows next to nothing."""
     return [folders[0], folders[0]]
 
 
 def test_cost_and_truth_allow_a_tenth_of_the_loss_on_top(equal_folders: list[Path]) -> None:
     rows = limits.measured_limits(equal_folders)["tuned"]
     cost = ssim(noisy(11, seed=1), noisy(3)).value
-    truth = ssim(noisy(11, seed=1), TRUTH).value
+    truth = ssim(noisy(11, seed=1), GROUND_TRUTH).value
     assert rows["cost"]["limit"] == pytest.approx(1 - 1.1 * (1 - cost), abs=1e-6)
-    assert rows["truth"]["limit"] == pytest.approx(1 - 1.1 * (1 - truth), abs=1e-6)
+    assert rows["ground_truth"]["limit"] == pytest.approx(1 - 1.1 * (1 - truth), abs=1e-6)
 
 
 def test_cost_and_truth_count_the_worst_machine_and_allow_its_drift(folders: list[Path]) -> None:
     rows = limits.measured_limits(folders)["tuned"]
-    worst = ssim(noisy(13, seed=1), TRUTH).value
-    assert rows["truth"]["measured"] == pytest.approx(worst, abs=1e-6)
-    assert rows["truth"]["limit"] == pytest.approx(worst - (1 - rows["drift"]["limit"]), abs=1e-6)
+    worst = ssim(noisy(13, seed=1), GROUND_TRUTH).value
+    assert rows["ground_truth"]["measured"] == pytest.approx(worst, abs=1e-6)
+    assert rows["ground_truth"]["limit"] == pytest.approx(
+        worst - (1 - rows["drift"]["limit"]), abs=1e-6
+    )
 
 
 def test_a_level_of_another_sampler_has_no_cost_limit(folders: list[Path]) -> None:
@@ -104,22 +106,22 @@ def test_the_written_file_is_what_the_gate_reads(folders: list[Path]) -> None:
     assert json.loads(file.read_text())["made_by"] == "two machines"
 
 
-def test_a_level_without_pictures_is_named(
+def test_a_level_without_images_is_named(
     folders: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folders[1] / "tuned" / "star.png").unlink()
     assert run(*folders) == 2
-    assert "tuned holds no pictures; make them with" in capsys.readouterr().err
+    assert "tuned holds no images; make them with" in capsys.readouterr().err
     assert not (folders[0] / "limits.json").exists()
 
 
 @pytest.mark.parametrize("machine", [0, 1])
-def test_a_picture_that_only_one_machine_has_is_named(
+def test_an_image_that_only_one_machine_has_is_named(
     machine: int, folders: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     baselines.save_image(folders[machine] / "tuned" / "ring.png", noisy(3), {"prompt": CAPTION})
     assert run(*folders) == 2
-    assert "pictures ['ring'] are in one folder but not in another" in capsys.readouterr().err
+    assert "images ['ring'] are in one folder but not in another" in capsys.readouterr().err
 
 
 def test_one_folder_is_not_enough(folders: list[Path]) -> None:
@@ -127,9 +129,9 @@ def test_one_folder_is_not_enough(folders: list[Path]) -> None:
         run(folders[0])
 
 
-def test_a_truncated_picture_is_named(folders: list[Path]) -> None:
-    picture = folders[1] / "baseline" / "star.png"
-    picture.write_bytes(picture.read_bytes()[:200])
+def test_a_truncated_image_is_named(folders: list[Path]) -> None:
+    image = folders[1] / "baseline" / "star.png"
+    image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(BrokenFileError, match=r"star\.png cannot be decoded"):
         limits.measured_limits(folders)
 
@@ -229,7 +231,7 @@ def test_limits_that_let_everything_pass_are_not_written(
     assert not (machines[0] / "limits.json").exists()
 
 
-def test_pictures_and_latents_of_two_sizes_are_named(
+def test_images_and_latents_of_two_sizes_are_named(
     machines: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     beside = stored.latents_beside(machines[1])
@@ -239,7 +241,7 @@ def test_pictures_and_latents_of_two_sizes_are_named(
     assert f"{path} has the shape (4, 2, 1), the baseline's (4, 1, 1)" in capsys.readouterr().err
     save(machines[1], "tuned", noisy(3)[:16])
     assert run(*machines[:2]) == 2
-    assert "the pictures 'star' are of two sizes" in capsys.readouterr().err
+    assert "the images 'star' are of two sizes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("value", "rounded"), [(0.0, 0.0), (4e-9, 4e-9), (1.2341e-7, 1.24e-7)])

@@ -197,7 +197,7 @@ UNSOUND = {
     "median": (with_stat("median", 1e9), "[baseline] its median is "),
     "rounds": (with_stat("rounds", 99), "[baseline] its rounds is 99, its rounds make that 2;"),
     "null mean": (with_stat("mean", None), "[baseline] its mean is None, "),
-    "iterations": (with_stat("iterations", 5), "[baseline] a round drew 5 images, not one;"),
+    "iterations": (with_stat("iterations", 5), "[baseline] a round generated 5 images, not one;"),
     "no rounds": (with_stat("data", []), "[baseline] there are no rounds: []; "),
     **{
         f"a round of {seconds!r}": (

@@ -1,4 +1,4 @@
-"""Faults of pictures: what a broken sampler, decoder or post-processing does to them."""
+"""Faults of images: what a broken sampler, decoder or post-processing does to them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sdopt.pipelines.cfg_cutoff import cutoff_callback
 from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
-    from sdopt.bench.faults.fault import Inject, Picture
+    from sdopt.bench.faults.fault import Image, Inject
     from sdopt.pipelines.pipeline import LevelPipeline
 
 NOISE = (0.004, 0.01, 0.03)
-"""Standard deviations, of a picture from 0 to 1: one grey level of 255, 2.5 and 8."""
+"""Standard deviations, of an image from 0 to 1: one grey level of 255, 2.5 and 8."""
 CORNER_PX = 4
 CHANGES_WORK = ("one step less", "cutoff two steps early", "cutoff two steps late")
 """Faults that change how often the UNet is evaluated."""
 
 
-def picture_faults() -> list[Fault]:
-    """Every one; `final` or another level with a cutoff has to be the one that draws."""
+def image_faults() -> list[Fault]:
+    """Every one; `final` or another level with a cutoff has to be the one that generates."""
     changes: dict[str, Inject] = {
-        **{f"noise of {sigma}": _redrawn(_noise(sigma)) for sigma in NOISE},
-        "blur": _redrawn(_blurred),
-        "swapped channels": _redrawn(lambda picture: picture[..., ::-1].copy()),
-        "black": _redrawn(np.zeros_like),
-        "constant": _redrawn(lambda picture: np.full_like(picture, 0.5)),
-        "NaN": _redrawn(lambda picture: np.full_like(picture, np.nan)),
-        "bright corner": _redrawn(_bright_corner),
+        **{f"noise of {sigma}": _regenerated(_noise(sigma)) for sigma in NOISE},
+        "blur": _regenerated(_blurred),
+        "swapped channels": _regenerated(lambda image: image[..., ::-1].copy()),
+        "black": _regenerated(np.zeros_like),
+        "constant": _regenerated(lambda image: np.full_like(image, 0.5)),
+        "NaN": _regenerated(lambda image: np.full_like(image, np.nan)),
+        "bright corner": _regenerated(_bright_corner),
         "wrong seed": _other_seed,
         "one step less": _one_step_less,
         "guidance 0.5 lower": _guided(-0.5),
@@ -43,12 +43,12 @@ def picture_faults() -> list[Fault]:
         "cutoff two steps early": _cutoff(-2),
         "cutoff two steps late": _cutoff(2),
     }
-    control = Fault(group="picture", name="none (control)", inject=nullcontext, caught_by=None)
+    control = Fault(group="image", name="none (control)", inject=nullcontext, caught_by=None)
     return [
         control,
         *(
             Fault(
-                group="picture",
+                group="image",
                 name=name,
                 inject=inject,
                 caught_by="block_drift" if name == "bright corner" else "ssim_drift",
@@ -59,27 +59,27 @@ def picture_faults() -> list[Fault]:
     ]
 
 
-def _redrawn(change: Callable[[Picture], Picture]) -> Inject:
-    return lambda pipeline: nullcontext(Faulty(pipeline, picture=change))
+def _regenerated(change: Callable[[Image], Image]) -> Inject:
+    return lambda pipeline: nullcontext(Faulty(pipeline, change=change))
 
 
-def _noise(sigma: float) -> Callable[[Picture], Picture]:
-    def noisy(picture: Picture) -> Picture:
-        noise = np.random.default_rng(0).normal(0, sigma, picture.shape)
-        return np.clip(picture + noise, 0, 1).astype(picture.dtype)
+def _noise(sigma: float) -> Callable[[Image], Image]:
+    def noisy(image: Image) -> Image:
+        noise = np.random.default_rng(0).normal(0, sigma, image.shape)
+        return np.clip(image + noise, 0, 1).astype(image.dtype)
 
     return noisy
 
 
-def _blurred(picture: Picture) -> Picture:
+def _blurred(image: Image) -> Image:
     from scipy.ndimage import gaussian_filter
 
-    blurred: Picture = gaussian_filter(picture, sigma=(0.5, 0.5, 0))
+    blurred: Image = gaussian_filter(image, sigma=(0.5, 0.5, 0))
     return blurred
 
 
-def _bright_corner(picture: Picture) -> Picture:
-    bright = picture.copy()
+def _bright_corner(image: Image) -> Image:
+    bright = image.copy()
     bright[:CORNER_PX, :CORNER_PX] = 1.0
     return bright
 

@@ -1,4 +1,4 @@
-"""A whole picture as one CUDA graph: text encoder, denoising loop and decoder.
+"""A whole image as one CUDA graph: text encoder, denoising loop and decoder.
 
 The host tokenizes, draws the noise and launches once. Everything that a graph depends on is its
 key; another prompt, seed or guidance scale only changes what it reads.
@@ -30,17 +30,17 @@ from sdopt.errors import SdoptError
 from sdopt.levels import Level
 
 MOST_GRAPHS = 4
-"""Kinds of pictures whose graphs are kept: sizes, numbers of steps or of pictures."""
+"""Kinds of images whose graphs are kept: sizes, numbers of steps or of images."""
 
 _one_at_a_time = threading.RLock()
 """Graphs share their inputs, outputs and memory: a second thread waits for the first."""
 
 
 @dataclass(kw_only=True)
-class PictureEngine:
-    """Draws the pictures of one pipeline; `captures` counts the graphs that it made.
+class ImageEngine:
+    """Generates the images of one pipeline; `captures` counts the graphs that it made.
 
-    `latents` are what the decoder got for the last picture, (B, 4, H, W), until the next one.
+    `latents` are what the decoder got for the last image, (B, 4, H, W), until the next one.
     The pipeline has the engine, and so is not kept alive by it.
     """
 
@@ -76,7 +76,7 @@ class PictureEngine:
             raise SdoptError(f"level {self.level.name!r}: the pipeline of this engine is gone")
         return pipeline
 
-    def draw(
+    def generate(
         self,
         ids: Tensor,
         noise: Tensor,
@@ -84,7 +84,7 @@ class PictureEngine:
         steps: int,
         adapter_scale: float = 1.0,
     ) -> Tensor:
-        """Pictures (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
+        """Images (B, 3, 8 * H, 8 * W) from -1 to 1, the caller's to keep.
 
         `ids` holds the prompts' tokens, with guidance the negative prompts' before them; `noise` is
         (B, 4, H, W). Both may still be on the host: what it sends later, the GPU waits for less.
@@ -108,30 +108,30 @@ class PictureEngine:
             return self._run(inputs.on(device), kind, self.ticks)
 
     def stage_ms(self) -> dict[str, float]:
-        """The last picture's time in each of STAGES, by the device's clock."""
+        """The last image's time in each of STAGES, by the device's clock."""
         if not self.ticks:
-            raise RuntimeError("no picture was drawn yet")
+            raise RuntimeError("no image was generated yet")
         self.ticks[-1].synchronize()
         pairs = zip(STAGES, pairwise(self.ticks), strict=True)
         return {stage: begin.elapsed_time(end) for stage, (begin, end) in pairs}
 
     @property
     def tables(self) -> tuple[Tensor, Tensor]:
-        """The timesteps and factors that the last picture was drawn with, on the device."""
+        """The timesteps and factors that the last image was generated with, on the device."""
         return self.schedule.last
 
     def _replay_checked(self, inputs: Inputs, kind: Kind) -> Tensor:
-        """Look at the modules while the GPU draws, milliseconds that nobody waits for.
+        """Look at the modules while the GPU generates, milliseconds that nobody waits for.
 
-        A graph of other weights has drawn for nothing then; the watch keeps what it read.
+        A graph of other weights has generated for nothing then; the watch keeps what it read.
         """
         if kind not in self.graphs:
             self._forget_what_changed()
             return self._replay(inputs, kind)
-        picture = self._replay(inputs, kind)
+        image = self._replay(inputs, kind)
         if not self._parts.has_changed() and not self._wrote_unseen(self.graphs.kept[kind]):
-            return picture
-        return self._replay(inputs, kind) if self._forget_what_changed() else picture
+            return image
+        return self._replay(inputs, kind) if self._forget_what_changed() else image
 
     def _wrote_unseen(self, captured: Captured) -> bool:
         """Whether weights had other values when a graph began, long before its end."""
@@ -150,10 +150,10 @@ class PictureEngine:
         captured.flag.fill_(UNKNOWN)
         captured.graph.replay()
         self.ticks, self.latents = captured.ticks, captured.latents
-        picture = captured.picture.clone()
+        image = captured.image.clone()
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
-        return picture
+        return image
 
     def _forget_what_changed(self) -> bool:
         """Drop all graphs if the modules or the weights that they read are others now.
@@ -206,11 +206,11 @@ class PictureEngine:
                     differs = differing(self._parts.fingerprints).to(torch.uint8)
                     flag.copy_(differs, non_blocking=True)
                 looked.record()
-                picture = self._run(static, kind, ticks)
+                image = self._run(static, kind, ticks)
         return Captured(
             graph=graph,
             inputs=static,
-            picture=picture,
+            image=image,
             latents=self.latents,
             ticks=ticks,
             factors=inputs.factors,
@@ -219,14 +219,14 @@ class PictureEngine:
         )
 
     def _run(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
-        """Draw without a graph, or while one records; what changed was taken over before."""
+        """Generate without a graph, or while one records; what changed was taken over before."""
         self._parts.looked_at = True
         try:
-            return self._drawn(inputs, kind, ticks)
+            return self._generated(inputs, kind, ticks)
         finally:
             self._parts.looked_at = False
 
-    def _drawn(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
+    def _generated(self, inputs: Inputs, kind: Kind, ticks: Sequence[Tick]) -> Tensor:
         marks = iter(ticks)
         tick(marks)
         text = self.owner.text_encoder(inputs.ids)[0]
@@ -237,9 +237,9 @@ class PictureEngine:
         self.latents = as_module_input(
             (sample / vae.config.scaling_factor).to(text.dtype), fused=self.level.fused
         )
-        picture: Tensor = vae.decode(self.latents, return_dict=False)[0]
+        image: Tensor = vae.decode(self.latents, return_dict=False)[0]
         tick(marks)
-        return picture
+        return image
 
     def _denoise(self, inputs: Inputs, kind: Kind, text: Tensor) -> Tensor:
         """The loop over all steps; latents (B, H, W, 4), float32."""

@@ -1,6 +1,6 @@
-"""The process whose compiled code is packed: one picture of each level, drawn where told to.
+"""The process whose compiled code is packed: one image of each level, generated where told to.
 
-    python -m sdopt.compile_cache.drawing SOURCE LEVEL...
+    python -m sdopt.compile_cache.filling SOURCE LEVEL...
 
 It compiles into the folders that its environment names (`place.variables`).
 """
@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 
 
-def draw(source_name: str, levels: Sequence[str]) -> None:
-    """Print the seconds of each level's first picture."""
+def fill(source_name: str, levels: Sequence[str]) -> None:
+    """Print the seconds of each level's first image."""
     from sdopt.levels import get_level
     from sdopt.pipelines.pipeline import build, default_device
     from sdopt.pipelines.workload import generate, load_workload
@@ -26,11 +26,11 @@ def draw(source_name: str, levels: Sequence[str]) -> None:
         pipeline = build(source, get_level(level), device)
         start = time.perf_counter()
         generate(pipeline, request)
-        print(f"  {level}: first picture {time.perf_counter() - start:.1f} s", flush=True)
+        print(f"  {level}: first image {time.perf_counter() - start:.1f} s", flush=True)
         pipeline.__dict__.clear()
         del pipeline
         free_memory(device)
 
 
 if __name__ == "__main__":
-    draw(sys.argv[1], sys.argv[2:])
+    fill(sys.argv[1], sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The picture engine draws what the eager levels draw, and refuses what it cannot honour."""
+"""The image engine generates what the eager levels generate, and refuses what it cannot honour."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 from sdopt.bench.measure.observation import parts
 from sdopt.bench.measure.quality import to_uint8
 from sdopt.bench.metrics import images
+from sdopt.engine.image import ImageEngine
 from sdopt.engine.modules import fuse_modules
-from sdopt.engine.picture import PictureEngine
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
 from sdopt.pipelines.pipeline import LevelPipeline, build
@@ -51,7 +51,7 @@ def pipelines() -> Pipelines:
     return get
 
 
-def draw(pipeline: LevelPipeline, prompt: Any = PROMPT, seed: int = 1, **more: Any) -> Any:
+def image_of(pipeline: LevelPipeline, prompt: Any = PROMPT, seed: int = 1, **more: Any) -> Any:
     given = {"output_type": "np", "generator": torch.Generator().manual_seed(seed)} | more
     return pipeline(prompt, **given).images
 
@@ -70,7 +70,7 @@ LIKE = [
 
 
 @pytest.mark.parametrize(("name", "eager", "least"), LIKE)
-def test_a_level_draws_the_eager_levels_pictures(
+def test_a_level_generates_the_eager_levels_images(
     name: str, eager: str, least: float, pipelines: Pipelines
 ) -> None:
     for request in EMBEDDED_REQUESTS[:2]:
@@ -92,36 +92,36 @@ def test_a_level_draws_the_eager_levels_pictures(
 def test_arguments_do_what_they_do_to_the_eager_level(
     more: dict[str, Any], pipelines: Pipelines
 ) -> None:
-    found, wanted = (draw(pipelines(level), **more)[0] for level in ("express", "final"))
+    found, wanted = (image_of(pipelines(level), **more)[0] for level in ("express", "final"))
     assert ssim(found, wanted) >= 0.999
 
 
-def test_two_pictures_at_once_are_those_drawn_alone(pipelines: Pipelines) -> None:
+def test_two_images_at_once_are_those_generated_alone(pipelines: Pipelines) -> None:
     pipeline = pipelines("express")
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     negatives = ["", NEGATIVE]
     arguments: Any = {"negative_prompt": negatives, "generator": seeds, "output_type": "np"}
     both = pipeline([PROMPT, OTHER], **arguments).images
     for image, prompt, negative, seed in zip(both, (PROMPT, OTHER), negatives, (1, 2), strict=True):
-        alone = draw(pipeline, prompt, seed, negative_prompt=negative)[0]
+        alone = image_of(pipeline, prompt, seed, negative_prompt=negative)[0]
         assert np.abs(image - alone).max() < 1e-3
 
 
 def test_pipelines_that_take_turns_do_not_disturb_each_other(pipelines: Pipelines) -> None:
     names = ("express", "hoisted")
-    before = [draw(pipelines(name), num_inference_steps=4) for name in names]
+    before = [image_of(pipelines(name), num_inference_steps=4) for name in names]
     for _ in range(2):
         for name, wanted in zip(names, before, strict=True):
-            assert np.array_equal(draw(pipelines(name), num_inference_steps=4), wanted)
+            assert np.array_equal(image_of(pipelines(name), num_inference_steps=4), wanted)
 
 
-def test_a_second_thread_draws_the_right_picture(pipelines: Pipelines) -> None:
+def test_a_second_thread_generates_the_right_image(pipelines: Pipelines) -> None:
     pipeline = pipelines("express")
-    wanted = [draw(pipeline, seed=seed, num_inference_steps=4) for seed in (1, 2)]
+    wanted = [image_of(pipeline, seed=seed, num_inference_steps=4) for seed in (1, 2)]
     found: dict[int, Any] = {}
 
     def work(seed: int) -> None:
-        found[seed] = draw(pipeline, seed=seed, num_inference_steps=4)
+        found[seed] = image_of(pipeline, seed=seed, num_inference_steps=4)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
     for thread in threads:
@@ -133,11 +133,11 @@ def test_a_second_thread_draws_the_right_picture(pipelines: Pipelines) -> None:
 
 def test_output_types(pipelines: Pipelines) -> None:
     pipeline = pipelines("express")
-    array = draw(pipeline, num_inference_steps=2)
+    array = image_of(pipeline, num_inference_steps=2)
     assert array.shape == (1, 128, 128, 3)
-    tensor = draw(pipeline, num_inference_steps=2, output_type="pt")
+    tensor = image_of(pipeline, num_inference_steps=2, output_type="pt")
     assert np.allclose(tensor.permute(0, 2, 3, 1).numpy(), array, atol=1e-6)
-    image = draw(pipeline, num_inference_steps=2, output_type="pil")[0]
+    image = image_of(pipeline, num_inference_steps=2, output_type="pil")[0]
     assert np.array_equal(np.asarray(image), to_uint8(array[0]))
 
 
@@ -172,7 +172,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     more: dict[str, Any], says: str, pipelines: Pipelines
 ) -> None:
     with pytest.raises(SdoptError) as caught:
-        draw(pipelines("express"), **more)
+        image_of(pipelines("express"), **more)
     assert says in str(caught.value)
 
 
@@ -181,16 +181,17 @@ def test_a_prompt_of_too_many_tokens_is_told(
 ) -> None:
     pipeline = pipelines("express")
     longest = pipeline.tokenizer.model_max_length
-    draw(pipeline, PROMPT, num_inference_steps=1)
+    image_of(pipeline, PROMPT, num_inference_steps=1)
     assert "tokens are used" not in caplog.text
-    draw(pipeline, "red " * longest, num_inference_steps=1)
+    image_of(pipeline, "red " * longest, num_inference_steps=1)
     assert f"only the first {longest} tokens are used" in caplog.text
 
 
 def test_steps_may_be_an_integer_of_numpy(pipelines: Pipelines) -> None:
     pipeline = pipelines("express")
     assert np.array_equal(
-        draw(pipeline, num_inference_steps=np.int64(2)), draw(pipeline, num_inference_steps=2)
+        image_of(pipeline, num_inference_steps=np.int64(2)),
+        image_of(pipeline, num_inference_steps=2),
     )
 
 
@@ -206,7 +207,7 @@ def own() -> LevelPipeline:
 
 
 def two_steps(pipeline: LevelPipeline, **more: Any) -> Any:
-    return draw(pipeline, num_inference_steps=2, **more)
+    return image_of(pipeline, num_inference_steps=2, **more)
 
 
 def scaled(owner: Any, factor: float) -> Tensor:
@@ -249,9 +250,9 @@ OWNERS: dict[str, Callable[[LevelPipeline], Any]] = {
     "read": lambda pipeline: pipeline.unet.conv_out,
     "joined": lambda pipeline: block_of(pipeline).attn1.to_v,
     "merged": lambda pipeline: pipeline.unet.mid_block.attentions[0].proj_out,
-    "doubled": lambda pipeline: pipeline.unet.up_blocks[0].upsamplers[0].conv,
+    "upsample": lambda pipeline: pipeline.unet.up_blocks[0].upsamplers[0].conv,
     "in the text encoder": lambda pipeline: pipeline.text_encoder.get_input_embeddings(),
-    "doubled in the decoder": lambda pipeline: doubled_of(pipeline),
+    "upsample in the decoder": lambda pipeline: doubled_of(pipeline),
 }
 """Whose weight is read where it is, and those whose weights others are computed from."""
 FACTOR = 4.0
@@ -268,13 +269,13 @@ def doubled_of(pipeline: LevelPipeline) -> Any:
 
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, Any]:
-    """The picture with a weight of each kind changed, and '' with none, by weights fused anew."""
+    """The image with a weight of each kind changed, and '' with none, by weights fused anew."""
     pipeline = own_pipeline()
     found = {"": two_steps(pipeline)}
     for name, owner in OWNERS.items():
         write(owner(pipeline), FACTOR)
         fuse_modules(pipeline)
-        pipeline.engine = PictureEngine(pipeline=pipeline, level=pipeline.level)
+        pipeline.engine = ImageEngine(pipeline=pipeline, level=pipeline.level)
         found[name] = two_steps(pipeline)
         write(owner(pipeline), 1 / FACTOR)
         assert np.abs(found[name] - found[""]).max() > 1e-3, name
@@ -286,7 +287,7 @@ def differ(found: Any, wanted: Any) -> bool:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_weight_changed_before_the_first_picture_is_used(
+def test_a_weight_changed_before_the_first_image_is_used(
     change: Callable[[Any, float], None], own: LevelPipeline, wanted: dict[str, Any]
 ) -> None:
     change(OWNERS["merged"](own), FACTOR)
@@ -294,7 +295,7 @@ def test_a_weight_changed_before_the_first_picture_is_used(
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_weight_changed_between_pictures_is_used(
+def test_a_weight_changed_between_images_is_used(
     change: Callable[[Any, float], None], own: LevelPipeline, wanted: dict[str, Any]
 ) -> None:
     for name, owner in OWNERS.items():
@@ -323,12 +324,12 @@ def test_no_weight_takes_a_freed_ones_place_unseen(
 def test_joined_weights_keep_no_copies_for_gradients(own: LevelPipeline) -> None:
     fused: Any = own.fused_unet
     merged = [tensor for pair in fused.merged.values() for tensor in pair]
-    computed = [*fused.joined.values(), *fused.doubled.values(), *merged]
+    computed = [*fused.joined.values(), *fused.upsample.values(), *merged]
     assert own.unet.conv_out.weight.requires_grad
     assert [tensor.requires_grad for tensor in computed] == [False] * len(computed)
 
 
-def test_calls_in_inference_mode_draw_the_same_picture(
+def test_calls_in_inference_mode_generate_the_same_image(
     own: LevelPipeline, wanted: dict[str, Any]
 ) -> None:
     for mode in (torch.inference_mode, nullcontext, torch.inference_mode):
@@ -340,7 +341,9 @@ def test_calls_in_inference_mode_draw_the_same_picture(
     assert not differ(two_steps(own), wanted["joined"])
 
 
-def test_a_pipeline_built_in_inference_mode_draws_the_same_picture(wanted: dict[str, Any]) -> None:
+def test_a_pipeline_built_in_inference_mode_generates_the_same_image(
+    wanted: dict[str, Any],
+) -> None:
     with torch.inference_mode():
         pipeline = own_pipeline()
     assert np.array_equal(two_steps(pipeline), wanted[""])
@@ -437,10 +440,10 @@ def test_a_safety_checker_put_back_blackens_and_flags(
         seed = torch.Generator().manual_seed(1)
         output = own(PROMPT, generator=seed, **arguments)
         assert output.nsfw_content_detected == [flagged]
-        picture = np.asarray(output.images[0])
+        image = np.asarray(output.images[0])
         if flagged:
-            assert not picture.any()
+            assert not image.any()
         elif output_type == "np":
-            assert not differ(picture, wanted[""][0])
+            assert not differ(image, wanted[""][0])
         else:
-            assert picture.std() > 0
+            assert image.std() > 0

@@ -1,4 +1,4 @@
-"""Draws captions with some of the UNet's steps shallow, as `split` beside it splits it."""
+"""Generates captions with some of the UNet's steps shallow, as `split` beside it splits it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from sdopt.bench.measure.scoring import Pictures
+from sdopt.bench.measure.scoring import Images
 from sdopt.levels import guided_steps
 from sdopt.miniature import GUIDANCE_SCALE
 from studies.feature_caching.split import full_step, shallow_step
-from studies.miniature_quality.studio import CUTOFF, Studio, to_pictures
+from studies.miniature_quality.studio import CUTOFF, Studio, to_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +60,14 @@ class CachedStudio:
         self.studio, self.unet, self.scale = studio, studio.pipeline.unet, scale
 
     @torch.no_grad()
-    def draw(self, captions: list[str], seeds: list[int], plan: Plan) -> Pictures:
+    def generate(self, captions: list[str], seeds: list[int], plan: Plan) -> Images:
         """N x 128 x 128 x 3, 0 to 255, decoded by the Tiny VAE."""
         size = self.studio.batch
         parts = [
             self._latents(captions[i : i + size], seeds[i : i + size], plan)
             for i in range(0, len(captions), size)
         ]
-        return to_pictures(self.studio.tiny_vae, torch.cat(parts))
+        return to_images(self.studio.tiny_vae, torch.cat(parts))
 
     def _latents(self, captions: list[str], seeds: list[int], plan: Plan) -> Tensor:
         scheduler, memory = self._scheduler(plan.steps), Memory(plan.slope)
@@ -113,8 +113,10 @@ class CachedStudio:
 
 
 def _noise(seeds: list[int], unet: Any) -> Tensor:
-    """Drawn on the CPU for each picture by itself, as a diffusers pipeline does."""
+    """ImageAndLatents on the CPU for each image by itself, as a diffusers pipeline does."""
     side = unet.config.sample_size
     shape = (1, unet.config.in_channels, side, side)
-    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.cat(drawn).to(unet.device)
+    generated = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds
+    ]
+    return torch.cat(generated).to(unet.device)
