@@ -170,8 +170,11 @@ def test_what_is_done_to_a_compiled_level_after_an_image_is_generated(level: str
     def is_generated(changed: bool = True) -> None:
         found = generate()
         with eager_calls():
-            assert np.array_equal(found, generate())
-        assert np.array_equal(found, before) != changed
+            called = generate()
+        apart = np.abs(found - called).max()
+        assert apart == 0.0, f"a replay and a call of the same code are {apart} apart"
+        moved = np.abs(found - before).max()
+        assert (moved > 0.0) == changed, f"{moved} from the image before"
 
     before = generate()
     pipeline.load_lora_weights(lora(pipeline), adapter_name="one")

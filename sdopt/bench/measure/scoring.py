@@ -1,4 +1,4 @@
-"""Judges images against the true drawings of their scenes; needs no model."""
+"""Judges images against the ground truth of their scenes; needs no model."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def mean_ssim(first: Images, second: Images) -> float:
 def attribute_accuracy(images: Images, scenes: list[Scene]) -> dict[str, float]:
     """Share of scenes' attributes drawn right, per attribute, and over all `JUDGED` ones.
 
-    An attribute is right when, of the true drawings that differ only in it, the right one is
+    An attribute is right when, of the ground truths that differ only in it, the right one is
     nearest to the image by mean squared error.
     """
     verdicts: dict[str, list[bool]] = {"background": [], **{name: [] for name in OBJECT_FIELDS}}
