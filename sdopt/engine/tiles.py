@@ -90,7 +90,7 @@ def tuned() -> dict[str, Tile]:
 
 
 def current_key(key: str) -> str:
-    """A key of a table of before version 0.2 as it is called now."""
+    """A key of an older table as it is called now."""
     kind, _, shape = key.partition(" ")
     return f"{OLD_KINDS.get(kind, kind)} {shape}"
 

@@ -136,7 +136,7 @@ BEFORE = {
     "bench.ab.slowdowns": "ab.slowdowns",
     "bench.measure": "measure",
 }
-"""Where revisions of before the three rooms (version 0.1) have these modules."""
+"""Where revisions before the move into three rooms have these modules."""
 
 
 def part(name: str) -> Any:

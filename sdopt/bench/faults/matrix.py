@@ -27,10 +27,11 @@ def matrix(findings: Sequence[Finding]) -> list[str]:
 
 def totals(findings: Sequence[Finding]) -> list[str]:
     """'image: 17 of 17 right (95 % interval 80 to 100 %)' for each group."""
-    groups = dict.fromkeys(finding.id.split(":")[0] for finding in findings)
+    groups: dict[str, list[bool]] = {}
+    for finding in findings:
+        groups.setdefault(finding.id.split(":")[0], []).append(finding.caught)
     lines = []
-    for group in groups:
-        results = [f.caught for f in findings if f.id.startswith(f"{group}:")]
+    for group, results in groups.items():
         low, high = interval(sum(results), len(results))
         lines.append(
             f"{group}: {sum(results)} of {len(results)} right "

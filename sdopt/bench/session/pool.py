@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -65,10 +65,12 @@ class PipelinePool:
         what = "first image, compiling" if level.compiled else "first image"
         with run.progress.during(f"[{level.name}] {what}"):
             first = first_call(pipeline, run.workload.requests[0])
+        carried = ExitStack()
         if self.fault:
-            self._carry(pipeline, self.fault)
+            carried.callback(self._carry(pipeline, self.fault))
         # Not in a `finally`: after an error, what its traceback holds says which level it was.
         yield pipeline, first
+        carried.close()
         self.free(pipeline)
         left_mib = allocated_mib(run.device) - before_mib
         if left_mib > MEMORY_LEFT_MIB:
@@ -78,12 +80,12 @@ class PipelinePool:
                 "to it"
             )
 
-    def _carry(self, pipeline: LevelPipeline, fault: str) -> None:
-        """Put the fault in for good: whoever could take it out would keep the pipeline's parts."""
+    def _carry(self, pipeline: LevelPipeline, fault: str) -> Callable[[], None]:
+        """Put the fault in; it goes with what takes it out, so somebody has to hold that."""
         from sdopt.bench.ab.slowdowns import inject
         from sdopt.bench.measure.timing import image_ms
 
-        inject(pipeline, fault, image_ms(pipeline, self.run.workload.requests[0]))
+        return inject(pipeline, fault, image_ms(pipeline, self.run.workload.requests[0]))
 
     def keep(self, level: Level) -> LevelPipeline:
         """The level's pipeline, warm; one for all who ask, until the pool is closed."""

@@ -1,4 +1,4 @@
-"""Names that stored files of before version 0.2 have, and what stands for them now.
+"""Names that older stored files have, and what stands for them now.
 
 What was stored stays as it is: files are read with these names and written with those of today.
 """
