@@ -18,7 +18,12 @@ class PutIn:
 
     It computes with the weights of that module. So what `copy.deepcopy`, pickle and `torch.save`
     put into a copy is the forward pass of the copy's class: plain and right, without a level.
+
+    `after` happens after each call: the bench lets a fault take time there, which no check of
+    what was done to the module would take for another forward pass.
     """
+
+    after: Callable[[], None] | None = None
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
         self._module = weakref.ref(module)  # it has this one
@@ -29,7 +34,10 @@ class PutIn:
         """What the function returns; what the class's own does where somebody else compiles it."""
         if torch.compiler.is_compiling():
             return _of_its_class(self.module)(*args, **kwargs)
-        return self.function(*args, **kwargs)
+        result = self.function(*args, **kwargs)
+        if self.after is not None:
+            self.after()
+        return result
 
     def __reduce__(self) -> Any:
         return OfItsClass, (self.module,)

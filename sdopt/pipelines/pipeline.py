@@ -50,11 +50,13 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
     Every argument of `StableDiffusionPipeline.__call__` works and overrides the level's own:
     `num_inference_steps` and `guidance_scale` too. A `callback_on_step_end` runs
-    before the level's own.
+    before the level's own. `each_image` happens in each call, before its loop: the bench lets a
+    fault take time or memory there.
     """
 
     level: Level
     source: Source
+    each_image: Callable[[], None] | None = None
     step_callback: Any = None
     engine: ImageEngine | None = None
     generating: bool = False
@@ -88,6 +90,8 @@ class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             naming_the_hungry(self.level, self.device),
             leaving_the_outer_call(self),
         ):
+            if self.each_image is not None:
+                self.each_image()
             if self.engine is not None:
                 return generated_whole(self, self.engine, arguments)
             if self.level.compiled and arguments.get("cross_attention_kwargs"):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from sdopt.engine.put_in import PutIn
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.util.replaced import replaced
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     Undo = Callable[[], None]
 
 MIB = 2**20
-EACH_IMAGE = "prepare_latents"
-"""A method of the pipeline that diffusers and the engine call once for each image."""
 CALIBRATION_CYCLES = 10_000_000
 MEMORY_PLACES = ("memory", "leak")
 """Faults that take memory of a CUDA device instead of time."""
@@ -58,13 +57,13 @@ def parse(fault: str) -> tuple[str, float]:
 
 def _in_loop(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
     each_ms = size * image_ms / pipeline.level.steps
-    undo = _after(pipeline.unet, "forward", _waiting(pipeline.device, each_ms))
+    undo = _after_forward(pipeline.unet, _waiting(pipeline.device, each_ms))
     return _in_graphs_of_its_own(pipeline, f"loop:{size}", undo)
 
 
 def _in_decoder(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
     wait = _waiting(pipeline.device, size * image_ms)
-    undo = _after(pipeline.vae.decoder, "forward", wait)
+    undo = _after_forward(pipeline.vae.decoder, wait)
     return _in_graphs_of_its_own(pipeline, f"decoder:{size}", undo)
 
 
@@ -88,7 +87,7 @@ def _in_graphs_of_its_own(pipeline: LevelPipeline, fault: str, undo: Undo) -> Un
 
 
 def _on_host(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
-    return _after(pipeline, EACH_IMAGE, lambda: _spin(size * image_ms))
+    return _attached(pipeline, "each_image", lambda: _spin(size * image_ms))
 
 
 def _held_share(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
@@ -128,7 +127,7 @@ def _leaked(pipeline: LevelPipeline, size: float, image_ms: float) -> Undo:
 
 
 def _until_cleared(pipeline: LevelPipeline, take: Callable[[], None], held: list[Any]) -> Undo:
-    undo = _after(pipeline, EACH_IMAGE, take)
+    undo = _attached(pipeline, "each_image", take)
 
     def give_back() -> None:
         undo()
@@ -147,17 +146,29 @@ FAULTS: dict[str, Callable[[LevelPipeline, float, float], Undo]] = {
 }
 
 
-def _after(owner: Any, method: str, action: Callable[[], None]) -> Undo:
-    """Act after each call of the method; the result restores it."""
-    original = getattr(owner, method)
+def _after_forward(module: torch.nn.Module, action: Callable[[], None]) -> Undo:
+    """Act after each forward pass; the result restores it.
+
+    A level's own forward pass stays in its place: another one would be a change of the pipeline,
+    which the engine refuses and compiled levels compute uncompiled.
+    """
+    own = vars(module).get("forward")
+    if isinstance(own, PutIn):
+        return _attached(own, "after", action)
+    original = module.forward
 
     def followed(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         action()
         return result
 
+    return _attached(module, "forward", followed)
+
+
+def _attached(owner: Any, name: str, value: Any) -> Undo:
+    """Put something into an attribute; the result restores it."""
     stack = ExitStack()
-    stack.enter_context(replaced(owner, method, followed))
+    stack.enter_context(replaced(owner, name, value))
     return stack.close
 
 

@@ -140,13 +140,15 @@ BEFORE = {
 
 
 def part(name: str) -> Any:
-    """A module of the tree's package, wherever its revision has it."""
-    try:
-        return import_module(f"sdopt.{name}")
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"sdopt.{name}".startswith(error.name):
-            raise
-        return import_module(f"sdopt.{BEFORE[name]}")
+    """A module of the tree's package, wherever its revision has it.
+
+    The tree's files decide: an editable installation would find what they lack elsewhere.
+    """
+    import sdopt
+
+    place = Path(sdopt.__file__ or "nowhere").parent / name.replace(".", "/")
+    is_there = place.is_dir() or place.with_suffix(".py").is_file()
+    return import_module(f"sdopt.{name if is_there else BEFORE[name]}")
 
 
 COMMANDS = ("hello", "load", "identity", "rounds", "inject", "memory", "work", "free")

@@ -10,7 +10,7 @@ import torch
 
 from sdopt.bench.ab.slowdowns import _spin, inject
 from sdopt.errors import UnknownNameError
-from sdopt.levels import BASELINE
+from sdopt.levels import BASELINE, FINAL, HOISTED
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import Request, generate
 from sdopt.weights.sources import Source
@@ -18,9 +18,10 @@ from sdopt.weights.sources import Source
 STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def pipeline(micro_source: Source) -> LevelPipeline:
-    return build(micro_source, replace(BASELINE, steps=STEPS))
+@pytest.fixture(scope="module", params=[BASELINE, HOISTED], ids=lambda level: level.name)
+def pipeline(micro_source: Source, request: pytest.FixtureRequest) -> LevelPipeline:
+    """Of diffusers' own modules, and of the engine's, which refuses what is put into them."""
+    return build(micro_source, replace(request.param, steps=STEPS))
 
 
 @pytest.fixture
@@ -48,7 +49,26 @@ def test_a_slowdown_is_a_share_of_the_image_and_can_be_undone(
     undo()
     generate(pipeline, micro_request)
     assert len(waits) == len(wanted)
-    assert "forward" not in vars(pipeline.unet)
+    assert pipeline.each_image is None
+    forward = vars(pipeline.unet).get("forward")
+    assert forward is None or forward.after is None
+
+
+def test_a_slowdown_of_a_compiled_level_leaves_it_compiled(
+    waits: list[float],
+    micro_source: Source,
+    micro_request: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A forward pass wrapped from outside would be computed uncompiled, with a warning."""
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda code, **_: compiled.append(code) or code)
+    pipeline = build(micro_source, replace(FINAL, steps=STEPS))
+    undo = inject(pipeline, "loop:0.03", image_ms=1000.0)
+    generate(pipeline, micro_request)
+    assert waits == pytest.approx([10.0] * STEPS)
+    assert compiled
+    undo()
 
 
 def test_a_wait_lasts_that_long() -> None:
