@@ -60,7 +60,8 @@ class Watch:
         self._dicts, self._lists, self._empty = _containers(modules, outer)
         self._parameters = [m._parameters for m in modules if m._parameters]
         self._buffers = [m._buffers for m in modules if m._buffers]
-        self._structure = self._structure_now()
+        self._structure, self._values = self._structure_now(), self._values_now()
+        self._contents = [*map(_content, self._classes)]
         weights = self._weights_now()
         self._places, self._versions = _places(weights), _versions(weights)
         self._memory = [weight.detach() for weight in weights]
@@ -75,9 +76,19 @@ class Watch:
     def structure_changed(self) -> bool:
         """Whether a module, a class, an attribute, a hook or a function is another one now."""
         try:
-            return self._structure_now() != self._structure
+            return self._structure_now() != self._structure or self._classes_changed()
         except (RuntimeError, ValueError):  # two tensors or arrays, which have no one answer
             return True
+
+    def _classes_changed(self) -> bool:
+        """Whether a class holds something else now, beside what Python keeps there for itself."""
+        values = self._values_now()
+        if values == self._values:
+            return False
+        if [*map(_content, self._classes)] != self._contents:
+            return True
+        self._values = values
+        return False
 
     def weights_moved(self) -> bool:
         """Whether a weight is elsewhere now; one that was written to in place is not."""
@@ -91,11 +102,13 @@ class Watch:
             [*map(tuple, self._lists)],
             [*map(len, self._empty)],
             [_own_values(module) for module in called if module is not None],
-            [*map(tuple, map(MappingProxyType.values, self._classes))],
             [*map(_code, self._code)],
             [*map(dict, self._registries)],
             _functions(),
         ]
+
+    def _values_now(self) -> list[Any]:
+        return [*map(tuple, map(MappingProxyType.values, self._classes))]
 
     def _weights_now(self) -> list[Tensor]:
         named: Iterable[Mapping[str, Tensor | None]] = chain(self._parameters, self._buffers)
@@ -150,6 +163,14 @@ def _own_values(module: nn.Module) -> Any:
 
 ITS_OWN = ("forward", "_modules", "text_model")
 """The last is a text encoder itself, while diffusers encodes prompts."""
+
+
+KEPT_BY_PYTHON = frozenset({"__slotnames__", "__annotations__", "__annotations_cache__"})
+"""What Python puts into a class when one of its objects is copied, or its annotations are read."""
+
+
+def _content(of_class: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in of_class.items() if name not in KEPT_BY_PYTHON}
 
 
 def _classes(modules: Iterable[nn.Module]) -> list[type]:

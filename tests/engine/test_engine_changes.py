@@ -490,3 +490,18 @@ def test_an_option_set_as_an_attribute_of_a_configuration_is_seen(pipeline: Leve
     pipeline.unet.config.center_input_sample = True
     with pytest.raises(SdoptError, match=r"config\.center_input_sample is True"):
         generate(pipeline)
+
+
+def test_what_python_keeps_in_a_class_is_no_change() -> None:
+    """A copy of a module makes Python note the names of its slots, in the class itself."""
+
+    class Layer(torch.nn.Linear):
+        pass
+
+    layer = Layer(2, 2)
+    watch = Watch([layer])
+    deepcopy(layer)
+    assert "__slotnames__" in vars(Layer)
+    assert not watch.structure_changed()
+    Layer.forward = torch.nn.Linear.forward
+    assert watch.structure_changed()
