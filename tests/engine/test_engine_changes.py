@@ -500,7 +500,7 @@ def test_what_python_keeps_in_a_class_is_no_change() -> None:
 
     layer = Layer(2, 2)
     watch = Watch([layer])
-    deepcopy(layer)
+    copy.deepcopy(layer)
     assert "__slotnames__" in vars(Layer)
     assert not watch.structure_changed()
     Layer.forward = torch.nn.Linear.forward
