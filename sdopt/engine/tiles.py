@@ -91,8 +91,8 @@ def tuned() -> dict[str, Tile]:
 
 def current_key(key: str) -> str:
     """A key of an older table as it is called now."""
-    kind, _, shape = key.partition(" ")
-    return f"{OLD_KINDS.get(kind, kind)} {shape}"
+    kind, space, shape = key.partition(" ")
+    return OLD_KINDS.get(kind, kind) + space + shape
 
 
 def convolution_tile(sizes: Sizes, n: int, kind: str, *, specialized: bool = False) -> Tile:

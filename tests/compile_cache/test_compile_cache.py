@@ -498,7 +498,7 @@ def generated(monkeypatch: pytest.MonkeyPatch, compiled: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files.local(content, path))
 
-    monkeypatch.setattr(command, "_generate", generate)
+    monkeypatch.setattr(command, "_fill", generate)
 
 
 def test_pack_check_and_unpack(
@@ -557,7 +557,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_compiled(
 def test_a_level_that_compiles_nothing_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "_generate", lambda *arguments: None)
+    monkeypatch.setattr(command, "_fill", lambda *arguments: None)
     file = tmp_path / "cache.tar.xz"
     assert command.main(["pack", str(file), "--source", "embedded"]) == 2
     assert "turbo compile nothing here" in capsys.readouterr().err
@@ -567,7 +567,7 @@ def test_a_level_that_compiles_nothing_leaves_no_file(
 def test_a_child_that_fails_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "GENERATING", "sdopt.there_is_no_such_module")
+    monkeypatch.setattr(command, "FILLING", "sdopt.there_is_no_such_module")
     assert command.main(["pack", str(tmp_path / "f"), "--source", "embedded"]) == 2
     assert "ended with status 1" in capsys.readouterr().err
 
@@ -575,7 +575,7 @@ def test_a_child_that_fails_is_told_of(
 def test_the_child_generates_an_image_in_a_fresh_folder(
     micro: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command._generate(tmp_path, str(micro), ["baseline"])
+    command._fill(tmp_path, str(micro), ["baseline"])
     assert "baseline: first image" in capfd.readouterr().out
 
 

@@ -13,14 +13,14 @@ from studies.training.trainer import Schedule, Trainer, rate_factor, save_atomic
 
 
 def toy_stage(fail_at=None, device="cpu"):
-    """Fits a line; raises KeyboardInterrupt at the generate with that number."""
+    """Fits a line; raises KeyboardInterrupt at the draw with that number."""
     torch.manual_seed(1)
     model = nn.Linear(3, 1).to(device)
-    generated = [0]
+    drawn = [0]
 
-    def generate():
-        generated[0] += 1
-        if generated[0] == fail_at:
+    def draw():
+        drawn[0] += 1
+        if drawn[0] == fail_at:
             raise KeyboardInterrupt
         return (torch.randn(8, 3, device=device),)
 
@@ -30,7 +30,7 @@ def toy_stage(fail_at=None, device="cpu"):
     return Stage(
         name="toy",
         trained=nn.ModuleList([model]),
-        generate=generate,
+        draw=draw,
         loss=loss,
         learning_rate=0.05,
         ema_decay=0.9,

@@ -178,11 +178,9 @@ def test_memory_is_judged_where_it_is_measured_and_not_again_once_decided(stage:
 
     judge = Slow()
     result = stage.run(judge)
-    assert [(metric, len(base)) for _, metric, base, _ in judge.asked] == [
-        ("latency_ms", 1),
-        ("peak_allocated_mib", 1),
-        ("latency_ms", 2),
-    ]
+    *first, second = [(metric, len(base)) for _, metric, base, _ in judge.asked]
+    assert sorted(first) == [("latency_ms", 1), ("peak_allocated_mib", 1)]
+    assert second == ("latency_ms", 2)
     assert result.values("one", "peak_allocated_mib") == ((100.0, 100.0), (110.0, 110.0))
     assert {verdict.metric for verdict in result.verdicts} == {"latency_ms", "peak_allocated_mib"}
 

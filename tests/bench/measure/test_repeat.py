@@ -51,7 +51,7 @@ def test_one_bit_is_none() -> None:
     assert 0 < seen.latents_apart < 1e-7
     verdict = Gate().repeat(BASELINE, seen)
     assert (verdict.metric, verdict.outcome, verdict.measured) == ("repeat", Outcome.REGRESSION, 1)
-    assert "1 values of the latents differ" in verdict.reason
+    assert "1 values of latents differ" in verdict.reason
     assert verdict.next_step
 
 
@@ -111,7 +111,7 @@ def test_the_pool_generates_the_first_prompt_again_after_all_others(
         names.append(request.name)
         return generated(len(names))
 
-    monkeypatch.setattr("sdopt.bench.measure.generated.generate", noting)
+    monkeypatch.setattr("sdopt.bench.measure.generated.generate_with_latents", noting)
     with pool.warm(level) as (pipeline, _):
         repeat = pool.generated(level, pipeline).repeat
         assert pool.generated(level, pipeline).repeat is repeat

@@ -35,7 +35,7 @@ def test_the_ladder_table_is_the_last_section(stored: Project) -> None:
         "UNet evals": "6",
         "drift": "1.000000",
         "cost": "-",
-        "ground_truth": "-",
+        "ground truth": "-",
         # The times of the stored run are ten times what was measured.
         "verdict": "pass (better than stored: latency_ms)",
     }

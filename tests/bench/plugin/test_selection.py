@@ -13,10 +13,10 @@ TESTS = (
     "test_memory.py::test_memory",
     "test_quality.py::test_cost",
     "test_quality.py::test_drift",
+    "test_quality.py::test_ground_truth",
     "test_quality.py::test_latents",
     "test_quality.py::test_latents_float64",
     "test_quality.py::test_repeat",
-    "test_quality.py::test_ground_truth",
     "test_work.py::test_effect",
     "test_work.py::test_work",
 )

@@ -457,7 +457,7 @@ def test_a_source_without_limits_has_none(tmp_path: Path) -> None:
         ({"levels": {"final": {"cost": {"limit": 0.9}}}}, ["'final'", "['cost']"]),
         (
             {"levels": {"final": {"drift": {"limit": 0.9}, "drfit": {"limit": 0.9}}}},
-            ["'final'", "'drfit'", "drift and maybe cost, truth, latents, float64"],
+            ["'final'", "'drfit'", "drift and maybe cost, ground_truth, latents, float64"],
         ),
     ],
 )
