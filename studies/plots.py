@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdopt.bench.report.results import Run, published_seconds
+from sdopt.bench.report.published import published_seconds
+from sdopt.bench.report.results import Run
 from sdopt.bench.stored.history import read_judging_runs
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS

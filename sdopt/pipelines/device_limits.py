@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 
@@ -23,6 +26,21 @@ def check_capability(level: Level, device: torch.device) -> None:
             f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or newer (Hopper), {device} has "
             f"{found[0]}.{found[1]}; choose 'one-graph' or another level without them"
         )
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that Inductor finds for the CPU: $CXX, g++ or clang++."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def missing_compiler(level: Level, device: torch.device) -> str | None:
+    """What a level is compiled with and is not installed; None if nothing is missing."""
+    if device.type == "cuda" and (level.compiled or level.fused) and find_spec("triton") is None:
+        return "kernels are compiled with Triton, and there is none; pip install triton"
+    if device.type == "cpu" and level.compiled and cpp_compiler() is None:
+        return "compiled levels need a C++ compiler, and there is none; install g++ or clang++"
+    return None
 
 
 @contextmanager

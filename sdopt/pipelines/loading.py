@@ -19,7 +19,7 @@ def load_tiny_vae(source: Source, device: torch.device, dtype: torch.dtype) -> A
         return random_tiny_vae(device, dtype)
     folder = source.tiny_vae_folder
     with reading(source):
-        return AutoencoderTiny.from_pretrained(folder, dtype=dtype)
+        return AutoencoderTiny.from_pretrained(folder, dtype=dtype, use_safetensors=True)
 
 
 @contextmanager

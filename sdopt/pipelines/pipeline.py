@@ -246,7 +246,8 @@ def load_weights(source: Source, device: torch.device, dtype: torch.dtype) -> Le
             folder = str(source.folder)
             pipeline = LevelPipeline.from_single_file(source.checkpoint, config=folder, **local)
         else:
-            pipeline = LevelPipeline.from_pretrained(source.folder, **local)
+            # Another format than safetensors may be a pickle, which runs as code.
+            pipeline = LevelPipeline.from_pretrained(source.folder, use_safetensors=True, **local)
     return pipeline
 
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import BrokenFileError
 
@@ -87,6 +87,28 @@ def _power_limit_w(uuid: str) -> int:
             f"the power limit of GPU {uuid} cannot be read ({error}), and it is part of the "
             "hardware key; see what `nvidia-smi --query --display=POWER` says"
         ) from error
+
+
+def nvml_handle(device: torch.device) -> Any:
+    """NVML's handle of a CUDA device."""
+    import pynvml
+    import torch
+
+    pynvml.nvmlInit()
+    uuid = torch.cuda.get_device_properties(device).uuid
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+
+
+def other_processes(handle: Any) -> dict[int, int]:
+    """MiB by process id of every other process that computes on the GPU of that NVML handle."""
+    import pynvml
+
+    running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    used = {process.pid: (process.usedGpuMemory or 0) // 2**20 for process in running}
+    if used.pop(os.getpid(), None) is None and len(used) == 1:
+        # In a container NVML gives the host's process ids: a single one is this process.
+        return {}
+    return used
 
 
 def _cpu_name() -> str:

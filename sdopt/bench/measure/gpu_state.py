@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from sdopt.util.hardware import nvml_handle, other_processes
 
 MOST_THROTTLED = 0.01
 """The share of a measurement's time in which heat may have held the GPU back."""
@@ -73,9 +74,7 @@ class _Gpu:
         import pynvml
 
         self.nvml = pynvml
-        pynvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(device).uuid
-        self.handle: Any = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        self.handle: Any = nvml_handle(device)
 
     def state(self) -> GpuState:
         nvml, handle = self.nvml, self.handle
@@ -88,12 +87,7 @@ class _Gpu:
 
     def strangers(self) -> dict[int, int]:
         """MiB by process id of every other process that computes on the GPU."""
-        running = self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle)
-        used = {process.pid: (process.usedGpuMemory or 0) // 2**20 for process in running}
-        if used.pop(os.getpid(), None) is None and len(used) == 1:
-            # In a container NVML gives the host's process ids: a single one is this process.
-            return {}
-        return used
+        return other_processes(self.handle)
 
     def held_back_s(self) -> dict[str, float]:
         """Seconds since the driver started in which each cause lowered the clocks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 from sdopt.bench.judge.statistics import judge_by_history
 from sdopt.bench.metrics import HISTORY_RULES
 from sdopt.bench.metrics.time import LATENCY_RULE
+from sdopt.bench.report.published import published_seconds
 from sdopt.bench.stored.history import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS
 from sdopt.util.files import write_whole
 
-PUBLISHED = Path(__file__).with_name("published.json")
 HEADINGS = (
     "level",
     "A100, published",
@@ -83,14 +82,6 @@ def _limit(level: str, runs: Sequence[Run], comparisons: int) -> str:
     judged = judge_by_history(stored[-1], stored, prior, comparisons)
     percent = 100 * (judged.limit / judged.center - 1)
     return f"+{percent:.{0 if percent >= 10 else 1}f} %"
-
-
-def published_seconds() -> dict[str, list[float]]:
-    """Seconds an image by level, as published; a level measured twice there has two."""
-    seconds: dict[str, list[float]] = {}
-    for row in json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"]:
-        seconds.setdefault(row["level"], []).append(float(row["seconds"]))
-    return seconds
 
 
 def _median(runs: Sequence[Run], level: str, metric: str) -> float | None:
