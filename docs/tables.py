@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from sdopt.bench import plugin
 from sdopt.bench.report.results import write_table
 from sdopt.bench.stored.baselines import read_limits
+from sdopt.cli.app import app
 from sdopt.levels import LEVELS, Level
 
 DOCS = Path(__file__).parent
@@ -81,11 +84,50 @@ def options() -> list[str]:
     return table("| option | value | meaning |", "|---|---|---|", recorder.rows)
 
 
+def commands() -> list[str]:
+    """Each command of `sdopt`: what it does, its arguments, an example, its exit codes."""
+    return _group("sdopt", typer.main.get_command(app))[1:]
+
+
+def _group(name: str, group: Any) -> list[str]:
+    lines = []
+    for own, command in group.commands.items():
+        full = f"{name} {own}"
+        lines += _group(full, command) if hasattr(command, "commands") else _command(full, command)
+    return lines
+
+
+def _command(name: str, command: Any) -> list[str]:
+    example, codes = command.epilog.split("\n\nExit codes: ")
+    lines = [line.removeprefix("  ") for line in example.splitlines()[2:]]
+    about = [" ".join(part.split()) for part in command.help.split("\n\n")]
+    rows = [_parameter(parameter) for parameter in command.params]
+    return [
+        *("", f"## {name}", ""),
+        *(line for part in about for line in (part, "")),
+        *("```sh", *lines, "```", ""),
+        *table("| option | value | meaning |", "|---|---|---|", rows),
+        *("", f"Exit codes: {codes}"),
+    ]
+
+
+def _parameter(parameter: Any) -> list[str]:
+    is_option = parameter.opts[0].startswith("-")
+    words = parameter.help.strip()
+    if is_option and parameter.default not in (None, "") and parameter.default is not False:
+        words += f" Default: `{parameter.default}`."
+    if not is_option:
+        return [f"`{parameter.metavar}`", "-", words]
+    value = "-" if parameter.is_flag else f"`{parameter.metavar}`"
+    return [", ".join(f"`{name}`" for name in parameter.opts), value, words]
+
+
 TABLES: dict[str, tuple[Path, Callable[[], list[str]]]] = {
     "levels": (REFERENCE / "levels.md", levels),
     "whys": (REFERENCE / "levels.md", whys),
     "likeness": (REFERENCE / "levels.md", likeness),
     "options": (REFERENCE / "options.md", options),
+    "commands": (REFERENCE / "commands.md", commands),
 }
 """The page of each table, by the name of its marks there."""
 

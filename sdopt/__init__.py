@@ -45,7 +45,7 @@ def load_pipeline(
 
 
 def use_compile_cache(file: str | Path) -> Path:
-    """Take compiled code from a file of `python -m sdopt.compile_cache pack`, for this process.
+    """Take compiled code from a file of `sdopt cache pack`, for this process.
 
     Call it before anything is compiled. It unpacks the file into a folder of the user's cache, lets
     the environment name that folder to Triton and Inductor, and returns it. What the file holds

@@ -1,4 +1,4 @@
-"""The walls of the house hold in the imports: five layers, and nothing but studies above the bench.
+"""The walls of the house hold in the imports: six layers, and nothing but studies above them.
 
 Imports for annotations count too: what a module's types name, it depends on.
 """
@@ -25,12 +25,19 @@ LAYERS = (
     {"engine"},
     {"pipelines", "compile_cache", "tuning"},
     {"bench"},
+    {"cli"},
 )
 """A module may import from its own layer and from those before it."""
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 ROOMS = ("metrics", "measure", "stored", "judge", "report", "ab", "session", "faults", "plugin")
 """Of the bench, in the order that numbers flow in: a room imports from those before it."""
+
+BENCH_FOR_COMMANDS = {
+    "sdopt/cli/levels.py": {"report", "stored"},
+    "sdopt/cli/compare.py": {"metrics"},
+}
+"""What of the bench a command may use, inside its functions: a plain installation has no pytest."""
 
 BENCH_ONLY = {"pytest", "skimage", "scipy", "pytest_benchmark", "_pytest"}
 NEVER = {"matplotlib", "hypothesis"}
@@ -91,6 +98,20 @@ def test_lower_layers_never_import_higher_ones(file: str) -> None:
 def test_the_rooms_of_the_bench_are_in_order(file: str) -> None:
     own = ROOMS.index(place(file, 2))
     assert {room for room in named(file, "sdopt.bench.") if ROOMS.index(room) > own} == set()
+
+
+@pytest.mark.parametrize("file", [file for file in OWN if place(file, 1) == "cli"])
+def test_commands_use_of_the_bench_what_a_plain_installation_can_import(file: str) -> None:
+    assert named(file, "sdopt.bench.") <= BENCH_FOR_COMMANDS.get(file, set())
+    loaded_at_once = ast.Module([node for node in MODULES[file].body if is_import(node)], [])
+    heavy = {"torch", "diffusers", "numpy", "PIL", "rich", "skimage", "pynvml"}
+    names = imports(loaded_at_once)
+    assert {name.split(".")[0] for name in names} & heavy == set()
+    assert {name for name in names if name.startswith("sdopt.bench")} == set()
+
+
+def is_import(node: ast.AST) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def circles(modules: dict[str, ast.Module]) -> set[str]:
@@ -184,6 +205,15 @@ def test_an_import_of_the_pure_parts_loads_neither_torch_nor_diffusers(statement
     loaded = loaded_by(statement)
     assert "sdopt" in loaded
     assert loaded & {"torch", "diffusers", "transformers", "pytest"} == set()
+
+
+def test_the_help_of_the_command_line_loads_nothing_heavy() -> None:
+    loaded = loaded_by(
+        "import io, sys; out, sys.stdout = sys.stdout, io.StringIO()\n"
+        "from sdopt.cli.app import main; main(['generate', '--help']); sys.stdout = out"
+    )
+    assert "typer" in loaded
+    assert loaded & {"torch", "diffusers", "transformers", "numpy", "PIL", "pytest"} == set()
 
 
 @pytest.mark.slow

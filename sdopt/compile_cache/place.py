@@ -16,7 +16,7 @@ from sdopt.compile_cache import archive, files
 from sdopt.compile_cache.identity import made_here, misfit
 from sdopt.errors import ForeignCacheError, SdoptError
 
-PACK = "python -m sdopt.compile_cache pack"
+PACK = "sdopt cache pack"
 UNUSED_DAYS = 14
 """After so long a folder that nobody asked for is removed."""
 
@@ -52,7 +52,7 @@ def use(file: Path | str) -> Path:
     try:
         found = placed(Path(file))
     except SdoptError as error:
-        raise type(error)(f"{error}; next: {PACK} {file} --levels LEVEL...") from error
+        raise type(error)(f"{error}; next: {PACK} {file} --force --levels LEVEL,...") from error
     os.environ.update(variables(found.folder))
     return found.folder
 

@@ -82,7 +82,7 @@ def attention_key(sizes: tuple[int, int, int], heads: int, size: int) -> str:
 
 @lru_cache
 def tuned() -> dict[str, Tile]:
-    """The tiles that were measured, by shape; `python -m sdopt.tuning` writes them."""
+    """The tiles that were measured, by shape; `sdopt tune` writes them."""
     if not TUNED.exists():
         return {}
     stored = json.loads(TUNED.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How each operation's work is best cut on this GPU, measured and proved: `python -m sdopt.tuning`.
+"""How each operation's work is best cut on this GPU, measured and proved: `sdopt tune`.
 
 In the order the data flows: `jobs` are the operations of an image, `candidates` the tiles worth
 timing, `compiling` compiles them beside and checks their machine code, `timing` times them,

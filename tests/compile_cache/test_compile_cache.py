@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 import sdopt
-from sdopt.compile_cache import __main__ as command
-from sdopt.compile_cache import archive, files, identity, place
+from sdopt.cli.app import main
+from sdopt.compile_cache import archive, files, identity, packing, place
 from sdopt.compile_cache.archive import Manifest
 from sdopt.errors import BrokenFileError, ForeignCacheError, SdoptError
 
@@ -65,7 +65,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     """A machine to be on, a cache folder of its own, and the environment put back afterwards."""
     machine = dict(HERE)
     monkeypatch.setattr(place, "made_here", lambda: machine)
-    monkeypatch.setattr(command, "made_here", lambda: machine)
+    monkeypatch.setattr(packing, "made_here", lambda: machine)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     for name in VARIABLES:
         monkeypatch.setenv(name, "before")
@@ -100,7 +100,7 @@ def write(path: Path, text: str) -> None:
 
 
 def unpack(file: Path, folder: Path) -> None:
-    assert command.main(["unpack", str(file), str(folder)]) == 0
+    assert main(["cache", "unpack", str(file), str(folder)]) == 0
 
 
 def pack(file: Path, contents: Mapping[str, bytes], **made_for: str) -> Path:
@@ -323,7 +323,7 @@ def test_a_manifest_that_names_such_a_path_does_not_help(
     entries = manifest_of(packed).files | {name: archive.entry(b"x")}
     manifest = manifest_member(made_for=HERE, levels=[], source="", files=entries)
     repacked(packed, manifest, (member(name, b"x"), b"x"))
-    assert command.main(["unpack", str(packed), str(tmp_path / "a" / "b")]) == 2
+    assert main(["cache", "unpack", str(packed), str(tmp_path / "a" / "b")]) == 2
     assert "leads out of its folder" in capsys.readouterr().err
     assert not (tmp_path / "a" / "x").exists()
 
@@ -443,7 +443,7 @@ def test_what_does_not_fit_raises_with_the_next_step_and_changes_nothing(
     here["triton"] = "3.7.1"
     message = (
         f"compile cache {packed} is of triton 3.6.0, this is 3.7.1; "
-        f"next: python -m sdopt.compile_cache pack {packed} --levels LEVEL..."
+        f"next: sdopt cache pack {packed} --force --levels LEVEL,..."
     )
     with pytest.raises(SdoptError) as raised:
         sdopt.use_compile_cache(str(packed))
@@ -498,18 +498,18 @@ def generated(monkeypatch: pytest.MonkeyPatch, compiled: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files.local(content, path))
 
-    monkeypatch.setattr(command, "_fill", generate)
+    monkeypatch.setattr(packing, "_fill", generate)
 
 
 def test_pack_check_and_unpack(
     generated: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, folder = tmp_path / "new" / "cache.tar.xz", tmp_path / "unpacked"
-    assert command.main(["pack", str(file), "--levels", "final", "--source", "embedded"]) == 0
+    assert main(["cache", "pack", str(file), "--levels", "final", "--source", "embedded"]) == 0
     assert f"{file}: 0.00 MB, 6 files of 0.0 MB" in capsys.readouterr().out
-    assert command.main(["check", str(file)]) == 0
+    assert main(["cache", "check", str(file)]) == 0
     assert "it fits this machine" in capsys.readouterr().out
-    assert command.main(["unpack", str(file), str(folder)]) == 0
+    assert main(["cache", "unpack", str(file), str(folder)]) == 0
     assert f"export TRITON_CACHE_DIR={folder / 'triton'}\n" in capsys.readouterr().out
     assert files.kept(folder) == archive.read(file)[1]
 
@@ -518,16 +518,16 @@ def test_check_and_unpack_of_what_does_not_fit_exit_with_2(
     packed: Path, here: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here["GPU"] = "H200"
-    assert command.main(["check", str(packed)]) == 2
+    assert main(["cache", "check", str(packed)]) == 2
     assert f"error: compile cache {packed} is of GPU H100, this is H200" in capsys.readouterr().err
-    assert command.main(["unpack", str(packed), str(tmp_path / "unpacked")]) == 2
+    assert main(["cache", "unpack", str(packed), str(tmp_path / "unpacked")]) == 2
     assert not any((tmp_path / "unpacked").glob("**/*.cubin"))
 
 
 def test_unpack_does_not_mix_with_what_is_there(
     packed: Path, compiled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(["unpack", str(packed), str(compiled)]) == 2
+    assert main(["cache", "unpack", str(packed), str(compiled)]) == 2
     assert "is there and no empty folder" in capsys.readouterr().err
 
 
@@ -541,7 +541,7 @@ def test_unpack_does_not_mix_with_what_is_there(
 def test_a_wrong_name_is_refused_before_anything_is_compiled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
 ) -> None:
-    assert command.main(["pack", str(tmp_path / "f"), *arguments]) == 2
+    assert main(["cache", "pack", str(tmp_path / "f"), *arguments]) == 2
     assert reason in capsys.readouterr().err
 
 
@@ -550,16 +550,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_compiled(
 ) -> None:
     (tmp_path / "in the way").write_text("a file")
     file = tmp_path / "in the way" / "cache.tar.xz"
-    assert command.main(["pack", str(file), "--source", "embedded"]) == 2
+    assert main(["cache", "pack", str(file), "--source", "embedded"]) == 2
     assert f"{file} cannot be written" in capsys.readouterr().err
 
 
 def test_a_level_that_compiles_nothing_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "_fill", lambda *arguments: None)
+    monkeypatch.setattr(packing, "_fill", lambda *arguments: None)
     file = tmp_path / "cache.tar.xz"
-    assert command.main(["pack", str(file), "--source", "embedded"]) == 2
+    assert main(["cache", "pack", str(file), "--source", "embedded"]) == 2
     assert "turbo compile nothing here" in capsys.readouterr().err
     assert not file.exists()
 
@@ -567,27 +567,27 @@ def test_a_level_that_compiles_nothing_leaves_no_file(
 def test_a_child_that_fails_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "FILLING", "sdopt.there_is_no_such_module")
-    assert command.main(["pack", str(tmp_path / "f"), "--source", "embedded"]) == 2
+    monkeypatch.setattr(packing, "FILLING", "sdopt.there_is_no_such_module")
+    assert main(["cache", "pack", str(tmp_path / "f"), "--source", "embedded"]) == 2
     assert "ended with status 1" in capsys.readouterr().err
 
 
 def test_the_child_generates_an_image_in_a_fresh_folder(
     micro: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command._fill(tmp_path, str(micro), ["baseline"])
+    packing._fill(tmp_path, str(micro), ["baseline"])
     assert "baseline: first image" in capfd.readouterr().out
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
     done = subprocess.run(
-        (sys.executable, "-m", "sdopt.compile_cache", "check", str(tmp_path / "no such file")),
+        (sys.executable, "-m", "sdopt.cli", "cache", "check", str(tmp_path / "no such file")),
         capture_output=True,
         text=True,
         cwd=Path(sdopt.__file__).parents[1],
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "no such file does not exist; next: python -m sdopt.compile_cache pack" in done.stderr
+    assert "no such file does not exist; next: sdopt cache pack" in done.stderr
 
 
 def test_what_is_no_packed_file_is_never_packed_over(
@@ -596,7 +596,7 @@ def test_what_is_no_packed_file_is_never_packed_over(
     notes = tmp_path / "notes.txt"
     notes.write_text("hello")
     for file, says in ((notes, "is no compile cache"), (tmp_path, "is a folder")):
-        assert command.main(["pack", str(file), "--levels", "compiled"]) == 2
+        assert main(["cache", "pack", str(file), "--levels", "compiled"]) == 2
         assert says in capsys.readouterr().err
     assert notes.read_text() == "hello"
     assert not archive.is_packed(notes)
@@ -604,7 +604,7 @@ def test_what_is_no_packed_file_is_never_packed_over(
 
 def test_a_bad_file_leaves_no_folder(tmp_path: Path) -> None:
     folder = tmp_path / "to"
-    assert command.main(["unpack", str(tmp_path / "missing"), str(folder)]) == 2
+    assert main(["cache", "unpack", str(tmp_path / "missing"), str(folder)]) == 2
     assert not folder.exists()
 
 

@@ -1,6 +1,6 @@
 """The machine code of tiles that are stored has no race, and a tile that has one is found.
 
-Compiled for Hopper without a GPU; `python -m sdopt.tuning --static` does the same for all that the
+Compiled for Hopper without a GPU; `sdopt tune --static` does the same for all that the
 rules can choose, in minutes.
 """
 
@@ -30,8 +30,8 @@ if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None:
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from sdopt.cli.app import main
 from sdopt.engine import launch, machine_code, proof
-from sdopt.tuning.__main__ import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -147,7 +147,7 @@ def test_the_command_names_what_races(
     path.write_text(json.dumps({"tiles": tiles, "measured": {}}))
     before = path.read_bytes()
     monkeypatch.setattr(chosen, "by_rule", lambda: ())
-    assert main(["--static", "--processes", "2", "--out", str(path)]) == code
+    assert main(["tune", "--static", "--processes", "2", "--out", str(path)]) == code
     told = capsys.readouterr().out
     assert (f"{UPSAMPLE}: {tile} races: in convolution" in told) == (code == 1)
     assert ("2 kernels: races" if code else "2 kernels: clear") in told

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from sdopt.cli.app import main
 from sdopt.engine.tiles import LIBRARY, TUNED, Tile, tuned
 from sdopt.errors import BrokenFileError
 from sdopt.tuning import choosing, repeats, timing
-from sdopt.tuning.__main__ import main
 from sdopt.tuning.candidates import SHARED_BYTES, candidates
 from sdopt.tuning.chosen import by_rule, stored, together
 from sdopt.tuning.compiling import distinct, make_of, shares_of
@@ -171,15 +171,40 @@ def test_without_a_gpu_nothing_is_started_and_nothing_written(
 ) -> None:
     path = tmp_path / "tuned.json"
     path.write_bytes(TUNED.read_bytes())
-    assert main([option, "--out", str(path)]) == 2
+    assert main(["tune", option, "--out", str(path)]) == 2
     assert "measured on a CUDA device, and there is none" in capsys.readouterr().err
     assert path.read_bytes() == TUNED.read_bytes()
+
+
+def test_a_table_is_not_measured_anew_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_text("{}")
+    assert main(["tune", "--out", str(path)]) == 2
+    assert f"{path} is there already; name another file, or give --force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--known", "--prove"), "--known and --prove do not go together"),
+        (("--processes", "0"), "--processes is 0; give 1 or more"),
+        (("--seconds", "nan"), "--seconds is nan; give more than 0"),
+        (("--levels", "hoistde"), "unknown level 'hoistde' (did you mean 'hoisted'?)"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_named(
+    arguments: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", *arguments]) == 2
+    assert f"error: {reason}" in capsys.readouterr().err
 
 
 def test_a_table_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--known", "--out", str(tmp_path / "none.json")]) == 2
+    assert main(["tune", "--known", "--out", str(tmp_path / "none.json")]) == 2
     assert "none.json cannot be read" in capsys.readouterr().err
 
 
@@ -450,11 +475,11 @@ def test_the_table_keeps_what_it_had_and_says_how_new_tiles_were_proved(
 def test_a_check_of_a_table_that_is_not_there_names_it(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([option, "--out", str(tmp_path / "none.json")]) == 2
+    assert main(["tune", option, "--out", str(tmp_path / "none.json")]) == 2
     assert "none.json cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to prove on")
 def test_nothing_is_proved_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--prove"]) == 2
+    assert main(["tune", "--prove"]) == 2
     assert "there is none; run it on one" in capsys.readouterr().err

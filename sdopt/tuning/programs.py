@@ -1,4 +1,4 @@
-"""Measure how each operation's work is best cut on this GPU: `python -m sdopt.tuning`.
+"""Measure how each operation's work is best cut on this GPU, or prove it: `sdopt tune`.
 
 Generates an image with the engine's levels to see which shapes there are, then times every sensible
 tile and the library, weights cold in the cache as they are inside an image. Kernels are compiled
@@ -9,15 +9,14 @@ bits agree and its error is like the library's; otherwise the next one is tried.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,6 +30,29 @@ from sdopt.tuning.compiling import FORK, Compilers, make_of, uses
 from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
 from sdopt.tuning.repeats import prove
 from sdopt.tuning.table import circumstances, read_table, store, tiles_of, write_table
+
+LEVELS = ("hoisted", "express")
+
+
+def usual_processes() -> int:
+    """How many compile beside this one."""
+    return max(1, min(16, (os.cpu_count() or 2) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is asked for: the levels whose shapes are measured, and the table `out`.
+
+    `missing` measures only shapes that the table lacks, `known` only the tiles in it.
+    """
+
+    levels: Sequence[str] = LEVELS
+    source: str = "sd15-random"
+    seconds: float = 300.0
+    processes: int
+    missing: bool = False
+    known: bool = False
+    out: Path = TUNED
 
 
 def _tell_capability() -> None:
@@ -49,7 +71,7 @@ def capability() -> int:
     return child.exitcode
 
 
-def tune_levels(options: argparse.Namespace) -> int:
+def tune_levels(options: Tuning) -> int:
     """Measure what was asked for and write the file. Raises SdoptError without a GPU."""
     until = time.monotonic() + options.seconds
     kept = options.missing or options.known
@@ -76,7 +98,7 @@ def tune_levels(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_machine_code(options: argparse.Namespace) -> int:
+def check_machine_code(options: Tuning) -> int:
     """Compile all that can be chosen, for Hopper, without a GPU; 1 if anything races."""
     stored = tiles_of(read_table(options.out))
     if find_spec("triton") is None:
@@ -93,7 +115,7 @@ def check_machine_code(options: argparse.Namespace) -> int:
     return 0 if set(counts) <= {"clear"} else 1
 
 
-def prove_stored(options: argparse.Namespace) -> int:
+def prove_stored(options: Tuning) -> int:
     """Check and repeat every tile of the table on this GPU, store how; 1 if one fails, by name."""
     table = read_table(options.out)
     stored, proofs = tiles_of(table), {**table.get("proof", {})}
@@ -120,47 +142,3 @@ def prove_stored(options: argparse.Namespace) -> int:
     store(options.out, {**table, "proof": proofs})
     print(f"{len(jobs)} tiles, {failed} failed; without a tile: what the library computes")
     return 1 if failed else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sdopt.tuning", description=__doc__)
-    parser.add_argument(
-        "--levels", nargs="+", default=["hoisted", "express"], help="generate the shapes to measure"
-    )
-    parser.add_argument("--source", default="sd15-random", help="as --sdopt-source of the suite")
-    parser.add_argument("--seconds", type=float, default=300.0, help="compiling and timing (300)")
-    processes = max(1, min(16, (os.cpu_count() or 2) - 1))
-    parser.add_argument(
-        "--processes", type=int, default=processes, help=f"that compile ({processes} here)"
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--missing", action="store_true", help="only shapes that --out lacks")
-    which.add_argument(
-        "--known", action="store_true", help="only the tiles in --out, against the library anew"
-    )
-    which.add_argument(
-        "--prove",
-        action="store_true",
-        help="repeat the tiles in --out and store how it went, without timing",
-    )
-    which.add_argument(
-        "--static", action="store_true",
-        help="only check the machine code of what --out and the rules choose; needs Triton, no GPU",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=TUNED, help="table to write (the engine's own)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Tune and write the file, or check it: 1 for a tile that fails, 2 for a mistake."""
-    options: Any = _parser().parse_args(arguments)
-    do = prove_stored if options.prove else check_machine_code if options.static else tune_levels
-    try:
-        return do(options)
-    except SdoptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

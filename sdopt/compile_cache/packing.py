@@ -1,16 +1,14 @@
-"""Pack, check and unpack compiled code: `python -m sdopt.compile_cache pack|check|unpack FILE`."""
+"""Pack, check and unpack compiled code; each says in lines what was done: `sdopt cache`."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sdopt.compile_cache import archive, files, place
 from sdopt.compile_cache.identity import made_here
@@ -23,14 +21,14 @@ LEVELS = ("turbo",)
 FILLING = "sdopt.compile_cache.filling"
 
 
-def pack(options: argparse.Namespace) -> list[str]:
+def pack(file: Path, levels: Sequence[str] = LEVELS, source: str | None = None) -> list[str]:
     """Compile the levels in a fresh process and folder, and pack what that left; what to say."""
-    names = [get_level(level).name for level in options.levels]
-    source = resolve(options.source).name
-    _refuse_unwritable(options.file)
+    names = [get_level(level).name for level in levels]
+    resolved = resolve(source).name
+    _refuse_unwritable(file)
     with tempfile.TemporaryDirectory(prefix="sdopt-compile-") as name:
         start = time.perf_counter()
-        _fill(Path(name), options.source or "auto", names)
+        _fill(Path(name), source or "auto", names)
         seconds = time.perf_counter() - start
         contents = files.kept(Path(name))
     if not contents:
@@ -39,26 +37,26 @@ def pack(options: argparse.Namespace) -> list[str]:
             "choose --levels that do: compiled ones, or on a GPU those of the engine"
         )
     made_for = made_here()
-    manifest = archive.pack(options.file, contents, made_for=made_for, levels=names, source=source)
-    told_of = told(options.file, manifest)
+    manifest = archive.pack(file, contents, made_for=made_for, levels=names, source=resolved)
+    told_of = told(file, manifest)
     return [f"compiled and generated in {seconds:.1f} s by a process of its own", *told_of]
 
 
-def check(options: argparse.Namespace) -> list[str]:
+def check(file: Path) -> list[str]:
     """Whether the file is whole and fits this machine; what to say."""
-    manifest, _ = place.fitting(options.file)
-    return [*told(options.file, manifest), "it fits this machine, its versions and its kernels"]
+    manifest, _ = place.fitting(file)
+    return [*told(file, manifest), "it fits this machine, its versions and its kernels"]
 
 
-def unpack(options: argparse.Namespace) -> list[str]:
+def unpack(file: Path, folder: Path) -> list[str]:
     """Unpack into an empty folder for programs that read the environment; what to say."""
-    folder: Path = options.folder.absolute()
+    folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SdoptError(f"{folder} is there and no empty folder; name another one")
-    manifest, contents = place.fitting(options.file)
+    manifest, contents = place.fitting(file)
     place.put(contents, folder, at=folder)
     exports = (f"export {name}={value}" for name, value in place.variables(folder).items())
-    return [*told(options.file, manifest), *exports]
+    return [*told(file, manifest), *exports]
 
 
 def told(file: Path, manifest: archive.Manifest) -> list[str]:
@@ -92,39 +90,3 @@ def _refuse_unwritable(file: Path) -> None:
         tempfile.TemporaryFile(dir=file.parent).close()
     except OSError as error:
         raise SdoptError(f"{file} cannot be written: {error}; name another file") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do one of the three; 2 for a file that does not fit, and for every other mistake."""
-    options = _parser().parse_args(arguments)
-    try:
-        lines = options.do(options)
-    except (SdoptError, OSError) as error:
-        again = f"; next: {place.PACK} FILE --levels LEVEL..." if options.do is not pack else ""
-        print(f"error: {error}{again}", file=sys.stderr)
-        return 2
-    print("\n".join(lines))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sdopt.compile_cache", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-
-    def command(do: Callable[[argparse.Namespace], list[str]], help: str) -> Any:
-        found = commands.add_parser(do.__name__, help=help)
-        found.set_defaults(do=do)
-        found.add_argument("file", type=Path, metavar="FILE")
-        return found.add_argument
-
-    add = command(pack, "compile levels in a process of their own and pack what that left")
-    add("--levels", nargs="+", default=LEVELS, metavar="LEVEL")
-    add("--source", help="weights, as --sdopt-source (auto)")
-    command(check, "say whether a file is whole and fits this machine: exit code 0 or 2")
-    add = command(unpack, "unpack into an empty folder and print the environment to use it")
-    add("folder", type=Path, metavar="DIR")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line, `sdopt`: thin commands over the library, above everything else."""

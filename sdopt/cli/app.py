@@ -1,0 +1,115 @@
+"""`sdopt`: which commands there are, and what becomes of their errors.
+
+A command imports torch in its body: `--help` has to answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from sdopt import __version__
+from sdopt.cli.bench import bench
+from sdopt.cli.cache import check, pack, unpack
+from sdopt.cli.compare import compare
+from sdopt.cli.doctor import doctor
+from sdopt.cli.generate import generate
+from sdopt.cli.levels import levels
+from sdopt.cli.options import shown
+from sdopt.cli.tune import tune
+from sdopt.errors import SdoptError
+
+MISTAKE, INTERRUPTED = 2, 130
+CODES = "0 done; 2 a mistake in the arguments, a broken file, or what cannot be done here"
+
+_PLAIN: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
+app = typer.Typer(**_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, measure, tune.")
+cache = typer.Typer(**_PLAIN, help="Keep compiled code in one file: pack, check, unpack.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sdopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Nothing: the options act by themselves."""
+
+
+def _add(to: typer.Typer, command: Callable[..., int], examples: str, codes: str = CODES) -> None:
+    told = "\n".join(f"  {line}" for line in examples.splitlines())
+    to.command(epilog=f"\b\nExample:\n{told}\n\nExit codes: {codes}.")(command)
+
+
+_add(app, levels, "sdopt levels\nsdopt levels --json")
+_add(
+    app,
+    generate,
+    'sdopt generate "a large red star at the center on a blue background" --seed 1 -o star.png\n'
+    "sdopt generate --like star.png",
+    f"{CODES}; 1 with --like: the image is not the same, bit for bit",
+)
+_add(
+    app,
+    compare,
+    'sdopt compare "a small blue ring at the center on a white background" --levels final,turbo',
+)
+_add(
+    app,
+    bench,
+    "sdopt bench --level turbo --compare\nsdopt bench --ab origin/main --level final",
+    "those of the suite: 0 pass; 1 regression; 2 a fault, a mistake in the arguments, or nothing "
+    "to run it with; 10 too noisy for an answer; 3, 4 and 5 pytest's own, without a verdict",
+)
+app.add_typer(cache, name="cache")
+_add(cache, pack, "sdopt cache pack turbo.tar.xz --levels turbo,express")
+_add(cache, check, "sdopt cache check turbo.tar.xz")
+_add(cache, unpack, "sdopt cache unpack turbo.tar.xz compiled/")
+_add(
+    app,
+    tune,
+    "sdopt tune --missing\nsdopt tune --prove",
+    f"{CODES}; 1 with --prove or --static: a tile fails",
+)
+_add(
+    app,
+    doctor,
+    "sdopt doctor\nsdopt doctor --json",
+    f"{CODES}; 1 something has to be fixed",
+)
+
+
+def script() -> int:
+    """What the command `sdopt` calls: `main`, without the notices of transformers' imports."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    return main()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. A mistake is one line on stderr, and 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return app(given or ["--help"], prog_name="sdopt", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        message: Any = getattr(error, "format_message", error.__str__)
+        return _told(f"{message()}; see sdopt --help, or --help of the command")
+    except (SdoptError, OSError) as error:
+        return _told(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _told(message: str) -> int:
+    print(f"error: {shown(message)}", file=sys.stderr)
+    return MISTAKE

@@ -1,0 +1,110 @@
+"""Options that several commands share, and the checks of their values."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.levels import get_level
+
+SOURCE_HELP = (
+    "Weights: auto, embedded, sd15-random, a diffusers folder, a .safetensors file or a repository "
+    "of the Hugging Face hub."
+)
+LARGEST_PX, MULTIPLE_PX = 4096, 8
+MOST_STEPS = 1000
+MOST_SEED = 2**63
+
+Source = Annotated[str, typer.Option("--source", metavar="NAME", help=SOURCE_HELP)]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise.")]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WxH", help="Pixels: 512, or 512x768 (default: the source's)."),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="Steps of the solver (default: the level's)."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance", metavar="SCALE", help="Guidance scale (default: the source's)."),
+]
+Negative = Annotated[
+    str, typer.Option("--negative", metavar="PROMPT", help="What the image shall not show.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def shown(text: str, most: int | None = None) -> str:
+    """One line without control characters: text of a file or a user may hold any."""
+    line = "".join(one if one.isprintable() else " " for one in text)
+    return line if most is None or len(line) <= most else f"{line[: most - 3]}..."
+
+
+def print_json(value: Any) -> None:
+    """For programs: one document on stdout."""
+    print(json.dumps(value, indent=1))
+
+
+def checked_levels(names: str) -> list[str]:
+    """'final,turbo' as names of levels, each known."""
+    return [get_level(name.strip()).name for name in names.split(",")]
+
+
+def checked_size(size: str) -> tuple[int, int]:
+    """'512x768' as width and height."""
+    found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", size)
+    width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not all(MULTIPLE_PX <= px <= LARGEST_PX and px % MULTIPLE_PX == 0 for px in (width, height)):
+        raise SdoptError(
+            f"--size is {size!r}; give pixels, as 512 or 512x768 (width x height): multiples of "
+            f"{MULTIPLE_PX}, at most {LARGEST_PX}"
+        )
+    return width, height
+
+
+def check_numbers(
+    *, seed: int = 0, steps: int | None = None, guidance: float | None = None
+) -> None:
+    """Raise SdoptError for a number that no image can be made with."""
+    if not 0 <= seed < MOST_SEED:
+        raise SdoptError(f"--seed is {seed}; give an integer from 0 to 2**63 - 1")
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise SdoptError(f"--steps is {steps}; give an integer from 1 to {MOST_STEPS}")
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise SdoptError(f"--guidance is {guidance}; give a number, 0 or more; 1 means none")
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse, before seconds of work, a file that is no .png or would replace another one."""
+    if out.suffix.lower() != ".png":
+        raise SdoptError(f"-o is {str(out)!r}; images are written as PNG: name a .png file")
+    refuse_existing(out, force=force)
+
+
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Raise SdoptError for a file that is there, unless it may be replaced."""
+    if out.is_dir():
+        raise SdoptError(f"{out} is a folder; name a file in it")
+    if out.exists() and not force:
+        raise SdoptError(f"{out} is there already; name another file, or give --force")
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file that hold anything. Raises BrokenFileError naming the file."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokenFileError(
+            f"{file} cannot be read as text: {error}; give a file with one prompt a line"
+        ) from error
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise BrokenFileError(f"{file} holds no prompt; write one a line")
+    return found

@@ -1,0 +1,87 @@
+"""`sdopt tune`: the kernels' tiles measured on this GPU, or checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdopt.cli.options import Force, checked_levels, refuse_existing
+from sdopt.errors import SdoptError
+
+
+def tune(
+    levels: Annotated[
+        str,
+        typer.Option("--levels", metavar="LEVEL,...", help="Whose shapes are measured."),
+    ] = "hoisted,express",
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME", help="Weights, as of `sdopt generate`.")
+    ] = "sd15-random",
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", help="For compiling and timing.")
+    ] = 300.0,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", metavar="N", help="That compile (default: a core less, 16 at most)."
+        ),
+    ] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Measure only shapes that --out lacks.")
+    ] = False,
+    known: Annotated[
+        bool, typer.Option("--known", help="Measure only the tiles in --out, and the library.")
+    ] = False,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="Repeat the tiles in --out and store how it went, no timing."),
+    ] = False,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help="Only check the machine code of what --out and the rules choose: needs Triton, no "
+            "GPU.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Table to write (default: the engine's own)."),
+    ] = None,
+    force: Force = False,
+) -> int:
+    """Measure how each operation's work is best cut on this GPU, and store the proved tiles.
+
+    Without --missing or --known everything is measured anew and replaces the table.
+    """
+    modes = {"--missing": missing, "--known": known, "--prove": prove, "--static": static}
+    given = [name for name, wanted in modes.items() if wanted]
+    if len(given) > 1:
+        raise SdoptError(f"{' and '.join(given)} do not go together; drop all but one")
+    if processes is not None and processes < 1:
+        raise SdoptError(f"--processes is {processes}; give 1 or more")
+    if not seconds > 0:
+        raise SdoptError(f"--seconds is {seconds}; give more than 0")
+    names = checked_levels(levels)
+
+    from sdopt.engine.tiles import TUNED
+    from sdopt.tuning import programs
+
+    wanted = programs.Tuning(
+        levels=names,
+        source=source,
+        seconds=seconds,
+        processes=processes or programs.usual_processes(),
+        missing=missing,
+        known=known,
+        out=out or TUNED,
+    )
+    if prove:
+        return programs.prove_stored(wanted)
+    if static:
+        return programs.check_machine_code(wanted)
+    if not (missing or known):
+        refuse_existing(wanted.out, force=force)
+    return programs.tune_levels(wanted)

@@ -1,0 +1,294 @@
+"""The other commands: what they print, what they end with, and what they need installed."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import ROOT, plain, refusal
+from PIL import Image
+
+from sdopt.cli import bench, doctor, levels
+from sdopt.cli.app import app, main
+from sdopt.cli.options import shown
+from sdopt.cli.progress import Steps, progress
+from sdopt.levels import LEVELS
+
+RING = "a small blue ring at the center on a white background"
+
+
+def commands(group: Any) -> dict[str, Any]:
+    found = {}
+    for name, command in group.commands.items():
+        inner = commands(command) if hasattr(command, "commands") else {"": command}
+        found |= {f"{name} {rest}".strip(): one for rest, one in inner.items()}
+    return found
+
+
+def all_commands() -> dict[str, Any]:
+    import typer
+
+    return commands(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_each_command_helps_with_an_example_and_its_exit_codes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    told = capsys.readouterr().out
+    assert f"Example:\n    sdopt {name} " in told or f"Example:\n    sdopt {name}\n" in told
+    assert "Exit codes: " in told
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_each_option_stands_in_the_reference(name: str) -> None:
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    section = page.split(f"\n## sdopt {name}\n")[1].split("\n## ")[0]
+    options = [o for p in all_commands()[name].params for o in p.opts if o.startswith("-")]
+    assert [option for option in options if f"`{option}`" not in section] == []
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sdopt ")
+
+
+def test_an_unknown_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No such command 'genrate'" in refusal(capsys, "genrate")
+
+
+def test_an_interrupted_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "_run", interrupted)
+    assert main(["bench", "--folder", str(tmp_path)]) == 130
+
+
+# levels
+
+
+def test_levels_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["levels", "--json", "--baselines", str(ROOT / "baselines")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["level"]: row for row in told["levels"]}
+    assert list(rows) == list(LEVELS)
+    assert rows["baseline"]["published_ms"] == [1300]
+    assert rows["compiled"]["published_ms"] == pytest.approx([552, 547])
+    assert 20 < rows["turbo"]["measured_ms"] < 60
+    assert told["measured_on"]["source"] == "sd15-random"
+
+
+def test_levels_without_stored_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["levels", "--baselines", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "no stored run" in told
+    assert [name for name in LEVELS if name not in told] == []
+
+
+def test_runs_of_this_hardware_come_first(tmp_path: Path) -> None:
+    for place in ("a/sd15-random", "b/embedded", "b/sd15-random", "c/sd15-random"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "0001_x.json").write_text("{}")
+    (tmp_path / "d" / "empty").mkdir(parents=True)
+    assert levels.history(tmp_path, "b") == tmp_path / "b" / "sd15-random"
+    assert levels.history(tmp_path, "d") == tmp_path / "a" / "sd15-random"
+
+
+def test_what_keeps_a_level_from_running_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sdopt.pipelines import device_limits
+
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(device_limits.shutil, "which", lambda name: None)
+    monkeypatch.setattr(device_limits, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "install g++" in (levels.hindrance(LEVELS["final"], cpu) or "")
+    assert levels.hindrance(LEVELS["turbo"], cpu) is None
+    assert "8.0" in (levels.hindrance(LEVELS["turbo"], cuda) or "")
+    assert "pip install triton" in (levels.hindrance(LEVELS["final"], cuda) or "")
+    assert levels.hindrance(LEVELS["baseline"], cuda) is None
+
+
+# compare
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("turbo", "name two or more"),
+        ("turbo,turbo", "name two or more different ones"),
+        ("turbo,trubo", "unknown level 'trubo'"),
+    ],
+)
+def test_levels_to_compare_are_two_that_exist(
+    names: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reason in refusal(capsys, "compare", RING, "--levels", names)
+
+
+def test_a_comparison_shows_images_and_maps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "compare.png"
+    arguments = ["compare", RING, "--levels", "express,turbo", "--size", "64", "-o", str(out)]
+    assert main([*arguments, "--source", "embedded", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["images"]
+    assert (first["ssim"], second["level"]) == (None, "turbo")
+    assert 0.9 < second["ssim"] < 1
+    sheet = Image.open(out)
+    left, top = 8, 8 + 64 + 8 + 3 * 14
+    assert sheet.crop((left, top, left + 64, top + 64)).getextrema() == ((0, 0),) * 3
+    beside = left + 64 + 8
+    assert sheet.crop((beside, top, beside + 64, top + 64)).getextrema() != ((0, 0),) * 3
+    assert "several levels" in refusal(capsys, "generate", "--like", out)
+    assert "is there already" in refusal(capsys, *arguments)
+
+
+# A plain installation
+
+
+@pytest.mark.slow
+def test_a_plain_installation_runs_all_but_the_suite(tmp_path: Path) -> None:
+    out = tmp_path / "compare.png"
+    names = ("--levels", "express,turbo", "--source", "embedded")
+    done = plain("compare", RING, *names, "--size", "64", "-o", out)
+    assert (done.returncode, out.is_file()) == (0, True), done.stderr
+    assert "no SSIM: pip install 'sdopt[bench]'" in done.stdout
+    for command in ("levels", "doctor"):
+        done = plain(command, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)
+
+
+def test_the_suite_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "find_spec", lambda name: None if name == "pytest" else name)
+    told = refusal(capsys, "bench")
+    assert "the suite needs pytest; pip install sdopt[bench]" in told
+
+
+# bench
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What pytest would have got."""
+    arguments: list[str] = []
+    monkeypatch.setattr(bench, "_run", lambda found: arguments.extend(found) or 10)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    return arguments
+
+
+def test_the_suite_gets_its_own_options_and_its_code_is_passed_on(given: list[str]) -> None:
+    arguments = "bench --level turbo --level final --source embedded --compare --store --accept"
+    assert main([*arguments.split(), "--baselines", "mine", "--", "-x"]) == 10
+    assert given == [
+        "benchmarks",
+        "--sdopt-source=embedded",
+        "--sdopt-baselines=mine",
+        "--benchmark-autosave",
+        "--benchmark-compare",
+        "--sdopt-accept",
+        "-k",
+        "[turbo] or [final]",
+        "-x",
+    ]
+
+
+def test_pairs_and_the_self_test(given: list[str]) -> None:
+    assert main(["bench", "--ab", "origin/main", "--selftest"]) == 10
+    assert given == ["benchmarks", "--sdopt-ab=origin/main", "--sdopt-selftest"]
+
+
+def test_a_level_that_does_not_exist_is_not_an_empty_run(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "unknown level 'trubo'" in refusal(capsys, "bench", "--level", "trubo")
+    assert "there is no folder none here" in refusal(capsys, "bench", "--folder", "none")
+    assert given == []
+
+
+@pytest.mark.parametrize(("body", "code"), [("pass", 0), ("assert False", 1)])
+def test_the_exit_code_is_pytest_s(body: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text(f"def test_one():\n    {body}\n")
+    assert main(["bench", "--folder", str(tmp_path), "--", "-p", "no:cacheprovider"]) == code
+
+
+# doctor
+
+
+def test_the_doctor_for_programs(micro: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["device"]["kind"] == "cpu"
+    assert told["auto"]["source"] == "embedded"
+    assert told["versions"]["torch"]
+    assert {cache["name"] for cache in told["caches"]} >= {"Inductor", "Triton"}
+    assert told["weights"][0] == {"source": "embedded", "at_hand": True}
+    assert set(told["levels"]) == set(LEVELS)
+    assert told["fix"] == []
+
+
+def test_the_doctor_says_what_to_fix_and_ends_with_1(
+    micro: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_driver", lambda: "580.1")
+    monkeypatch.setattr(doctor, "requires", lambda name: ["torch<2", "peft; extra == 'dev'"])
+    assert main(["doctor"]) == 1
+    told = capsys.readouterr().out
+    assert "fix          there is an NVIDIA driver (580.1)" in told
+    assert "pip install 'torch<2'" in told
+    assert "nothing to fix" not in told
+
+
+def test_a_cache_is_measured_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(b"12345")
+    (tmp_path / "file").write_bytes(b"123")
+    assert doctor._size(tmp_path) == 8
+    assert doctor._size(tmp_path / "none") == 0
+
+
+# What is shown
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert shown("a\x1b[31m\nb") == "a [31m b"
+    assert shown("abcdef", 5) == "ab..."
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("total", "says"), [(4, "left"), (None, "0:00:0")])
+def test_progress_is_shown_on_a_terminal_with_the_time_left(
+    total: int | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("[red]generating", total) as advance:
+        Steps(advance, 1).update()
+    assert "[red]generating" in stream.getvalue()
+    assert says in stream.getvalue()
+
+
+def test_progress_is_silent_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("generating", 3) as advance:
+        advance(1)
+    assert capsys.readouterr() == ("", "")
