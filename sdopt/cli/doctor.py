@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.cli.options import Json, print_json, shown
+from sdopt.cli.progress import progress
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
 
@@ -30,7 +31,8 @@ def doctor(as_json: Json = False) -> int:
     from sdopt.pipelines.pipeline import default_device
 
     device = default_device()
-    found = _found(device)
+    with progress("looking around", None):
+        found = _found(device)
     found["fix"] = [*_to_fix(device, found)]
     found["notes"] = [*_notes(device, found)]
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,7 +37,10 @@ def reading(source: Source) -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars of diffusers and transformers while weights are read."""
+    """No progress bars of diffusers and transformers while weights are read.
+
+    diffusers logs an error before it raises it; it is told once, by `reading`.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -45,8 +49,15 @@ def quiet_loading() -> Iterator[None]:
     ]
     for log in loggers:
         log.disable_progress_bar()
+    twice = logging.getLogger("diffusers.models.modeling_utils")
+    twice.addFilter(_is_no_error)
     try:
         yield
     finally:
+        twice.removeFilter(_is_no_error)
         for log in loggers:
             log.enable_progress_bar()
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR

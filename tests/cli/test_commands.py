@@ -254,6 +254,28 @@ def test_the_doctor_says_what_to_fix_and_ends_with_1(
     assert "nothing to fix" not in told
 
 
+def test_other_processes_on_the_gpu_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sdopt.util import hardware
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(hardware, "nvml_handle", lambda device: "handle")
+    monkeypatch.setattr(hardware, "other_processes", lambda handle: {77: 3})
+    found = {
+        "foreign_gpu_processes": doctor._foreign(cuda),
+        "free_memory_mib": {"host": 90_000, "gpu": 100},
+        "levels": {"turbo": "needs Hopper", "final": None},
+        "weights": [],
+    }
+    notes = [*doctor._notes(cuda, found)]
+    assert notes[:3] == [
+        "needs Hopper",
+        "process 77 uses the GPU too (3 MiB): times are not to be trusted",
+        "100 MiB are free: the full model may not fit",
+    ]
+
+
 def test_a_cache_is_measured_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(b"12345")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,10 +255,11 @@ def test_a_lora_that_is_a_pickle_is_refused_and_never_run(
 
 
 def test_a_folder_of_pickled_weights_is_refused(
-    micro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    micro: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    import shutil
-
     folder, harm = tmp_path / "pickled", tmp_path / "harm"
     shutil.copytree(micro, folder)
     weights = next((folder / "unet").glob("*.safetensors"))
@@ -268,6 +270,8 @@ def test_a_folder_of_pickled_weights_is_refused(
         capsys, "generate", "a cat", "--level", "baseline", "--source", folder, "-o", out
     )
     assert "cannot be loaded" in told
+    assert "no file named diffusion_pytorch_model.safetensors" in told
+    assert caplog.records == []
     assert not harm.exists()
 
 
