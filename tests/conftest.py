@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ FAST = (
 """Folders of `pytest -m fast tests/`, beside the files at the top: what needs no pipeline."""
 NOT_FAST = ("test_hub.py", "test_startup.py", "test_embedded_model.py")
 HERE = Path(__file__).parent
+TREE = str(HERE.parent)
+if TREE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    # Child processes start elsewhere, and studies/ is not installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TREE, os.environ.get("PYTHONPATH"))))
 
 MICRO_REQUEST = Request(name="cat", prompt="a cat", negative_prompt="a dog", seed=1)
 
