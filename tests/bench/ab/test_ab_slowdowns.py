@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from own_code import own_code
 
 from sdopt.bench.ab.slowdowns import _spin, inject
 from sdopt.errors import UnknownNameError
@@ -64,11 +65,12 @@ def test_a_slowdown_of_a_compiled_level_leaves_it_compiled(
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda code, **_: compiled.append(code) or code)
     pipeline = build(micro_source, replace(FINAL, steps=STEPS))
-    undo = inject(pipeline, "loop:0.03", image_ms=1000.0)
-    generate(pipeline, micro_request)
+    with own_code():
+        undo = inject(pipeline, "loop:0.03", image_ms=1000.0)
+        generate(pipeline, micro_request)
+        undo()
     assert waits == pytest.approx([10.0] * STEPS)
     assert compiled
-    undo()
 
 
 def test_a_wait_lasts_that_long() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdopt.bench.measure.timing import picture_ms
+from sdopt.bench.measure.timing import image_ms
 from sdopt.bench.session import Session
 from sdopt.levels import LEVELS
 
@@ -62,9 +62,9 @@ def test_the_references_images_are_generated_if_this_run_has_none(session: Sessi
 def test_a_carried_fault_stays_until_the_level_is_done(session: Session) -> None:
     level, first = LEVELS["baseline"], session.run.workload.requests[0]
     with session.pool.warm(level) as (pipeline, _):
-        healthy_ms = picture_ms(pipeline, first)
+        healthy_ms = image_ms(pipeline, first)
     session.pool.fault = "host:20"
     with session.pool.warm(level) as (pipeline, _):
         gone = weakref.ref(pipeline.unet)
-        assert picture_ms(pipeline, first) > 5 * healthy_ms
+        assert image_ms(pipeline, first) > 5 * healthy_ms
     assert gone() is None
