@@ -52,7 +52,7 @@ def compilers() -> Iterator[Compilers]:
 
 def test_a_tile_that_races_is_found(compilers: Compilers) -> None:
     reason = compilers.of(job_of_key(UPSAMPLE), RACING)
-    assert reason.startswith("races: in convolution, ")
+    assert reason.startswith("races: in sdopt_convolution, ")
     assert "LDSM.16.M88.4" in reason
     assert "HGMMA.64x128x16.F32" in reason
 
@@ -108,7 +108,7 @@ def test_the_product_without_a_tile_has_no_race(channels: int) -> None:
 
     with proof.only_compiled() as kernels:
         launch.narrow_convolution(empty(2, 8, 8, channels), empty(320, 3, 3, channels), empty(320))
-    assert [kernel.metadata.name for kernel in kernels] == ["narrow_convolution"]
+    assert [kernel.metadata.name for kernel in kernels] == ["sdopt_narrow_convolution"]
     assert proof.MATRIX_UNIT in kernels[0].asm["ptx"]
     assert proof.hazards(kernels[0]) == []
 
@@ -129,7 +129,7 @@ def test_every_kernel_of_a_launch_is_seen_and_triton_is_as_before() -> None:
     with proof.only_compiled() as kernels:
         for _ in range(2):
             computed(job, empty_operands(job), Tile(height=64, width=1, splits=2))
-    assert [kernel.metadata.name for kernel in kernels] == ["matrix_product", "sum_splits"]
+    assert [kernel.metadata.name for kernel in kernels] == ["sdopt_matrix_product", "sdopt_sum_splits"]
     assert all(proof.hazards(kernel) == [] for kernel in kernels)
     assert (driver._active, JITFunction.run) == before
 
@@ -149,6 +149,6 @@ def test_the_command_names_what_races(
     monkeypatch.setattr(chosen, "by_rule", lambda: ())
     assert main(["tune", "--static", "--processes", "2", "--out", str(path)]) == code
     told = capsys.readouterr().out
-    assert (f"{UPSAMPLE}: {tile} races: in convolution" in told) == (code == 1)
+    assert (f"{UPSAMPLE}: {tile} races: in sdopt_convolution" in told) == (code == 1)
     assert ("2 kernels: races" if code else "2 kernels: clear") in told
     assert path.read_bytes() == before
