@@ -92,6 +92,11 @@ def bench(
     arguments += [f"{name}={value}" for name, value in options.items() if value is not None]
     arguments += [name for name, wanted in switches.items() if wanted]
     if names:
+        if "-k" in (more or []):
+            raise SdoptError(
+                "--level and -k after -- choose both, and pytest takes the last one: give --level, "
+                "or one -k such as '[final] and latency'"
+            )
         arguments += ["-k", " or ".join(f"[{name}]" for name in names)]
     return _run([*arguments, *(more or [])])
 

@@ -314,3 +314,9 @@ def test_progress_is_silent_elsewhere(capsys: pytest.CaptureFixture[str]) -> Non
     with progress("generating", 3) as advance:
         advance(1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_two_choices_of_levels_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pytest takes the last -k, so all levels would run."""
+    chosen = ("bench", "--level", "turbo", "--", "-k", "test_latency")
+    assert "pytest takes the last one" in refusal(capsys, *chosen)

@@ -129,7 +129,10 @@ def test_every_kernel_of_a_launch_is_seen_and_triton_is_as_before() -> None:
     with proof.only_compiled() as kernels:
         for _ in range(2):
             computed(job, empty_operands(job), Tile(height=64, width=1, splits=2))
-    assert [kernel.metadata.name for kernel in kernels] == ["sdopt_matrix_product", "sdopt_sum_splits"]
+    assert [kernel.metadata.name for kernel in kernels] == [
+        "sdopt_matrix_product",
+        "sdopt_sum_splits",
+    ]
     assert all(proof.hazards(kernel) == [] for kernel in kernels)
     assert (driver._active, JITFunction.run) == before
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does
     from sdopt.bench.measure import Comparison, FirstCall, Latency, Memory, Work
     from sdopt.bench.measure.repeat import Repeat
 
+OWN_PROMPTS = "; limits are of the built-in prompts: reported, not gated"
+
 
 @dataclass(kw_only=True)
 class Gate(Known):
@@ -116,12 +118,18 @@ class Gate(Known):
         other = reference.name
         if not comparable:
             other += ", whose sampler draws other noise: reported, not gated"
+        elif self.own_prompts:
+            other += OWN_PROMPTS
+        gated = comparable and not self.own_prompts
         self._record(level, cost_is_comparable=comparable)
-        return self._compared(level, SSIM_COST, comparison, other=other, gated=comparable)
+        return self._compared(level, SSIM_COST, comparison, other=other, gated=gated)
 
     def ground_truth(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the true renderings of the prompts."""
-        return self._compared(level, SSIM_TRUTH, comparison, other="their true images")
+        other = f"their ground truth{OWN_PROMPTS if self.own_prompts else ''}"
+        return self._compared(
+            level, SSIM_TRUTH, comparison, other=other, gated=not self.own_prompts
+        )
 
     def raised(self, level: str, what: str) -> Verdict:
         """A pipeline that raised: a failure of the level, whatever was being measured."""

@@ -24,7 +24,8 @@ class Known:
     `series` holds, by level and metric, the values of all stored runs that this one is judged by,
     oldest first, and `commit` what the newest of them ran. `work_stored` holds the stored counts of
     work by level, whether comparing or not, and `work_file` where they stand. `limits` are by level
-    and kind, as `limits_file` has them.
+    and kind, as `limits_file` has them; means over `own_prompts` are not judged by them, since they
+    were measured with the built-in ones.
     """
 
     comparing: bool = False
@@ -41,6 +42,7 @@ class Known:
     work_file: str | None = None
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     limits_file: str | None = None
+    own_prompts: bool = False
 
     @property
     def comparisons(self) -> int:

@@ -102,6 +102,7 @@ def make_gate(run: RunContext, store: BaselineStore) -> Gate:
         command=run.settings.command,
         limits=baselines.load_limits(store.limits_file),
         limits_file=str(store.limits_file),
+        own_prompts=run.settings.prompts is not None,
         work_stored=store.work,
         work_file=str(store.work_file),
     )

@@ -489,6 +489,17 @@ def test_a_cost_against_another_sampler_is_recorded_whatever_it_is() -> None:
     assert gate.measured["dpm-20"]["cost_is_comparable"] is False
 
 
+@pytest.mark.parametrize("kind", ["cost", "ground_truth"])
+def test_means_over_own_prompts_are_not_judged_by_limits_of_the_built_in_ones(kind: str) -> None:
+    limits = {"final": {"drift": 0.999, kind: 0.9}}
+    own, built_in = a_gate(limits=limits, own_prompts=True), a_gate(limits=limits)
+    below = alike(0.8, kind=kind)
+    verdict = getattr(own, kind)(FINAL, below)
+    assert (verdict.outcome, verdict.limit) == (Outcome.RECORDED, None)
+    assert "limits are of the built-in prompts" in verdict.reason
+    assert getattr(built_in, kind)(FINAL, below).outcome is Outcome.REGRESSION
+
+
 @pytest.mark.parametrize("limits", [{}, {"final": {"drift": 0.999}}])
 @pytest.mark.parametrize("kind", ["cost", "ground_truth"])
 def test_cost_and_truth_without_a_limit_are_recorded(
