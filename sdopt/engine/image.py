@@ -124,8 +124,9 @@ class ImageEngine:
         """Look at the modules while the GPU generates, milliseconds that nobody waits for.
 
         A graph of other weights has generated for nothing then; the watch keeps what it read.
+        Where somebody else took a change over, nothing keeps it: another engine of these modules.
         """
-        if kind not in self.graphs:
+        if kind not in self.graphs or self._version != self._parts.version:
             self._forget_what_changed()
             return self._replay(inputs, kind)
         image = self._replay(inputs, kind)

@@ -157,6 +157,7 @@ def test_a_graphs_memory_goes_with_it() -> None:
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 @pytest.mark.parametrize("level", ["dpm-20", "final"])
 def test_what_is_done_to_a_compiled_level_after_an_image_is_generated(level: str) -> None:
     """Replays ignored all of this; `test_pipeline_features.py` has every feature."""

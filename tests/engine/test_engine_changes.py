@@ -9,7 +9,7 @@ import re
 import weakref
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,9 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sdopt.engine.adapters import engine_view
+from sdopt.engine.captured import Inputs, Kind
 from sdopt.engine.fingerprint import SAMPLES, Fingerprint, differing
+from sdopt.engine.image import ImageEngine
 from sdopt.engine.modules import Fused
 from sdopt.engine.stock import foreign, is_stock
 from sdopt.engine.watch import Watch
@@ -506,3 +508,29 @@ def test_what_python_keeps_in_a_class_is_no_change() -> None:
     assert not watch.structure_changed()
     LayerProcessor.scale = 2
     assert watch.structure_changed()
+
+
+def test_a_graph_is_not_replayed_after_another_engine_took_a_change_over(
+    pipeline: LevelPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second engine frees the joined weights that the first one's graph reads."""
+    first = ImageEngine(pipeline=pipeline, level=pipeline.level)
+    second = ImageEngine(pipeline=pipeline, level=pipeline.level)
+    kind = Kind(images=1, height=8, width=8, tokens=77, steps=2, guided_steps=2)
+    kept: list[int] = []
+
+    def replay(engine: ImageEngine, *_: Any) -> Tensor:
+        kept.append(len(engine.graphs))
+        return torch.empty(0)
+
+    monkeypatch.setattr(ImageEngine, "_replay", replay)
+    monkeypatch.setattr(ImageEngine, "_wrote_unseen", lambda *_: False)
+    none = torch.empty(0)
+    inputs = Inputs(ids=none, noise=none, factors=none, times=none)
+    first.graphs.kept[kind] = cast(Any, object())
+    first._replay_checked(inputs, kind)
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.mul_(1.5)
+    assert second._forget_what_changed()
+    first._replay_checked(inputs, kind)
+    assert kept == [1, 0]

@@ -18,6 +18,7 @@ from diffusers import StableDiffusionPipeline
 
 from sdopt.bench.measure.observation import compiled_graphs
 from sdopt.engine import cuda_graphs
+from sdopt.engine.image import ImageEngine
 from sdopt.levels import FINAL, LEVELS
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.shapes import forget
@@ -98,6 +99,26 @@ def test_the_engine_generates_the_same_bits_under_autocast(turbo: LevelPipeline)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         first = generate(turbo, num_inference_steps=9)  # a table and a graph of its own
     assert np.array_equal(generate(turbo, num_inference_steps=9), first)
+
+
+def test_two_engines_of_the_same_modules_take_changes_over_in_turn(turbo: LevelPipeline) -> None:
+    """The one that comes second frees the joined weights that the other's graphs read."""
+    first, before = turbo.engine, generate(turbo)
+    assert first is not None
+    weight = turbo.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
+    try:
+        turbo.engine = ImageEngine(pipeline=turbo, level=turbo.level)
+        with torch.no_grad():
+            weight.mul_(1.5)
+        changed = generate(turbo)
+        turbo.engine = first
+        torch.cuda.empty_cache()
+        assert np.array_equal(generate(turbo), changed)
+        assert not np.array_equal(changed, before)
+        with torch.no_grad():
+            weight.div_(1.5)
+    finally:
+        turbo.engine = first
 
 
 def test_threads_that_capture_and_replay_generate_what_they_generate_alone(

@@ -31,30 +31,37 @@ UNEVEN = 1e-3
 """What the stand-in for a race adds to one value of each prediction, times the number of calls."""
 
 
-def numeric_faults(level: str, dtype: str) -> list[Fault]:
+def numeric_faults(level: str, dtype: str, *, trained: bool = True) -> list[Fault]:
     """Every one, for that level; `dtype` is what it computes in: 'float32' or 'float16'.
 
-    Latents in float64 are generated on the CPU, whose levels compute in float32.
+    Latents in float64 are generated on the CPU, whose levels compute in float32. Random weights
+    attend to everything alike and predict next to nothing, so that their latents show none of
+    these: the proof of effect has to, and attention is left alone.
     """
     group = f"numerics of {level}"
     on_cpu = dtype == "float32"
     finest = "latent_drift_float64" if on_cpu else "latent_drift"
     both = ("latent_drift", "effect") if on_cpu else ("effect",)
     coarser = "float16" if on_cpu else "bfloat16"
+    if not trained:
+        finest, both = "effect", ()
 
     def fault(name: str, inject: Inject, and_by: tuple[str, ...] = (), says: str = "") -> Fault:
         return Fault(
             group=group, name=name, inject=inject, caught_by=finest, and_by=and_by, says=says
         )
 
-    return [
-        Fault(group=group, name="none (control)", inject=nullcontext, caught_by=None),
+    attention = [
         fault("queries 2 % larger in the middle block", _larger_queries(f"mid_block.{ATTENTION}")),
         fault(
             "queries 2 % larger in the first down block",
             _larger_queries(f"down_blocks.0.{ATTENTION}"),
             ("latent_drift",),
         ),
+    ]
+    return [
+        Fault(group=group, name="none (control)", inject=nullcontext, caught_by=None),
+        *(attention if trained else []),
         fault(
             "timestep spacing trailing",
             _rescheduled(timestep_spacing="trailing"),
@@ -70,7 +77,7 @@ def numeric_faults(level: str, dtype: str) -> list[Fault]:
         fault(
             f"noise rounded to {coarser}",
             _rounded_noise(coarser),
-            ("effect",),
+            ("effect",) if trained else (),
             "noise: the values of the UNet's first sample differ",
         ),
     ]

@@ -155,7 +155,8 @@ def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Findi
     """Faults that need latents, or a second image, to be seen."""
     own = bench.session
     finders: dict[str, Callable[[], Finding]] = {}
-    for fault in numeric_faults(level.name, own.run.dtype):
+    trained = own.run.source.kind != "random"
+    for fault in numeric_faults(level.name, own.run.dtype, trained=trained):
         finders[fault.id] = lambda fault=fault: judge_numeric_fault(  # type: ignore[misc]
             fault, own, level, bench.pipeline(level)
         )

@@ -292,6 +292,13 @@ def test_on_a_gpu_float64_is_not_asked_for() -> None:
     assert len(racing_faults("final", "cuda")) == 1
 
 
+def test_random_weights_show_these_faults_to_the_proof_of_effect_alone() -> None:
+    faults = numeric_faults("final", "float16", trained=False)
+    assert {fault.caught_by for fault in faults} == {None, "effect"}
+    assert {fault.and_by for fault in faults} == {()}
+    assert not [fault.name for fault in faults if "queries" in fault.name]
+
+
 BETWEEN = {fault.id: fault for fault in (*request_faults(), *round_faults())}
 
 
