@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ if TREE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     # Child processes start elsewhere, and studies/ is not installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TREE, os.environ.get("PYTHONPATH"))))
 
+CUDA_IS_AVAILABLE: Callable[[], bool] | None = None
+"""PyTorch's own answer, once `micro` hides it."""
 MICRO_REQUEST = Request(name="cat", prompt="a cat", negative_prompt="a dog", seed=1)
 
 
@@ -50,9 +52,24 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("source") / "micro"
     save_micro_source(folder)
+    global CUDA_IS_AVAILABLE
+    CUDA_IS_AVAILABLE = torch.cuda.is_available
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seen_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A file of tests for a GPU sees it, also after others for which `micro` has hidden it."""
+    if "cuda" not in request.path.name:
+        yield
+        return
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", CUDA_IS_AVAILABLE or torch.cuda.is_available)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,25 @@ def replaying() -> bool:
     return _replaying
 
 
+_warm_up_streams: dict[int, Any] = {}
+
+
+@contextmanager
+def warm_up_stream() -> Iterator[None]:
+    """Work in here precedes a capture: after what was launched before, and ended when it ends.
+
+    One stream for all captures of a device, since cuBLAS keeps 32 MiB for each that it was used on.
+    """
+    device = torch.cuda.current_device()
+    side = _warm_up_streams.get(device)
+    if side is None:
+        side = _warm_up_streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
 Graph = TypeVar("Graph")
 
 
@@ -141,12 +160,9 @@ class GraphedFunction:
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(static, structure)
         pool = self.graphs.pool()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with warm_up_stream():
             for _ in range(WARMUP_CALLS):
                 self.function(*args, **kwargs)
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             outputs = self.function(*args, **kwargs)

@@ -192,11 +192,8 @@ class ImageEngine:
         pool = self.graphs.pool()
         self.captures += 1
         with cuda_graphs.eager_calls():
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            with cuda_graphs.warm_up_stream():
                 self._run(static, kind, [])
-            torch.cuda.current_stream().wait_stream(side)
             torch.cuda.synchronize()
             ticks = external_events()
             flag = torch.zeros((), dtype=torch.uint8, pin_memory=True)

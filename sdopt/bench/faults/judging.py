@@ -158,10 +158,10 @@ def fresh_gate(gate: Gate) -> Gate:
 def finding(fault: Fault, verdicts: Sequence[Verdict]) -> Finding:
     """Whether the fault was caught by the verdict that has to; a control by none."""
     failed = [verdict for verdict in verdicts if not verdict.passed]
-    if fault.caught_by is None:
+    wanted = {fault.caught_by, *fault.and_by} - {None}
+    if not wanted:
         caught = not failed
     else:
-        wanted = {fault.caught_by, *fault.and_by}
         caught = wanted <= {v.metric for v in failed} and any(
             v.metric in wanted and fault.says in v.reason for v in failed
         )
@@ -169,8 +169,14 @@ def finding(fault: Fault, verdicts: Sequence[Verdict]) -> Finding:
         id=fault.id,
         caught=caught,
         expected=" and ".join(filter(None, (fault.caught_by, *fault.and_by))) or "nothing",
-        seen="; ".join(_short(verdict) for verdict in failed) or "nothing",
+        seen=("; ".join(map(_short, failed)) or "nothing") + _near(verdicts, wanted),
     )
+
+
+def _near(verdicts: Sequence[Verdict], wanted: set[str | None]) -> str:
+    """The values of those that should have failed, for a reader who asks how far off they were."""
+    passed = [v for v in verdicts if v.passed and v.metric in wanted and v.measured is not None]
+    return "".join(f" [passed: {_short(verdict)}]" for verdict in passed)
 
 
 def _short(verdict: Verdict) -> str:

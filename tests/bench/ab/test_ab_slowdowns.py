@@ -83,17 +83,3 @@ def test_a_wait_lasts_that_long() -> None:
 def test_an_unknown_fault_is_named_with_the_choices(fault: str, pipeline: LevelPipeline) -> None:
     with pytest.raises(UnknownNameError, match="loop"):
         inject(pipeline, fault, image_ms=1.0)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: memory of a device")
-@pytest.mark.parametrize(("fault", "stays"), [("memory:0.5", 0), ("leak:64", 64)])
-def test_memory_is_held_or_leaked(
-    fault: str, stays: int, pipeline: LevelPipeline, micro_request: Request
-) -> None:
-    generate(pipeline, micro_request)
-    before = torch.cuda.memory_allocated()
-    undo = inject(pipeline, fault, image_ms=1.0)
-    generate(pipeline, micro_request)
-    assert (torch.cuda.memory_allocated() - before) // 2**20 == stays
-    undo()
-    assert torch.cuda.memory_allocated() == before
