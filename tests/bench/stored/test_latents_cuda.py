@@ -67,7 +67,7 @@ def test_faults_of_the_solver_and_the_noise_are_named(pipeline: LevelPipeline) -
     promise = promise_of(pipeline.source, pipeline.level, FIRST, "float16")
     before = generate(pipeline, FIRST)
     for fault in numeric_faults(pipeline.level.name, "float16"):
-        if "effect" not in fault.and_by or ("heun" in fault.name and pipeline.engine is None):
+        if fault.caught_by != "effect" or ("heun" in fault.name and pipeline.engine is None):
             continue
         with fault.inject(pipeline) as faulty:
             found = broken_promises(promise, observe(faulty, FIRST))
