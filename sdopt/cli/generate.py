@@ -183,7 +183,7 @@ def _tell(out: Path, made: Sequence[Made], as_json: bool, **more: Any) -> None:
         print_json({"file": str(out), "images": rows, **memory, **more})
         return
     for number, one in enumerate(made):
-        first = " (the first: with compiling and capturing)" if number == 0 else ""
+        first = " (the first: with all that is done once)" if number == 0 else ""
         print(f"{one.ms:9.1f} ms  {shown(one.recipe.prompt, 60)}{first}")
     print(f"peak memory {peak:.0f} MiB {made[0].memory_of}; wrote {out}")
 

@@ -15,6 +15,8 @@ LIMITED_FROM = 0.01
 """Of a level's time: so little the power limit may take unsaid."""
 BLIND_FROM = 0.10
 """A pass that would not have seen this slowdown is told as such."""
+SEES_NOTHING = 10.0
+"""Two stored runs that differ widely would not have seen even this one, or a far larger one."""
 
 
 COLUMNS = sorted(
@@ -86,13 +88,16 @@ def blind_note(verdicts: Sequence[Verdict], store: str) -> list[str]:
     ]
     if not blind:
         return []
-    sees = ", ".join(
-        f"{verdict.level} +{100 * (verdict.detectable or 0):.0f} %" for verdict in blind
-    )
+    sees = ", ".join(f"{verdict.level} {_least(verdict.detectable or 0)}" for verdict in blind)
     return [
         f"slowdowns seen in 4 of 5 runs, so that a pass says little below: {sees}",
         f"  more stored runs see more: {store}",
     ]
+
+
+def _least(detectable: float) -> str:
+    """The least slowdown that is seen, or that none is."""
+    return "none" if detectable >= SEES_NOTHING else f"+{100 * detectable:.0f} %"
 
 
 def power_note(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
