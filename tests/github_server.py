@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST = do_PATCH = _serve  # noqa: N815 - the names that http.server calls
+    do_GET = do_POST = do_PATCH = _serve
 
     def log_message(self, *_: Any) -> None:
         """Nothing on standard error."""
