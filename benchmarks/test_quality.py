@@ -25,7 +25,7 @@ def test_latents(level, generated, latents, store, gate):
 def test_latents_float64(level, generated, double, store, gate):
     """The same in float64 with the level's own modules and weights: rounding hides nothing."""
     if not double:
-        pytest.skip("needs the CPU: on a GPU nothing here generates in float64")
+        pytest.skip("needs the CPU, and a level that generates in float64")
     store.accept(level, generated)
     stored, unusable = store.latents(level, double, double=True)
     comparison = measure.compare_latents(double, stored, Subject.FLOAT64)

@@ -3,11 +3,11 @@
 from sdopt.bench import measure
 
 
-def test_effect(level, observation, promise, dtype, kept_state, gate):
+def test_effect(level, observation, promise, dtype, own_proof, kept_state, gate):
     """Each field took effect, on the promised solver and noise; no request leaves anything."""
     missing = measure.missing_effects(level, observation, dtype)
     broken = measure.broken_promises(promise, observation)
-    verdict = gate.effect(level, [*missing, *broken, *kept_state])
+    verdict = gate.effect(level, [*missing, *broken, *own_proof, *kept_state])
     assert verdict.passed, verdict.message
 
 

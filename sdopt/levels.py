@@ -109,6 +109,12 @@ class Level:
         guided = self.guided_steps(steps) if guided is None else guided
         return full_steps(steps, guided) if self.feature_cache else tuple(range(steps))
 
+    def compares_with(self, reference: Level) -> bool:
+        """See `cost_is_comparable`."""
+        if self.scheduler != reference.scheduler:
+            return False
+        return self.scheduler != "euler-ancestral" or self.steps == reference.steps
+
     def as_dict(self) -> dict[str, Any]:
         """Every field, as stored beside a measurement."""
         return asdict(self)
@@ -249,9 +255,7 @@ def cost_is_comparable(level: Level, reference: Level) -> bool:
     A stochastic sampler adds fresh noise at every step, so against another sampler or another
     number of its own steps the difference of the images is the sampler's, not a loss.
     """
-    if level.scheduler != reference.scheduler:
-        return False
-    return level.scheduler != "euler-ancestral" or level.steps == reference.steps
+    return level.compares_with(reference)
 
 
 def full_steps(steps: int, guided_steps: int) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ OTHER_SOURCES = (
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 WEIGHTS = tuple(name for name in hub.PIPELINE_FILES if name.endswith(".safetensors"))
 
-Kind = Literal["folder", "checkpoint", "random"]
+Kind = Literal["folder", "checkpoint", "random", "own"]
 
 
 def any_prompt(text: str) -> None:
@@ -37,8 +37,9 @@ class Source:
     """A set of SD 1.5-shaped weights and what its images are made with.
 
     `folder` has the plain diffusers layout; a `checkpoint` source takes only configurations and
-    tokenizer from it and its weights from the file `checkpoint`; a `random` one has neither. `why`
-    says how this source was chosen; every run prints it.
+    tokenizer from it and its weights from the file `checkpoint`; a `random` one has neither, nor
+    an `own` one, whose levels bring their weights (`sdopt.bench.own`). `why` says how this source
+    was chosen; every run prints it.
     """
 
     name: str

@@ -18,7 +18,7 @@ from sdopt.bench.metrics.level import EFFECT, PIPELINE, REPEAT
 from sdopt.bench.metrics.memory import PEAK
 from sdopt.bench.metrics.metric import MEANS, Better, Metric, Seen, Subject
 from sdopt.bench.metrics.time import LATENCY
-from sdopt.levels import UNREPEATABLE, Level, cost_is_comparable, get_level
+from sdopt.levels import UNREPEATABLE, Level, cost_is_comparable
 
 if TYPE_CHECKING:  # for annotations only: measuring imports torch, judging does not
     from sdopt.bench.measure import Comparison, FirstCall, Latency, Memory, Work
@@ -113,7 +113,7 @@ class Gate(Known):
 
     def cost(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the reference level, if it says what the change costs."""
-        reference = get_level(level.reference or level.name)
+        reference = self.levels[level.reference or level.name]
         comparable = cost_is_comparable(level, reference)
         other = reference.name
         if not comparable:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdopt.bench.metrics import HISTORY_RULES
 from sdopt.bench.metrics.metric import AsAccepted, Fixed, Measured, Metric
+from sdopt.levels import LEVELS, Level
 
 RUN = "pytest benchmarks/"
 
@@ -19,7 +20,8 @@ class Known:
     `comparing` is whether a stored run was asked for. `stored` is then that run, as metrics per
     level, and `history` its file; `refusal` says why there is none, and `refusal_hint` what to run.
     `redefined` says for a level of the stored run in what it was another one. `command` is what
-    started this run, for the commands that verdicts suggest. `device` is 'cuda' or 'cpu'.
+    started this run, for the commands that verdicts suggest. `device` is 'cuda' or 'cpu'. `levels`
+    are those that there are.
 
     `series` holds, by level and metric, the values of all stored runs that this one is judged by,
     oldest first, and `commit` what the newest of them ran. `work_stored` holds the stored counts of
@@ -30,6 +32,7 @@ class Known:
 
     comparing: bool = False
     device: str = "cuda"
+    levels: Mapping[str, Level] = field(default_factory=lambda: LEVELS)
     command: str = RUN
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: str | None = None

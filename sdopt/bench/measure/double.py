@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdopt.bench.own.pipeline import OwnPipeline, core, denoiser_name
 from sdopt.engine.image import ImageEngine
 from sdopt.engine.modules import fuse_modules
 from sdopt.pipelines.workload import Request, generate
@@ -40,13 +41,23 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
     What is compiled runs uncompiled, and noise is drawn in float64: in float32 its last bit depends
     on the instruction set. A copy generates: the pipeline stays as it is.
     """
-    if pipeline.device.type != "cpu":
+    if pipeline.device.type != "cpu" or not _is_asked(pipeline):
         return None
     twin = _in_double(pipeline)
     with _exact_waves():
         latents = _final_latents(twin, request)[0].detach().contiguous()
     values: NDArray[np.float64] = latents.numpy()
     return values
+
+
+def _is_asked(pipeline: LevelPipeline | OwnPipeline) -> bool:
+    """A project's own code may well not compute in float64."""
+    if not isinstance(pipeline, OwnPipeline):
+        return True
+    from diffusers import StableDiffusionPipeline
+
+    wanted = pipeline.level.float64
+    return isinstance(pipeline.inner, StableDiffusionPipeline) if wanted is None else wanted
 
 
 def _final_latents(pipeline: LevelPipeline, request: Request) -> Tensor:
@@ -62,10 +73,10 @@ def _final_latents(pipeline: LevelPipeline, request: Request) -> Tensor:
 def _in_double(pipeline: LevelPipeline) -> LevelPipeline:
     """A pipeline with copies of the modules, whose weights are the same values in float64."""
     twin = copy(pipeline)
-    for name in ("text_encoder", "unet", "vae"):
-        part = _uncompiled_copy(getattr(pipeline, name))
+    for name in _parts_of(pipeline):
+        part = _uncompiled_copy(getattr(core(pipeline), name))
         # torch's own method: those of diffusers and transformers warn of what this is about.
-        object.__setattr__(twin, name, torch.nn.Module.to(part, torch.float64))
+        object.__setattr__(core(twin), name, torch.nn.Module.to(part, torch.float64))
     if pipeline.fused_unet is not None:
         fuse_modules(twin)
     if pipeline.engine is not None:
@@ -73,8 +84,15 @@ def _in_double(pipeline: LevelPipeline) -> LevelPipeline:
     return twin
 
 
+def _parts_of(pipeline: LevelPipeline | OwnPipeline) -> tuple[str, ...]:
+    if isinstance(pipeline, OwnPipeline):
+        return (*pipeline.text_encoders, denoiser_name(pipeline.inner), "vae")
+    return ("text_encoder", "unet", "vae")
+
+
 def _uncompiled_copy(part: Any) -> Any:
     """The module without forward passes that were put into it, which belong to the original."""
+    part = getattr(part, "_orig_mod", part)
     inner = [module for module in part.modules() if "forward" in vars(module)]
     # What `deepcopy` finds in its notes it does not copy.
     copied = deepcopy(part, {id(vars(module)["forward"]): None for module in inner})

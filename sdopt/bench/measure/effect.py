@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sdopt.bench.measure.gpu_activity import GpuActivity
 from sdopt.bench.measure.observation import SHALLOW, Observation
+from sdopt.bench.own.ladder import OwnLevel
 from sdopt.levels import Level
 
 DECODER_CLASSES = {"full-vae": "AutoencoderKL", "tiny-vae": "AutoencoderTiny"}
@@ -20,7 +21,8 @@ def missing_effects(level: Level, seen: Observation, dtype: str) -> tuple[str, .
 
     `dtype` is what the UNet has to compute in, for example 'float16'.
     """
-    return tuple(sentence for proof in PROOFS for sentence in proof(level, seen, dtype))
+    proofs = OWN_PROOFS if isinstance(level, OwnLevel) else PROOFS
+    return tuple(sentence for proof in proofs for sentence in proof(level, seen, dtype))
 
 
 def _dtype(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
@@ -147,6 +149,23 @@ def _replayed(level: Level, seen: Observation) -> Iterator[str]:
                 )
 
 
+def _denoiser_dtype(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    """A VAE that overflows in float16 may well compute in float32."""
+    found = {call.dtype for call in seen.unet_calls}
+    if found != {dtype}:
+        yield f"dtype: the denoiser computed in {sorted(found) or 'nothing'}, not {dtype}"
+
+
+def _denoiser_compiled(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
+    compiled = sum(call.graphs > 0 for call in seen.unet_calls)
+    wanted = len(seen.unet_calls) if level.compiled else 0
+    if compiled != wanted:
+        yield (
+            f"compile: Inductor code ran in {compiled} of {len(seen.unet_calls)} calls of the "
+            f"denoiser, the level says compiled={level.compiled}"
+        )
+
+
 def _solver(name: str, algorithm: str | None, order: int | None) -> str:
     """For example 'DPMSolverMultistepScheduler (dpmsolver++, order 2)'."""
     return name if algorithm is None else f"{name} ({algorithm}, order {order})"
@@ -168,3 +187,5 @@ def _runs(batches: tuple[int, ...]) -> str:
 
 
 PROOFS = (_dtype, _layout, _tf32, _decoder, _scheduler, _evaluations, _engine, _compiled)
+OWN_PROOFS = (_denoiser_dtype, _denoiser_compiled)
+"""Of a project's own level, which may bring more."""

@@ -12,7 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from sdopt.bench.measure.gpu_activity import GpuActivity, events_of, gpu_activity
+from sdopt.bench.measure.own_work import on_meta
 from sdopt.bench.measure.solver_watch import SeenSolver, watched_solver
+from sdopt.bench.own.pipeline import OwnPipeline
 from sdopt.engine.cuda_graphs import eager_calls
 from sdopt.engine.modules import FUSED_MARK
 from sdopt.pipelines.workload import Request, generate
@@ -34,7 +36,8 @@ class Call:
 
     `shapes` are those of its tensor arguments; `graphs` counts the Inductor graphs that ran inside
     it: 0 for eager code, more than 1 after a graph break; `fused` the engine's forward passes. A
-    UNet call that reuses deep features has the part `shallow`.
+    UNet call that reuses deep features has the part `shallow`. `inputs` are all arguments of a call
+    of a project's own module, on the meta device.
     """
 
     part: str
@@ -42,6 +45,7 @@ class Call:
     dtype: str
     graphs: int = 0
     fused: int = 0
+    inputs: tuple[Any, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,9 @@ def observe(pipeline: LevelPipeline, request: Request) -> Observation:
     tf32: list[bool] = []
     with ExitStack() as stack, eager_calls():
         for part, module in parts(pipeline).items():
-            stack.enter_context(_recording(part, module, calls))
+            stack.enter_context(
+                _recording(part, module, calls, keep=isinstance(pipeline, OwnPipeline))
+            )
         stack.enter_context(_before_call(pipeline.unet, lambda: tf32.append(tf32_is_on())))
         solver = stack.enter_context(watched_solver(pipeline))
         graphs, by_engine = compiled_graphs(), _engine_steps(pipeline)
@@ -167,6 +173,8 @@ def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
 
 def parts(pipeline: LevelPipeline) -> dict[str, Any]:
     """The modules behind PARTS."""
+    if isinstance(pipeline, OwnPipeline):
+        return pipeline.parts
     return {
         "text_encoder": pipeline.text_encoder,
         "unet": pipeline.unet,
@@ -218,7 +226,7 @@ def profiled(*activities: ProfilerActivity) -> Iterator[profile]:
 
 
 @contextmanager
-def _recording(part: str, module: Any, calls: list[Call]) -> Iterator[None]:
+def _recording(part: str, module: Any, calls: list[Call], *, keep: bool = False) -> Iterator[None]:
     """Append a Call at each call of the module, and mark its time in the profile."""
     marks: list[Any] = []
 
@@ -228,7 +236,8 @@ def _recording(part: str, module: Any, calls: list[Call]) -> Iterator[None]:
             Call(
                 part=SHALLOW if kwargs.get("deep") is not None else part,
                 shapes=tuple(tuple(tensor.shape) for tensor in tensors),
-                dtype=str(tensors[0].dtype).removeprefix("torch."),
+                dtype=str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
+                inputs=(on_meta(args), on_meta(kwargs)) if keep else None,
             )
         )
         marks.append(record_function(f"{CALL_MARK}{len(calls) - 1}"))

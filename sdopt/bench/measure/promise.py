@@ -94,8 +94,13 @@ def _stored_config(source: Source) -> dict[str, Any]:
     return config
 
 
-def broken_promises(promise: Promise, seen: Observation) -> tuple[str, ...]:
-    """One sentence for each way in which solver or noise were others; empty is the proof."""
+def broken_promises(promise: Promise | None, seen: Observation) -> tuple[str, ...]:
+    """One sentence for each way in which solver or noise were others; empty is the proof.
+
+    A project's own pipeline promises nothing of them.
+    """
+    if promise is None:
+        return ()
     solver = seen.solver
     if solver is None:
         return ("solver: nothing of it was seen",)

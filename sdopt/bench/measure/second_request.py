@@ -22,6 +22,9 @@ STEPS = 3
 GRID_PX = 64
 """Sizes are multiples of this for every level."""
 MORE_GUIDANCE = 1.5
+STEPS_NAME = "num_inference_steps"
+SETTINGS = {"guidance": "guidance_scale", "number of steps": STEPS_NAME}
+"""What a project's own pipeline may not let a request change."""
 TOLERANCE = {"cpu": 1e-5, "cuda": 5e-4}
 """Mean difference, of the full range, that two images of one request may have. On a CPU they are
 equal; on a GPU a fresh pipeline may find other algorithms. docs/explanation/verdicts.md says
@@ -51,6 +54,7 @@ def kept_state(
     request is generated after two different ones instead.
     """
     first, varied = requests[0], varies_size(pipeline)
+    fixed = getattr(pipeline, "fixed", set())
     tolerance = TOLERANCE[pipeline.device.type]
     second = second_generation(pipeline, requests, size=varied)
     generate(pipeline, first)
@@ -58,7 +62,7 @@ def kept_state(
     missing = [
         f"second request: its {name} was not used"
         for name, other in _each_changed(second, first, pipeline, size=varied).items()
-        if np.array_equal(other.by(pipeline), image)
+        if name not in fixed and np.array_equal(other.by(pipeline), image)
     ]
     if varied and image.shape[:2] != (second.settings["height"], second.settings["width"]):
         missing.append(f"second request: its size is {image.shape[:2]}")
@@ -70,7 +74,7 @@ def kept_state(
 
 def varies_size(pipeline: LevelPipeline) -> bool:
     """Whether another size costs no minutes: Inductor would compile for it, anywhere."""
-    return not pipeline.level.compiled
+    return not pipeline.level.compiled and "size" not in getattr(pipeline, "fixed", set())
 
 
 def second_generation(
@@ -85,6 +89,9 @@ def second_generation(
         "num_inference_steps": STEPS if pipeline.level.steps != STEPS else STEPS - 1,
         "guidance_scale": source.guidance_scale + MORE_GUIDANCE,
     }
+    for name, setting in SETTINGS.items():
+        if name in getattr(pipeline, "fixed", set()):
+            del settings[setting]
     if size:
         half = source.size_px // 2
         other = half if half and half % GRID_PX == 0 else source.size_px + GRID_PX
@@ -106,7 +113,7 @@ def _each_changed(
     """
     settings: dict[str, dict[str, Any]] = {
         "guidance": {"guidance_scale": pipeline.source.guidance_scale},
-        "number of steps": {"num_inference_steps": second.settings["num_inference_steps"] + 1},
+        "number of steps": {"num_inference_steps": second.settings.get(STEPS_NAME, STEPS) + 1},
     }
     if size:
         settings["size"] = {"width": pipeline.source.size_px}

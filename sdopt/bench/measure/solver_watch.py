@@ -66,8 +66,9 @@ def watched_solver(pipeline: LevelPipeline) -> Iterator[SeenSolver]:
 def _first_input(unet: Any, seen: SeenSolver) -> Iterator[None]:
     def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if seen.first_input is None:
-            sample = args[0] if args else kwargs["sample"]
-            seen.first_input = sample[-1:].detach().clone()
+            sample = args[0] if args else kwargs.get("sample")
+            if isinstance(sample, Tensor):  # a project's own denoiser may name it otherwise
+                seen.first_input = sample[-1:].detach().clone()
 
     handle = unet.register_forward_pre_hook(keep, with_kwargs=True)
     try:

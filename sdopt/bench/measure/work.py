@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdopt.bench.measure import own_work
 from sdopt.bench.measure.gpu_activity import GpuActivity
 from sdopt.bench.measure.observation import PARTS, SHALLOW, Call, Observation, Shapes, parts
+from sdopt.bench.own.pipeline import OwnPipeline
 
 if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
@@ -55,8 +57,11 @@ class Work:
 def work_of(pipeline: LevelPipeline, seen: Observation) -> Work:
     """The counts behind an observation of that pipeline."""
     by_module: Counter[str] = Counter()
+    known: dict[str, dict[str, int]] = {}
     for call in seen.calls:
-        by_module.update(_flop_of_call(pipeline, call))
+        own = isinstance(pipeline, OwnPipeline)
+        count = _flop_of_own_call(pipeline, call, known) if own else _flop_of_call(pipeline, call)
+        by_module.update(count)
     if seen.contexts:
         by_module.update(_flop_of_contexts(pipeline, seen))
     total = by_module.pop(WHOLE, 0)  # a level that ran nothing did no work
@@ -89,6 +94,21 @@ def _flop_of_call(pipeline: LevelPipeline, call: Call) -> dict[str, int]:
     kind: Any = type(owner)
     counted = flop_by_block(kind, _config_json(owner), call.shapes, how)
     return {name if name == WHOLE else f"{call.part}.{name}": n for name, n in counted.items()}
+
+
+def _flop_of_own_call(
+    pipeline: Any, call: Call, known: dict[str, dict[str, int]]
+) -> dict[str, int]:
+    """The same of a project's own module; `known` are those of calls before."""
+    if not pipeline.level.counts_flop or call.inputs is None:
+        return {}
+    key = f"{call.part} {own_work.signature(call.inputs)}"
+    if key not in known:
+        what = f"level {pipeline.level.name!r}, {call.part}"
+        counter = own_work.counted_flop(what, pipeline.parts[call.part], call.inputs)
+        counted = _by_block(counter)
+        known[key] = {n if n == WHOLE else f"{call.part}.{n}": of for n, of in counted.items()}
+    return known[key]
 
 
 def _flop_of_contexts(pipeline: LevelPipeline, seen: Observation) -> dict[str, int]:
@@ -144,6 +164,11 @@ def flop_by_block(
     if how != MODULE:
         total = int(counter.get_total_flops())
         return {WHOLE: total, "fused": total}
+    return _by_block(counter)
+
+
+def _by_block(counter: FlopCounterMode) -> dict[str, int]:
+    """Under WHOLE all that was counted, and that of each block of the module that was called."""
     counts = {_path(name): sum(ops.values()) for name, ops in counter.flop_counts.items()}
     numbered = {path[:-1] for path in counts if path and path[-1].isdigit()}
     blocks = {path for path in counts if _is_block(path, numbered)}

@@ -17,9 +17,11 @@ from sdopt.bench.plugin.fixtures import (
     latents,
     level,
     observation,
+    own_proof,
     pipeline,
     pool,
     promise,
+    pytest_generate_tests,
     reference_images,
     repeat,
     run,
@@ -32,7 +34,12 @@ from sdopt.bench.plugin.outcome import (
     pytest_sessionfinish,
 )
 from sdopt.bench.plugin.selection import pytest_collection_modifyitems
-from sdopt.bench.plugin.start import pytest_addoption, pytest_configure, pytest_report_header
+from sdopt.bench.plugin.start import (
+    pytest_addhooks,
+    pytest_addoption,
+    pytest_configure,
+    pytest_report_header,
+)
 from sdopt.bench.plugin.storage import (
     pytest_benchmark_update_json,
     pytest_benchmark_update_machine_info,
@@ -53,15 +60,18 @@ __all__ = [
     "latents",
     "level",
     "observation",
+    "own_proof",
     "pipeline",
     "pool",
     "promise",
+    "pytest_addhooks",
     "pytest_addoption",
     "pytest_benchmark_update_json",
     "pytest_benchmark_update_machine_info",
     "pytest_collection_finish",
     "pytest_collection_modifyitems",
     "pytest_configure",
+    "pytest_generate_tests",
     "pytest_report_header",
     "pytest_runtest_call",
     "pytest_sessionfinish",

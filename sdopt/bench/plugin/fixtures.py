@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sdopt.bench.judge.gate import Gate
+from sdopt.bench.own.ladder import OwnLevel
+from sdopt.bench.own.pipeline import core
 from sdopt.bench.plugin.keys import SESSION
 from sdopt.bench.session import BaselineStore, PipelinePool, RunContext
-from sdopt.levels import LEVELS, Level, get_level
+from sdopt.levels import Level
 from sdopt.pipelines.workload import Request
 
 if TYPE_CHECKING:
@@ -51,10 +53,20 @@ def gate(pytestconfig: pytest.Config) -> Gate:
     return pytestconfig.stash[SESSION].gate
 
 
-@pytest.fixture(scope="session", params=list(LEVELS))
-def level(request: pytest.FixtureRequest) -> Level:
+@pytest.fixture(scope="session")
+def level(request: pytest.FixtureRequest, run: RunContext) -> Level:
     """Each level of the ladder in turn; `-k "[final]"` picks one."""
-    return get_level(request.param)
+    return run.levels[request.param]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Levels are known once the project's conftest was asked for its own."""
+    chosen = {
+        name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]
+    }
+    if "level" in metafunc.fixturenames and "level" not in chosen:
+        levels = list(metafunc.config.stash[SESSION].run.levels)
+        metafunc.parametrize("level", levels, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +95,9 @@ def image_request(run: RunContext) -> Request:
 
 
 @pytest.fixture(scope="session")
-def dtype(run: RunContext) -> str:
-    """What a level has to compute in on this device."""
-    return run.dtype
+def dtype(run: RunContext, level: Level) -> str:
+    """What the level has to compute in on this device."""
+    return run.dtype_of(level)
 
 
 @pytest.fixture(scope="session")
@@ -97,11 +109,20 @@ def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
 
 
 @pytest.fixture(scope="session")
-def promise(run: RunContext, level: Level, image_request: Request) -> Promise:
-    """The solver and the noise that the level promises of that image."""
+def promise(run: RunContext, level: Level, image_request: Request) -> Promise | None:
+    """The solver and the noise that the level promises of that image; a project's own, none."""
+    if isinstance(level, OwnLevel):
+        return None
     from sdopt.bench.measure import promise_of
 
     return promise_of(run.source, level, image_request, run.dtype)
+
+
+@pytest.fixture(scope="session")
+def own_proof(level: Level, pipeline: LevelPipeline, observation: Observation) -> tuple[str, ...]:
+    """What a project's own level says did not take effect: nothing, if all is well."""
+    proof = level.proof if isinstance(level, OwnLevel) else None
+    return tuple(proof(core(pipeline), observation)) if proof else ()
 
 
 @pytest.fixture(scope="session")

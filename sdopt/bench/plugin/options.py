@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sdopt.bench.judge.known import RUN
+from sdopt.bench.own.ladder import Ladder
 from sdopt.bench.plugin.refusals import (
     a_name,
     a_path,
@@ -17,6 +18,7 @@ from sdopt.bench.plugin.refusals import (
     unfit,
 )
 from sdopt.bench.session import Settings
+from sdopt.errors import SdoptError
 
 DEFAULT_STORAGE = "file://./.benchmarks"
 
@@ -103,7 +105,30 @@ def settings_of(config: pytest.Config) -> Settings:
         compare="" if compare is True else compare,
         unfit=unfit(option),
         command=_command(option),
+        ladder=_own_ladder(config),
     )
+
+
+def _own_ladder(config: pytest.Config) -> Ladder | None:
+    """The levels of the project's conftest. UsageError for options that exclude them."""
+    try:
+        ladder: Ladder | None = config.hook.pytest_sdopt_ladder(config=config)
+    except SdoptError as error:
+        raise pytest.UsageError(f"pytest_sdopt_ladder of conftest.py: {error}") from error
+    if ladder is None:
+        return None
+    option = config.option
+    reasons = {
+        "--sdopt-source (or $SDOPT_SOURCE)": option.sdopt_source != "auto",
+        "--sdopt-ab": option.sdopt_ab,
+        "--sdopt-selftest": option.sdopt_selftest,
+    }
+    if wrong := [name for name, given in reasons.items() if given]:
+        raise pytest.UsageError(
+            f"{', '.join(wrong)}: that is for the levels of sdopt, and pytest_sdopt_ladder of "
+            "conftest.py gives this project's own, which bring their weights; drop it"
+        )
+    return ladder
 
 
 def _refuse_combinations(option: Any) -> None:

@@ -12,7 +12,7 @@ from sdopt.errors import OutOfMemoryError, SdoptError, SourceError
 if TYPE_CHECKING:
     from sdopt.bench.session import Session
 
-MODULE = "sdopt.pipelines.pipeline"
+MODULES = ("sdopt.pipelines.pipeline", "sdopt.bench.own.pipeline")
 OF_A_LEVEL = "sdopt_level_raised"
 """The attribute of reports whose failure is the level's."""
 
@@ -66,7 +66,7 @@ def raising_level(excinfo: pytest.ExceptionInfo[BaseException]) -> str | None:
         return None
     for entry in excinfo.traceback:
         frame = entry.frame.raw
-        if frame.f_globals.get("__name__") != MODULE:
+        if frame.f_globals.get("__name__") not in MODULES:
             continue
         if frame.f_code.co_name == "__call__":
             return str(frame.f_locals["self"].level.name)

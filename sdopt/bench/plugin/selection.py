@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from sdopt.bench.plugin import ab, unfinished
 from sdopt.bench.plugin.keys import BENCH, COMPARISON, DESELECTED, SESSION
 from sdopt.errors import UnknownNameError
-from sdopt.levels import LEVELS
+from sdopt.levels import Level
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(
     collected = {item.nodeid for item in items}
     yield
     if collected and not items and not config.option.sdopt_selftest:
-        _check_level(config.option.keyword)
+        _check_level(config.option.keyword, own.run.levels)
     if items and (config.option.sdopt_ab or config.option.sdopt_selftest):
         config.stash[DESELECTED] = ()
         if config.option.sdopt_ab:
@@ -47,11 +47,11 @@ def pytest_collection_modifyitems(
         )
 
 
-def _check_level(keyword: str) -> None:
+def _check_level(keyword: str, levels: Mapping[str, Level]) -> None:
     """Raise UsageError for a -k that selected nothing and names a level that does not exist."""
     for name in re.findall(r"\[([^\[\]]*)\]", keyword or ""):
-        if name not in LEVELS:
-            raise pytest.UsageError(str(UnknownNameError("level", name, LEVELS)))
+        if name not in levels:
+            raise pytest.UsageError(str(UnknownNameError("level", name, levels)))
 
 
 def _faults(session: pytest.Session, config: pytest.Config) -> list[pytest.Item]:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from sdopt.bench.plugin import compile_cache, raised, refusals, unfinished
+from sdopt.bench.plugin import compile_cache, hooks, raised, refusals, unfinished
 from sdopt.bench.plugin.keys import SESSION, STORING
 from sdopt.bench.plugin.options import add_options, settings_of
 from sdopt.bench.plugin.outcome import UNJUDGED, Unjudged
@@ -14,6 +14,11 @@ from sdopt.bench.session import RunContext, Session
 from sdopt.bench.session.header import header
 from sdopt.errors import SdoptError
 from sdopt.util.progress import Progress
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """`pytest_sdopt_ladder`, for projects with levels of their own."""
+    pluginmanager.add_hookspecs(hooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,6 @@ from sdopt.bench.plugin.selection import left_benchmarks_out
 from sdopt.bench.session import Session
 from sdopt.bench.session.leftovers import tidy
 from sdopt.bench.stored import history
-from sdopt.levels import get_level
 from sdopt.util.partial_files import SUFFIX, remove_stale
 
 
@@ -69,7 +68,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     session = config.stash[SESSION]
     output_json["sdopt"] = session.block()
     for entry in output_json["benchmarks"]:
-        level = get_level(entry["params"]["level"])
+        level = session.run.levels[entry["params"]["level"]]
         measured = {k: v for k, v in session.measured[level.name].items() if k != "latency_ms"}
         entry["extra_info"] = {**session.run.identity(level), **measured}
         entry["params"] = {"level": level.name}

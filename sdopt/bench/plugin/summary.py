@@ -10,7 +10,6 @@ from sdopt.bench.plugin import ab
 from sdopt.bench.plugin.keys import BENCH, COMPARISON, SESSION
 from sdopt.bench.report.terminal import absence_note, blind_note, ladder_table, power_note
 from sdopt.bench.session import Session
-from sdopt.levels import LEVELS
 
 
 @pytest.hookimpl(trylast=True)
@@ -38,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _show_ladder(terminalreporter: Any, session: Session) -> None:
     run = session.run
-    table = ladder_table(list(LEVELS), session.measured, session.verdicts)
+    table = ladder_table(list(run.levels), session.measured, session.verdicts)
     if not table:
         return
     terminalreporter.section(f"ladder: {run.source.name} on {run.hardware}")

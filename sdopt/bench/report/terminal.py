@@ -31,8 +31,8 @@ def ladder_table(
 ) -> list[str]:
     """One line per measured level: time, memory, work, likeness to three references, worst verdict.
 
-    Speed-up is over `baseline` of the same run. A cost in parentheses is not comparable: the two
-    samplers draw different noise.
+    Speed-up is over the first of the levels, in the same run. A cost in parentheses is not
+    comparable: the two samplers draw different noise.
     """
     shown = [
         level
@@ -48,7 +48,7 @@ def ladder_table(
         if not column.optional or any(metric.name in row for row in rows.values())
     ]
     lines = [("level", *(column.heading for _, column in columns), "verdict")]
-    baseline = measured.get("baseline", {})
+    baseline = measured.get(levels[0], {})
     for level, row in rows.items():
         judged = summary([verdict for verdict in verdicts if verdict.level == level])
         cells = (_cell(metric, column, row, baseline) for metric, column in columns)

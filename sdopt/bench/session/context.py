@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.judge.known import RUN
-from sdopt.levels import Level
-from sdopt.pipelines.workload import Workload, load_workload, set_name
+from sdopt.bench.own.ladder import Ladder, OwnLevel
+from sdopt.levels import LEVELS, Level
+from sdopt.pipelines.workload import Workload, load_workload, read_prompts, set_name
 from sdopt.util.hardware import Hardware, hardware_of, versions
 from sdopt.util.progress import Progress
 from sdopt.weights.sources import Source, resolve
@@ -23,7 +25,8 @@ class Settings:
     """What the command line asks for.
 
     `compare` is None, '' for the newest stored run, or the name of one. `unfit` says why timings
-    of this run would mean nothing, if they would. `command` starts the same run again.
+    of this run would mean nothing, if they would. `command` starts the same run again. `ladder`
+    holds a project's own levels, which then are all that there are.
     """
 
     source: str = "auto"
@@ -33,6 +36,7 @@ class Settings:
     compare: str | None = None
     unfit: str | None = None
     command: str = RUN
+    ladder: Ladder | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +52,22 @@ class RunContext:
     @cached_property
     def source(self) -> Source:
         """The weights. Raises SdoptError for a source that does not exist."""
-        return resolve(self.settings.source)
+        ladder = self.settings.ladder
+        return resolve(self.settings.source) if ladder is None else ladder.source
+
+    @property
+    def levels(self) -> Mapping[str, Level]:
+        """The levels that there are, by name: those of this package, or the project's own."""
+        ladder = self.settings.ladder
+        return LEVELS if ladder is None else ladder.by_name
 
     @cached_property
     def workload(self) -> Workload:
         """The requests. Raises SdoptError for a bad prompts file."""
+        ladder = self.settings.ladder
+        if ladder is not None and ladder.prompts is not None and self.settings.prompts is None:
+            requests = read_prompts(ladder.prompts, self.source)
+            return Workload(baseline_set=self.source.name, requests=requests)
         return load_workload(self.source, self.settings.prompts)
 
     @cached_property
@@ -67,6 +82,11 @@ class RunContext:
     def dtype(self) -> str:
         """What every level computes in on this device."""
         return "float16" if self.device.type == "cuda" else "float32"
+
+    def dtype_of(self, level: Level) -> str:
+        """What that level computes in."""
+        own = level.dtype if isinstance(level, OwnLevel) else None
+        return own or self.dtype
 
     @cached_property
     def hardware(self) -> Hardware:
@@ -100,7 +120,7 @@ class RunContext:
             "level_fields": level.as_dict(),
             "source": self.source.name,
             "device": self.hardware.name,
-            "dtype": self.dtype,
+            "dtype": self.dtype_of(level),
             "steps": level.steps,
             "size_px": self.source.size_px,
             "guidance_scale": self.source.guidance_scale,

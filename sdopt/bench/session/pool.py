@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from sdopt.bench.own.ladder import OwnLevel
 from sdopt.bench.session.context import RunContext
 from sdopt.errors import MemoryLeftError
-from sdopt.levels import Level, get_level
+from sdopt.levels import Level
 from sdopt.util.hardware import free_memory
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class PipelinePool:
 
     def build(self, level: Level) -> LevelPipeline:
         """A pipeline of its own, which whoever asked for it has to free."""
+        if isinstance(level, OwnLevel):
+            from sdopt.bench.own import pipeline as own
+
+            # It behaves as a LevelPipeline does, as far as one is measured.
+            return cast("LevelPipeline", own.build(level, self.run.source, self.run.device))
         from sdopt.pipelines.pipeline import build
 
         return build(self.run.source, level, self.run.device)
@@ -125,7 +131,7 @@ class PipelinePool:
         """What the reference level made in this run, or None for a level without one."""
         if level.reference is None:
             return None
-        reference = get_level(level.reference)
+        reference = self.run.levels[level.reference]
         if reference.name not in self._generated:
             with self.warm(reference) as (pipeline, _):
                 self.generated(reference, pipeline)

@@ -15,7 +15,6 @@ from sdopt.bench.session.pool import PipelinePool
 from sdopt.bench.session.store import BaselineStore
 from sdopt.bench.stored import baselines, history
 from sdopt.bench.stored.compared import Compared, NotCompared, Refused
-from sdopt.levels import LEVELS
 
 
 @dataclass(kw_only=True)
@@ -99,6 +98,7 @@ def make_gate(run: RunContext, store: BaselineStore) -> Gate:
     gate = Gate(
         comparing=not isinstance(store.history, NotCompared),
         device=run.device.type,
+        levels=run.levels,
         command=run.settings.command,
         limits=baselines.load_limits(store.limits_file),
         limits_file=str(store.limits_file),
@@ -122,9 +122,9 @@ def make_gate(run: RunContext, store: BaselineStore) -> Gate:
 
 def _redefined(run: RunContext, level: str, stored: Mapping[str, Any]) -> str | None:
     """In what a stored measurement of a level is of other settings than this run's."""
-    if level not in LEVELS:
+    if level not in run.levels:
         return None
-    return baselines.redefinition(stored, LEVELS[level], run.source.guidance_scale)
+    return baselines.redefinition(stored, run.levels[level], run.source.guidance_scale)
 
 
 def _hint(run: RunContext, refused: Refused) -> str | None:
