@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from sdopt.errors import SourceError
+from sdopt.pipelines.no_pickles import without_pickles
 from sdopt.weights.sd15 import random_tiny_vae
 from sdopt.weights.sources import Source
 
@@ -19,7 +20,7 @@ def load_tiny_vae(source: Source, device: torch.device, dtype: torch.dtype) -> A
     if source.kind == "random":
         return random_tiny_vae(device, dtype)
     folder = source.tiny_vae_folder
-    with reading(source):
+    with reading(source), without_pickles():
         return AutoencoderTiny.from_pretrained(folder, dtype=dtype, use_safetensors=True)
 
 

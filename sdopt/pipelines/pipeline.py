@@ -33,6 +33,7 @@ from sdopt.pipelines.device_limits import check_capability, naming_the_hungry
 from sdopt.pipelines.engine_call import generated_whole
 from sdopt.pipelines.loading import load_tiny_vae, quiet_loading, reading
 from sdopt.pipelines.nested import leaving_the_outer_call
+from sdopt.pipelines.no_pickles import WithoutPickles
 from sdopt.pipelines.prompts import named_as_diffusers_does, without_learnt_words
 from sdopt.pipelines.saving import plainly_laid_out
 from sdopt.pipelines.settings import process_settings
@@ -45,7 +46,7 @@ HOW_TO_LOAD = (
 )
 
 
-class LevelPipeline(StableDiffusionPipeline):  # type: ignore[misc]
+class LevelPipeline(WithoutPickles, StableDiffusionPipeline):  # type: ignore[misc]
     """A StableDiffusionPipeline whose defaults are those of one level and one source.
 
     Every argument of `StableDiffusionPipeline.__call__` works and overrides the level's own:
