@@ -29,7 +29,7 @@ class _Door:
         with self.lock:
             if self.readers == 0:
                 self.original = torch.load
-                torch.load = self._load
+                torch.load = self._load  # type: ignore[assignment]
             self.readers += 1
         self.inside.depth = getattr(self.inside, "depth", 0) + 1
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdopt.bench.own.ladder import OwnLevel
 from sdopt.bench.own.pipeline import OwnPipeline, core, denoiser_name
 from sdopt.engine.image import ImageEngine
 from sdopt.engine.modules import fuse_modules
@@ -56,7 +57,7 @@ def _is_asked(pipeline: LevelPipeline | OwnPipeline) -> bool:
         return True
     from diffusers import StableDiffusionPipeline
 
-    wanted = pipeline.level.float64
+    wanted = pipeline.level.float64 if isinstance(pipeline.level, OwnLevel) else None
     return isinstance(pipeline.inner, StableDiffusionPipeline) if wanted is None else wanted
 
 

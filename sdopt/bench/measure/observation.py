@@ -174,7 +174,7 @@ def observe_gpu(pipeline: LevelPipeline, request: Request) -> GpuActivity:
 def parts(pipeline: LevelPipeline) -> dict[str, Any]:
     """The modules behind PARTS."""
     if isinstance(pipeline, OwnPipeline):
-        return pipeline.parts
+        return dict(pipeline.parts)
     return {
         "text_encoder": pipeline.text_encoder,
         "unet": pipeline.unet,

@@ -54,7 +54,7 @@ def kept_state(
     request is generated after two different ones instead.
     """
     first, varied = requests[0], varies_size(pipeline)
-    fixed = getattr(pipeline, "fixed", set())
+    fixed: set[str] = getattr(pipeline, "fixed", set())
     tolerance = TOLERANCE[pipeline.device.type]
     second = second_generation(pipeline, requests, size=varied)
     generate(pipeline, first)

@@ -61,12 +61,16 @@ def level(request: pytest.FixtureRequest, run: RunContext) -> Level:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Levels are known once the project's conftest was asked for its own."""
-    chosen = {
-        name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]
-    }
-    if "level" in metafunc.fixturenames and "level" not in chosen:
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "level" in metafunc.fixturenames and not any("level" in _names(mark) for mark in marks):
         levels = list(metafunc.config.stash[SESSION].run.levels)
         metafunc.parametrize("level", levels, indirect=True, scope="session")
+
+
+def _names(mark: pytest.Mark) -> list[str]:
+    """The arguments that a test is parametrized with."""
+    given = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+    return [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
 
 
 @pytest.fixture(scope="session")

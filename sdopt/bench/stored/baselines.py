@@ -12,7 +12,7 @@ from sdopt.bench.stored.old_names import with_current_names
 from sdopt.bench.stored.soundness import Unsound, check_limit, check_settings
 from sdopt.bench.stored.stored_image import TEXT_KEY, read_stored_image
 from sdopt.errors import BrokenFileError
-from sdopt.levels import Level
+from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import Request
 from sdopt.util.files import damaged, read_json, write_whole
 
@@ -28,6 +28,12 @@ REQUIRED_LIMIT = "drift"
 def image_path(root: Path, baseline_set: str, level: str, prompt: str) -> Path:
     """Where the image of a level and prompt is kept."""
     return root / "images" / baseline_set / level / f"{prompt}.png"
+
+
+def levels_in(folder: Path) -> list[str]:
+    """The levels that a folder of images or latents holds, those of a project of its own last."""
+    found = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    return [*(name for name in LEVELS if name in found), *sorted(found - set(LEVELS))]
 
 
 def save_image(path: Path, image: NDArray[np.uint8], made_by: Mapping[str, Any]) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.metrics import LIMIT_RULES
 from sdopt.bench.metrics.latents import relative_distance
+from sdopt.bench.stored.baselines import levels_in
 from sdopt.bench.stored.latents import FLOAT64, read_latents
 from sdopt.errors import BrokenFileError
-from sdopt.levels import LEVELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def measured_latent_limits(
     roundings, alike in all of them. Raises BrokenFileError if the others have none of them.
     """
     first, *others = folders
-    levels = [name for name in LEVELS if _files(first, name, kind)]
+    levels = [name for name in levels_in(first) if _files(first, name, kind)]
     distances = [one for level in levels for one in _latents_apart(level, first, others, kind)]
     if not distances:
         raise BrokenFileError(

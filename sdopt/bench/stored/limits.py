@@ -22,7 +22,7 @@ from sdopt.bench.metrics import LIMIT_RULES, METRICS, metrics_of
 from sdopt.bench.metrics.latents import LATENT_MARGIN
 from sdopt.bench.metrics.metric import Better, Compare, Measured, Metric, Subject
 from sdopt.bench.stored.accepting import check_settled
-from sdopt.bench.stored.baselines import SCHEMA, read_image, read_limits
+from sdopt.bench.stored.baselines import SCHEMA, levels_in, read_image, read_limits
 from sdopt.bench.stored.latent_limits import STORED_AS, measured_latent_limits
 from sdopt.bench.stored.latents import FLOAT64, latents_beside
 from sdopt.bench.stored.soundness import Unsound, check_limit
@@ -42,7 +42,7 @@ SIGNS = {
 
 def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
     """The limits of every level that the first folder has images of."""
-    names = [name for name in LEVELS if (folders[0] / name).is_dir()]
+    names = levels_in(folders[0])
     limits: dict[str, Any] = {name: {} for name in names}
     allowed: dict[Any, float] = {}
     for metric, rule, compare in _measured(Subject.STORED):
@@ -51,6 +51,8 @@ def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
         for name in names:
             limits[name][rule.kind] = _row(metric, rule, worst[name], allowed[compare])
     for name in names:
+        if name not in LEVELS:
+            continue  # a project's own level: its folder does not say what it is compared with
         for subject, pairs in _means(LEVELS[name], folders).items():
             for metric, rule, compare in _measured(subject):
                 apart = max(_mean(_apart(*pair, rule, compare)) for pair in pairs)

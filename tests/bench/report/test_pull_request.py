@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +301,14 @@ def test_the_program_takes_its_word_from_the_workflow(
     assert pull_request.main(["check", *about]) == 2
     assert "$GITHUB_TOKEN is not set" in capsys.readouterr().err
     assert "GITHUB_TOKEN" not in os.environ
+
+
+def test_the_reporting_job_needs_no_package_installed() -> None:
+    """It may write to the repository: so nothing is installed there."""
+    root = str(Path(__file__).parents[3])
+    code = "import sdopt.bench.report.pull_request"
+    environment = {**os.environ, "PYTHONPATH": root}
+    subprocess.run((sys.executable, "-S", "-c", code), env=environment, check=True)
 
 
 @pytest.mark.parametrize(
