@@ -262,3 +262,22 @@ def test_a_level_of_the_ladder_is_found_by_its_name_and_no_other(tmp_path: Path)
     assert run.dtype_of(level(dtype="bfloat16")) == "bfloat16"
     with pytest.raises(UnknownNameError):
         ladder(level(reference="baseline"))
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_is_seen_counted_and_generates_in_float64_uncompiled(
+    micro: Path, micro_source: Source, micro_request: Request
+) -> None:
+    eager = own_pipeline(micro, micro_source)
+    expected = work_of(eager, observe(eager, micro_request))  # type: ignore[arg-type]
+    pipeline = own_pipeline(micro, micro_source, compiled=True)
+    pipeline.inner.unet = torch.compile(pipeline.inner.unet)
+    made = generate_all(pipeline, [micro_request])  # type: ignore[arg-type]
+    seen = observe(pipeline, micro_request)  # type: ignore[arg-type]
+    assert missing_effects(pipeline.level, seen, "float32") == ()
+    work = work_of(pipeline, seen)  # type: ignore[arg-type]
+    assert (work.recompiles, work.graph_breaks) == (0, 0)
+    assert work.tflop == pytest.approx(expected.tflop, rel=1e-12)
+    assert made.doubles[micro_request.name].dtype == "float64"
+    [sentence] = missing_effects(replace(pipeline.level, compiled=False), seen, "float32")
+    assert "ran in 4 of 4 calls of the denoiser" in sentence

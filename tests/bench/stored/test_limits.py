@@ -58,6 +58,14 @@ def test_equal_images_keep_a_little_room(folders: list[Path]) -> None:
     assert drift["limit"] < drift["measured"] == 1
 
 
+def test_a_project_s_own_level_gets_limits_of_drift(folders: list[Path]) -> None:
+    for folder, strength in zip(folders, (3, 5), strict=True):
+        save(folder, "quick", noisy(strength))
+    rows = limits.measured_limits(folders)
+    assert list(rows) == ["baseline", "tuned", "quick"]
+    assert set(rows["quick"]) == {"drift"}
+
+
 @pytest.fixture
 def equal_folders(folders: list[Path]) -> list[Path]:
     """Machines that generate the very same images, so that drift allows next to nothing."""
