@@ -60,9 +60,14 @@ def level(request: pytest.FixtureRequest, run: RunContext) -> Level:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Levels are known once the project's conftest was asked for its own."""
+    """Levels are known once the project's conftest was asked for its own.
+
+    A test that brings its own `level`, as a fixture or a parameter, keeps it.
+    """
     marks = metafunc.definition.iter_markers("parametrize")
-    if "level" in metafunc.fixturenames and not any("level" in _names(mark) for mark in marks):
+    found = metafunc.definition._fixtureinfo.name2fixturedefs.get("level", ())
+    is_ours = bool(found) and found[-1].func.__module__ == __name__
+    if is_ours and not any("level" in _names(mark) for mark in marks):
         levels = list(metafunc.config.stash[SESSION].run.levels)
         metafunc.parametrize("level", levels, indirect=True, scope="session")
 
