@@ -154,7 +154,7 @@ def test_a_stored_level_that_left_the_ladder_is_not_redefined(
 ) -> None:
     save_run(session.store.history_folder, "a", measured(session, 100.0))
     left = {name: level for name, level in LEVELS.items() if name != "tuned"}
-    monkeypatch.setattr("sdopt.bench.session.session.LEVELS", left)
+    monkeypatch.setattr("sdopt.bench.session.context.LEVELS", left)
     assert with_settings(session, compare="").gate.redefined == {}
 
 
