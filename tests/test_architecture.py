@@ -1,4 +1,4 @@
-"""The walls of the house hold in the imports: six layers, and nothing but studies above them.
+"""The walls of the house hold in the imports: seven layers, and nothing but studies above them.
 
 Imports for annotations count too: what a module's types name, it depends on.
 """
@@ -24,6 +24,7 @@ LAYERS = (
     {"miniature", "weights"},
     {"engine"},
     {"pipelines", "compile_cache", "tuning"},
+    {"service"},
     {"bench"},
     {"cli"},
 )
@@ -217,6 +218,13 @@ def test_the_help_of_the_command_line_loads_nothing_heavy() -> None:
     )
     assert "typer" in loaded
     assert loaded & {"torch", "diffusers", "transformers", "numpy", "PIL", "pytest"} == set()
+
+
+def test_the_front_of_the_service_loads_no_torch() -> None:
+    """Else it would hold hundreds of MiB beside its workers, and a context on the first GPU."""
+    loaded = loaded_by("import sdopt.service.server, sdopt.service.encoding")
+    assert "fastapi" in loaded
+    assert loaded & {"torch", "diffusers", "transformers", "pytest"} == set()
 
 
 @pytest.mark.slow

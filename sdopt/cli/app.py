@@ -20,6 +20,7 @@ from sdopt.cli.doctor import doctor
 from sdopt.cli.generate import generate
 from sdopt.cli.levels import levels
 from sdopt.cli.options import shown
+from sdopt.cli.serve import serve
 from sdopt.cli.tune import tune
 from sdopt.errors import SdoptError
 
@@ -27,7 +28,9 @@ MISTAKE, INTERRUPTED = 2, 130
 CODES = "0 done; 2 a mistake in the arguments, a broken file, or what cannot be done here"
 
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
-app = typer.Typer(**_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, measure, tune.")
+app = typer.Typer(
+    **_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, serve, measure, tune."
+)
 cache = typer.Typer(**_PLAIN, help="Keep compiled code in one file: pack, check, unpack.")
 
 
@@ -63,6 +66,13 @@ _add(
     app,
     compare,
     'sdopt compare "a small blue ring at the center on a white background" --levels final,turbo',
+)
+_add(
+    app,
+    serve,
+    "sdopt serve --level turbo\nsdopt serve --devices cuda:0,cuda:1 --sizes 512x512,512x768",
+    "0 ended by SIGTERM or Ctrl-C, after what was queued; 2 a mistake in the arguments, or no "
+    "worker can be had",
 )
 _add(
     app,

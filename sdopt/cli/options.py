@@ -58,13 +58,13 @@ def checked_levels(names: str) -> list[str]:
     return [get_level(name.strip()).name for name in names.split(",")]
 
 
-def checked_size(size: str) -> tuple[int, int]:
+def checked_size(size: str, option: str = "--size") -> tuple[int, int]:
     """'512x768' as width and height."""
     found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", size)
     width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not all(MULTIPLE_PX <= px <= LARGEST_PX and px % MULTIPLE_PX == 0 for px in (width, height)):
         raise SdoptError(
-            f"--size is {size!r}; give pixels, as 512 or 512x768 (width x height): multiples of "
+            f"{option} is {size!r}; give pixels, as 512 or 512x768 (width x height): multiples of "
             f"{MULTIPLE_PX}, at most {LARGEST_PX}"
         )
     return width, height
@@ -97,14 +97,14 @@ def refuse_existing(out: Path, *, force: bool) -> None:
         raise SdoptError(f"{out} is there already; name another file, or give --force")
 
 
-def lines_of(file: Path) -> list[str]:
+def lines_of(file: Path, what: str = "prompt") -> list[str]:
     """The lines of a text file that hold anything. Raises BrokenFileError naming the file."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenFileError(
-            f"{file} cannot be read as text: {error}; give a file with one prompt a line"
+            f"{file} cannot be read as text: {error}; give a file with one {what} a line"
         ) from error
     if not (found := [line.strip() for line in lines if line.strip()]):
-        raise BrokenFileError(f"{file} holds no prompt; write one a line")
+        raise BrokenFileError(f"{file} holds no {what}; write one a line")
     return found
