@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="(default: the level's)")
     parser.add_argument("--devices", default="auto")
     parser.add_argument("--max-batch", type=int, default=4)
-    parser.add_argument("--wait", type=float, default=5.0, help="ms")
+    parser.add_argument("--wait", type=float, default=10.0, help="ms")
     parser.add_argument("--target", type=float, default=TARGET, help="share of the engine; 0 any")
     parser.add_argument("--timeout", type=float, default=540.0, help="s, for each part")
     parser.add_argument("--no-engine", action="store_true", help="measure the service alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +59,7 @@ def serve(
             metavar="MS",
             help="A request waits so long for batch-mates, at most; alone it does not wait.",
         ),
-    ] = 5.0,
+    ] = 10.0,
     max_queue: Annotated[
         int,
         typer.Option("--max-queue", metavar="N", help="Images that wait; more are refused, 429."),
@@ -134,7 +135,11 @@ def serve(
         stuck_s=stuck,
         api_keys=_read_keys(api_key_file) if api_key_file else (),
     )
-    return run(settings, lambda url: print(f"listening on {url}; ready: {url}/healthz", flush=True))
+    return run(settings, _started)
+
+
+def _started(url: str, _: Callable[[], None]) -> None:
+    print(f"listening on {url}; ready: {url}/healthz", flush=True)
 
 
 def _check_needed() -> None:

@@ -52,9 +52,9 @@ class Job:
 class JobQueue:
     """Jobs in the order they came, of every kind; `batches` says whether a kind is batched.
 
-    An idle worker takes what is there at once. Only where clients were answered less than `wait_s`
-    ago and have not come back yet it waits for them, so that they stay in one batch: a request
-    without such company is never held.
+    An idle worker takes what is there at once. Only where clients are being answered, or were less
+    than `wait_s` ago, and have not come back yet it waits for them, at most `wait_s` after the last
+    answer, so that they stay in one batch: a request without such company is never held.
     """
 
     most: int
@@ -62,6 +62,7 @@ class JobQueue:
     wait_s: float
     batches: Callable[[Kind], bool] = lambda kind: True
     _jobs: deque[Job] = field(default_factory=deque)
+    _answering: int = 0
     _answered: deque[float] = field(default_factory=deque)
 
     def __len__(self) -> int:
@@ -84,9 +85,15 @@ class JobQueue:
                 self._answered.popleft()
         self._jobs.extend(jobs)
 
-    def answered(self, now: float) -> None:
-        """An image was answered: its client may be back within `wait_s`."""
-        self._answered.append(now)
+    def answering(self, images: int) -> None:
+        """So many were generated, and are about to be answered."""
+        self._answering += images
+
+    def answered(self, now: float, *, client: bool) -> None:
+        """One of those was answered, and its client may be back within `wait_s`; or it is gone."""
+        self._answering -= 1
+        if client:
+            self._answered.append(now)
 
     def remove(self, jobs: Iterable[Job]) -> None:
         """Those whose client is gone; others of them may have left before."""
@@ -112,7 +119,7 @@ class JobQueue:
             full = len(same) >= self.max_batch and self.batches(same[0].kind)
             return self._taken(same) if full else []
         wanted = self._wanted(len(same), idle, now) if self.batches(same[0].kind) else 1
-        if len(same) < wanted and not self._held_long_enough(same[0], now):
+        if len(same) < wanted and (self._answering or not self._held_long_enough(same[0], now)):
             return []
         return self._taken(same[:wanted])
 
@@ -122,7 +129,8 @@ class JobQueue:
         if not self._jobs or self._jobs[0].held_s is None:
             return None
         ends = [self._jobs[0].held_s + self.wait_s]
-        ends += [self._answered[0] + self.wait_s] if self._answered else []
+        if self._answered and not self._answering:
+            ends.append(self._answered[0] + self.wait_s)
         return min(ends)
 
     def _of_the_oldest(self) -> list[Job]:
@@ -132,7 +140,8 @@ class JobQueue:
 
     def _wanted(self, queued: int, idle: int, now: float) -> int:
         self._expire(now)
-        return min(self.max_batch, math.ceil((queued + len(self._answered)) / idle))
+        back = self._answering + len(self._answered)
+        return min(self.max_batch, math.ceil((queued + back) / idle))
 
     def _held_long_enough(self, oldest: Job, now: float) -> bool:
         if oldest.held_s is None:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 
@@ -33,11 +33,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(settings: Settings, started: Callable[[str], None] = lambda url: None) -> int:
-    """Serve until SIGTERM or SIGINT; 0 after an orderly end. Raises SdoptError if it cannot.
+Started = Callable[[str, Callable[[], None]], None]
+"""Is told the address as soon as it is bound, and what to call, in the loop, for an orderly end."""
 
-    `started` is told the address as soon as it is bound; `/healthz` tells when it is ready.
-    """
+
+def run(settings: Settings, started: Started) -> int:
+    """Serve until SIGTERM or SIGINT; 0 after an orderly end. Raises SdoptError if it cannot."""
     to_stderr()
     sock = bound(settings.host, settings.port)
     with contextlib.closing(sock):
@@ -63,9 +64,12 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 async def serve(
-    settings: Settings, sock: socket.socket, started: Callable[[str], None] = lambda url: None
+    settings: Settings,
+    sock: socket.socket,
+    started: Started,
+    signals: Sequence[signal.Signals] = SIGNALS,
 ) -> int:
-    """Until a signal, or until no worker can be had at all."""
+    """Until one of the signals, or until no worker can be had at all."""
     service = Service(settings)
     config = uvicorn.Config(
         app_of(service),
@@ -79,13 +83,15 @@ async def serve(
         proxy_headers=False,
     )
     server = _Server(config)
-    _end_by_signals(server, service)
+    end = _ending(server, service)
+    for number in signals:
+        asyncio.get_running_loop().add_signal_handler(number, end)
     service.start()
     url = _url(sock)
     if not is_loopback(settings.host) and not settings.api_keys:
         log("reachable from other machines without authentication", logging.WARNING, url=url)
     log("listening", url=url, level=settings.level, devices=list(settings.devices))
-    started(url)
+    started(url, end)
     watching = asyncio.create_task(_end_when_fatal(server, service))
     await server.serve(sockets=[sock])
     watching.cancel()
@@ -96,8 +102,8 @@ async def serve(
     return 0
 
 
-def _end_by_signals(server: uvicorn.Server, service: Service) -> None:
-    """The first signal finishes what is queued; a second one does not wait for it."""
+def _ending(server: uvicorn.Server, service: Service) -> Callable[[], None]:
+    """Called once it finishes what is queued; called again it does not wait for that."""
     loop = asyncio.get_running_loop()
     limit_s = service.settings.grace_s
 
@@ -110,8 +116,7 @@ def _end_by_signals(server: uvicorn.Server, service: Service) -> None:
         server.should_exit = True
         loop.call_later(limit_s, service.fail_waiting, failures.shutting_down())
 
-    for number in SIGNALS:
-        loop.add_signal_handler(number, end)
+    return end
 
 
 async def _end_when_fatal(server: uvicorn.Server, service: Service) -> None:

@@ -229,13 +229,13 @@ class Service:
         assert worker.slots is not None
         if batch.stuck is not None:
             batch.stuck.cancel()
-        now, generate_s = self._now(), message["generate_s"]
+        generate_s = message["generate_s"]
         self.metrics.generate_s.labels(worker.device).observe(generate_s)
         rate = len(batch.jobs) / max(generate_s, 1e-6)
         worker.images_per_s += SMOOTHING * (rate - worker.images_per_s)
+        self.queue.answering(len(batch.jobs))
         sound = message.get("sound", [False] * len(batch.jobs))
         for job, slot, is_sound in zip(batch.jobs, batch.slots, sound, strict=True):
-            self.queue.answered(now)
             if not is_sound:
                 _fail([job], _unsound(message))
             made = Made(
@@ -250,6 +250,7 @@ class Service:
 
     def _encoded(self, made: Made | None, encode_s: float) -> None:
         """An image was encoded, or its client is gone; its slot is free."""
+        self.queue.answered(self._now(), client=made is not None)
         if made is not None:
             self.metrics.encode_s.observe(encode_s)
             self.metrics.queue_s.observe(made.queue_s)

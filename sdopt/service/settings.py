@@ -37,7 +37,7 @@ class Settings:
     port: int = 8000
     sizes: tuple[tuple[int, int], ...] = ()
     max_batch: int = 4
-    wait_ms: float = 5.0
+    wait_ms: float = 10.0
     max_queue: int = 64
     max_size: int | None = None
     max_steps: int = 50
