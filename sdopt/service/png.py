@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def strips_of(height: int, most: int) -> list[range]:
     """The rows of each strip."""
     count = max(1, min(most, height // LEAST_ROWS))
     ends = [height * index // count for index in range(count + 1)]
-    return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
+    return [range(begin, end) for begin, end in pairwise(ends)]
 
 
 def strip(pixels: Pixels, rows: range) -> Strip:

@@ -76,6 +76,7 @@ class Worker:
 
     def __init__(self, connection: socket.socket, memory: int) -> None:
         self.connection = connection
+        self.incoming = connection.makefile("rb")
         self.memory = memory
         self.to_device: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.to_finish: queue.Queue[tuple[dict[str, Any], Finish, float] | None] = queue.Queue()
@@ -84,7 +85,7 @@ class Worker:
     def run(self) -> int:
         """Load, warm up, generate; the exit code."""
         try:
-            incoming = iter(messages.lines(self.connection.makefile("rb")))
+            incoming = iter(messages.lines(self.incoming))
             generator = self._load(next(incoming))
             slots = self._warm(generator, next(incoming))
         except StopIteration:

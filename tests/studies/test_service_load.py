@@ -1,0 +1,91 @@
+"""The load test loses nothing on the embedded model, and its verdicts are those of its figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from sdopt.errors import SdoptError
+from studies import service_clients, service_load
+from studies.service_clients import Load, Memory, load_of
+
+
+def test_a_short_load_of_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    file = tmp_path / "load.json"
+    options = ("--source", "embedded", "--size", "64x64", "--steps", "1", "--clients", "1,4")
+    arguments = [*options, "--images", "40", "--target", "0", "--json", str(file)]
+    assert service_load.main(arguments) == 0
+    found = json.loads(file.read_text())
+    assert [(row["clients"], row["answered"], row["lost"]) for row in found["rows"]] == [
+        (1, 40, 0),
+        (4, 40, 0),
+    ]
+    assert found["rows"][0]["images_a_batch"] == 1
+    assert found["rows"][1]["images_a_batch"] > 1
+    assert found["rows"][0]["share"] > 0
+    assert found["made_on"]["source"] == "embedded"
+    assert {one["name"] for one in found["memory"]} == {"front", "worker 0"}
+    assert found["alike"]["alone again"] == "the same bits"
+    assert found["alike"]["other batch-mates, another place"] == "the same bits"
+    assert "| 4 | 40 | 0 |" in capsys.readouterr().out
+
+
+def test_the_rate_leaves_out_the_beginning_and_the_end() -> None:
+    finished = [(10.0, 3.0), *((10.0 + index, 1.0) for index in range(1, 10)), (30.0, 1.0)]
+    load = load_of(finished, [1] * 11, clients=2, images=12, errors=["500: oh"])
+    assert (load.answered, load.lost, load.errors) == (11, 1, ("500: oh",))
+    assert load.images_per_s == 1.0
+    assert load.p50_ms == 1000.0
+
+
+def test_nothing_answered_is_an_error() -> None:
+    with pytest.raises(SdoptError, match="0 images were answered"):
+        load_of([], [], 1, 5, ["500: oh"])
+
+
+def test_faults() -> None:
+    load = Load(
+        clients=4,
+        answered=9,
+        lost=1,
+        errors=("500",),
+        images_per_s=9.0,
+        p50_ms=1.0,
+        p95_ms=1.0,
+        images_a_batch=4.0,
+    )
+    rows = [service_load.row_of(load, 10.0), service_load.row_of(load, None)]
+    grown = Memory(name="worker 0", samples_mib=[100.0] * 50 + [200.0] * 50)
+    flat = Memory(name="front", samples_mib=[10.0, 90.0, *[100.0] * 98])
+    for one in (grown, flat):
+        one.summarize()
+    told = service_load.faults(rows, [grown, flat], 0.95)
+    assert len(told) == 4
+    assert told[0] == "4 clients: 1 requests were lost"
+    assert "90.0 % of the engine, target 95 %" in told[2]
+    assert told[3] == "worker 0: memory grew by 100.0 MiB, at most 24"
+    assert len(service_load.faults(rows, [flat], 0.0)) == 2
+
+
+def test_a_service_that_does_not_start_is_told_with_its_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert service_load.main(["--no-engine", "--level", "turboo"]) == 2
+    assert "did you mean 'turbo'?" in capsys.readouterr().err
+
+
+def test_the_load_is_told_when_it_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_clients._Clients, "ask", lambda self: time.sleep(3))
+    with pytest.raises(SdoptError, match=r"0 of 5 images came in 0\.1 s"):
+        service_clients.under_load(_Silent(), {}, 1, 5, 0.1)  # type: ignore[arg-type]
+
+
+class _Silent:
+    def sample(self) -> None:
+        """Nothing runs."""
