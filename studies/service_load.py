@@ -10,16 +10,16 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sdopt.bench.report.results import markdown_table
+from sdopt.bench.report.results import markdown_table, write_table
 from sdopt.errors import SdoptError
 from sdopt.util.children import python_path
-from sdopt.util.files import write_whole
+from sdopt.util.files import read_json, write_whole
 from studies.service_clients import Load, Memory, Served, generated_alike, served, under_load
 
 SCHEMA = "sdopt-service-load/1"
@@ -126,6 +126,21 @@ def load_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return markdown_table(HEADINGS, [_cells(row) for row in rows])
 
 
+def told(found: Mapping[str, Any]) -> list[str]:
+    """The table, and below it memory and bits."""
+    memory = [
+        f"{one['name']} {one['begin_mib']:.1f} to {one['end_mib']:.1f} MiB"
+        for one in found["memory"]
+    ]
+    alike = [f"{name}: {value}" for name, value in found["alike"].items()]
+    return [
+        *load_table(found["rows"]),
+        "",
+        f"Resident memory, from a fifth of the images to the end: {', '.join(memory)}. "
+        f"An image again: {'; '.join(alike)}.",
+    ]
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     engine, share = row["engine_images_per_s"], row["share"]
     return (
@@ -178,7 +193,9 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
     return {
         "schema": SCHEMA,
         "made_on": engine["made_on"] if engine else {},
-        "options": {name: value for name, value in vars(options).items() if name != "json"},
+        "options": {
+            name: value for name, value in vars(options).items() if name not in ("json", "page")
+        },
         "rows": rows,
         "alike": alike,
         "memory": [asdict(one) for one in memory],
@@ -211,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-engine", action="store_true", help="measure the service alone")
     parser.add_argument("--engine-alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="file to write everything into")
+    parser.add_argument("--show", action="store_true", help="measure nothing: what --json holds")
+    parser.add_argument("--page", type=Path, help="page to write the table into")
     return parser
 
 
@@ -222,16 +241,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.engine_alone:
             print(json.dumps(engine_rates(options)))
             return 0
-        found = measure(options, given)
+        if options.show and options.json is None:
+            raise SdoptError("--show needs --json FILE, what to show")
+        found = read_json(options.json) if options.show else measure(options, given)
+        lines = told(found)
+        if options.json and not options.show:
+            write_whole(options.json, json.dumps(found, indent=1).encode() + b"\n")
+        if options.page:
+            write_table(options.page, lines, "service-load")
     except (SdoptError, OSError, subprocess.TimeoutExpired) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.json:
-        write_whole(options.json, json.dumps(found, indent=1).encode() + b"\n")
-    print("\n".join(load_table(found["rows"])))
-    for one in found["memory"]:
-        print(f"{one['name']}: {one['begin_mib']:.1f} to {one['end_mib']:.1f} MiB")
-    print("; ".join(f"{name}: {value}" for name, value in found["alike"].items()))
+    print("\n".join(lines))
     for fault in found["faults"]:
         print(f"FAULT: {fault}")
     return 1 if found["faults"] or found["exit_code"] else 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 import sdopt
@@ -33,6 +35,9 @@ PROMPT = "a red star"
 def load(level: str, source: str, device: str | None) -> PipelineGenerator:
     """The level's pipeline on that device; None is the first GPU, or the CPU."""
     cuda_graphs.MOST_GRAPHS = MOST_GRAPHS
+    # They warn of a prompt that is too long by repeating it; prompts stay out of the log.
+    logging.getLogger("sdopt.pipelines").setLevel(logging.ERROR)
+    diffusers_logging.set_verbosity_error()
     return PipelineGenerator(sdopt.load_pipeline(level, source=source, device=device))
 
 

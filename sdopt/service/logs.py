@@ -28,9 +28,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(told)
 
 
-def log(event: str, severity: int = logging.INFO, **told: Any) -> None:
+def log(
+    event: str, severity: int = logging.INFO, *, raised: Exception | None = None, **told: Any
+) -> None:
     """What happened, and its values."""
-    logger.log(severity, event, extra={"told": told})
+    logger.log(severity, event, extra={"told": told}, exc_info=raised)
 
 
 def to_stderr(level: int = logging.INFO) -> None:

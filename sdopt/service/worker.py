@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 
 from sdopt.errors import SdoptError
 from sdopt.service import messages
+from sdopt.service.logs import log, to_stderr
 from sdopt.service.memory import Slots
 from sdopt.service.queueing import Kind
 from sdopt.service.settings import Facts, Shape
-
-logger = logging.getLogger(__name__)
 
 BROKEN = 70
 """Exit code of a worker that ran into an error it does not know: a new one starts clean."""
@@ -67,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until the front is gone."""
     given = sys.argv[1:] if arguments is None else arguments
     sys.setswitchinterval(SWITCH_S)
+    to_stderr()
     connection = socket.socket(fileno=int(given[0]))
     return Worker(connection, memory=int(given[1])).run()
 
@@ -168,7 +168,7 @@ class Worker:
             except SdoptError as error:
                 answer["error"] = str(error)
             except Exception as error:
-                logger.exception("a batch failed")
+                log("a batch failed", logging.ERROR, raised=error)
                 answer["error"], self.broken = f"{type(error).__name__}: {error}", True
             begun, ended = max(begun, ended), time.perf_counter()
             self._send("done", generate_s=ended - begun, **answer)
@@ -192,8 +192,8 @@ def _raising(error: Exception) -> Finish:
 def _alone(generator: Generator, kind: Kind, wanted: Wanted) -> bool:
     try:
         return generator.begin(kind, [wanted])()[0]
-    except (SdoptError, ValueError):
-        logger.exception("an image failed")
+    except (SdoptError, ValueError) as error:
+        log("an image failed", logging.ERROR, raised=error)
         return False
 
 

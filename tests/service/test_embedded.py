@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -24,13 +25,23 @@ STAR = "a large red star at the center on a blue background"
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service") / "log"
+
+
+@pytest.fixture(scope="module")
+def url(log: Path) -> Iterator[str]:
     """Of a service in a process of its own, as a user starts it."""
     given = ("--source", "embedded", "--sizes", "64x64,128x64", "--port", "0", "--max-batch", "2")
     command = (sys.executable, "-m", "sdopt.cli", "serve", *given)
     # One thread each, here and there: else the last bits of a sum may differ.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as process,
+    ):
         assert process.stdout is not None
         address = process.stdout.readline().split()[2].rstrip(";")
         port = int(address.rpartition(":")[2])
@@ -107,3 +118,13 @@ def test_a_seed_repeats_an_image_and_the_negative_prompt_counts(client: openai.O
     assert not np.array_equal(image(), image(negative_prompt="a blue background"))
     assert not np.array_equal(image(), image(guidance_scale=2.0))
     assert image(num_inference_steps=3).shape == (64, 64, 3)
+
+
+def test_a_prompt_of_more_tokens_than_the_model_takes_is_cut_and_stays_out_of_the_log(
+    client: openai.OpenAI, log: Path
+) -> None:
+    prompt = " ".join([STAR] * 12)
+    assert client.images.generate(prompt=prompt, extra_body={"seed": 1}).data
+    text = log.read_text()
+    assert '"event": "request"' in text
+    assert "star" not in text

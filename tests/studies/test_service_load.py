@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sdopt.bench.report.results import marks
 from sdopt.errors import SdoptError
 from studies import service_clients, service_load
 from studies.service_clients import Load, Memory, load_of
@@ -34,6 +35,11 @@ def test_a_short_load_of_the_embedded_model(
     assert found["alike"]["alone again"] == "the same bits"
     assert found["alike"]["other batch-mates, another place"] == "the same bits"
     assert "| 4 | 40 | 0 |" in capsys.readouterr().out
+    begin, end = marks("service-load")
+    page = tmp_path / "page.md"
+    page.write_text(f"{begin}\n{end}\n")
+    assert service_load.main(["--show", "--json", str(file), "--page", str(page)]) == 0
+    assert "| 4 | 40 | 0 |" in page.read_text()
 
 
 def test_the_rate_leaves_out_the_beginning_and_the_end() -> None:
