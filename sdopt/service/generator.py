@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 import sdopt
 from sdopt.engine import cuda_graphs
 from sdopt.pipelines.engine_request import MULTIPLE_PX
+from sdopt.service.logs import log
 from sdopt.service.queueing import Kind
 from sdopt.service.settings import Facts, Shape
 
@@ -151,4 +153,8 @@ def _pin(memory: Pixels, device: torch.device) -> None:
     """Let the GPU write into shared memory by itself; where it may not, copies take longer."""
     if device.type == "cuda":
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
+        code = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+        if code != 0:
+            log("shared memory is not pinned: copies take longer", logging.WARNING, code=code)
+            with suppress(RuntimeError):  # CUDA tells of its last error again, at the next call
+                torch.zeros(1, device=device)
