@@ -4,6 +4,7 @@ ValueError
 └── SdoptError            every error of this package
     ├── UnknownNameError  a level, source or prompt word that does not exist
     ├── BrokenFileError   a baseline, history, prompt or model file that cannot be used
+    ├── BusyError         a folder that another process writes into
     ├── SourceError       weights that cannot be had
     ├── OutOfMemoryError  a level that needs more memory than its device has free
     ├── MemoryLeftError   a freed level that gave its device memory not back
@@ -46,6 +47,10 @@ class BrokenFileError(SdoptError):
     """
 
     path: Path | None = None
+
+
+class BusyError(SdoptError):
+    """A folder of baselines that another process has been writing into for too long."""
 
 
 class SourceError(SdoptError):

@@ -1,48 +1,69 @@
-"""Baselines of one level stored together: a journal says what an interrupted accept left behind.
+"""Baselines that are stored together: all of them or none, however the process ends.
 
-Images and latents are many files, and no file system replaces them at once. So `Accepting` first
-writes down what each file is and what it will be; the next run finds them all as they were, all as
-they were to be, or a mixture, which it names.
+Images and latents are many files, and no file system replaces them at once. So the new files are
+written first, beside a journal of what each is and what it will be. Until the journal is there
+nothing has changed; from then on whoever comes next can bring the new files to their places.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdopt.bench.stored.baselines import SCHEMA
-from sdopt.errors import BrokenFileError
+from sdopt.errors import BrokenFileError, BusyError
 from sdopt.util.files import damaged, read_json, write_whole
-from sdopt.util.partial_files import held, is_held
+from sdopt.util.writing import writing
 
 FOLDER = "unfinished"
+Entries = Mapping[str, Mapping[str, str | None]]
+"""Digests before and after, by path below the root; None where no file is."""
 
 
-def journal_path(root: Path, baseline_set: str, level: str) -> Path:
-    """Where it stands while the baselines of a level are stored, and after an accept was killed."""
-    return root / FOLDER / baseline_set / f"{level}.json"
+def journal_path(root: Path, baseline_set: str, name: str) -> Path:
+    """Where it stands while baselines are stored, and after an accept was killed.
+
+    `name` is that of the level, or of what accepts several.
+    """
+    return root / FOLDER / baseline_set / f"{name}.json"
 
 
 def store_together(root: Path, baseline_set: str, level: str, files: Mapping[Path, bytes]) -> None:
-    """Write these files of a level, each whole, with a journal of them until all are written."""
-    journal = journal_path(root, baseline_set, level)
+    """Store these files of a level: all of them, or none if the process is killed before."""
+    with writing(root):
+        store_held(root, baseline_set, level, files, [level])
+
+
+def store_held(
+    root: Path,
+    baseline_set: str,
+    name: str,
+    files: Mapping[Path, bytes],
+    levels: Sequence[str],
+) -> None:
+    """The same of several levels for whoever holds the root; `name` is the journal's."""
+    _recover_held(root)
+    journal = journal_path(root, baseline_set, name)
     entries = {
-        str(path.relative_to(root)): {"before": _digest_of(path), "after": _digest(content)}
+        os.path.relpath(path, root): {"before": digest_of(path), "after": digest(content)}
         for path, content in files.items()
     }
-    for name, earlier in _interrupted(root, journal).items():
-        if name in entries:  # or an accept killed at once would make a mixture what there was
-            entries[name]["before"] = earlier["before"]
-    content = {"schema": SCHEMA, "level": level, "files": entries}
-    write_whole(journal, (json.dumps(content, indent=1) + "\n").encode())
-    with held(journal):
-        for path, content_of_file in files.items():
-            write_whole(path, content_of_file)
-        _remove(journal, root)
+    for path, earlier in _interrupted(root, journal).items():
+        if path in entries:  # or an accept killed at once would make a mixture what there was
+            entries[path]["before"] = earlier["before"]
+    for number, content in enumerate(files.values()):
+        write_whole(_staged(journal, number), content)
+    told = {"schema": SCHEMA, "levels": [*levels], "files": entries}
+    write_whole(journal, (json.dumps(told, indent=1) + "\n").encode())
+    _bring(root, journal, entries)
+    _remove(journal, root)
 
 
 def mixture(root: Path, baseline_set: str, level: str) -> dict[str, BrokenFileError]:
@@ -50,29 +71,115 @@ def mixture(root: Path, baseline_set: str, level: str) -> dict[str, BrokenFileEr
 
     Each has the folder as its `path`, whose files git can bring back.
     """
-    journal = journal_path(root, baseline_set, level)
-    try:
-        files = _files(journal) if journal.exists() else {}
-    except BrokenFileError as error:
-        return {str(journal): error}
-    if _is_settled(root, files):
-        return {}
-    what = (
-        f"an --sdopt-accept of level {level!r} was interrupted, or is under way: {journal} says "
-        "that files are partly new and partly old"
-    )
-    return {folder: _error(f"{what} in {folder}", root / folder) for folder in _folders(files)}
+    for journal in sorted((root / FOLDER / baseline_set).glob("*.json")):
+        try:
+            files, levels = _read(journal)
+        except FileNotFoundError:  # its run has just ended
+            continue
+        except BrokenFileError as error:
+            return {str(journal): error}
+        if level in levels and not _is_settled(root, files):
+            what = (
+                f"an --sdopt-accept of level {level!r} was interrupted, or is under way: {journal} "
+                "says that files are partly new and partly old"
+            )
+            folders = _folders(files)
+            return {one: _error(f"{what} in {one}", root / one) for one in folders}
+    return {}
 
 
 def check_settled(root: Path, baseline_set: str) -> None:
     """Raise BrokenFileError if an accept of any level of a set was interrupted."""
     for journal in sorted((root / FOLDER / baseline_set).glob("*.json")):
-        if errors := mixture(root, baseline_set, journal.stem):
-            paths = " ".join(str(error.path) for error in errors.values())
-            raise BrokenFileError(
-                f"{next(iter(errors.values()))}; git checkout -- {paths} brings back what was "
-                "stored, and --sdopt-accept stores the level again"
-            )
+        for level in _read(journal)[1]:
+            if errors := mixture(root, baseline_set, level):
+                paths = " ".join(str(error.path) for error in errors.values())
+                raise BrokenFileError(
+                    f"{next(iter(errors.values()))}; git checkout -- {paths} brings back what was "
+                    "stored, and --sdopt-accept stores the level again"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """What became of the journals of accepts that were killed.
+
+    `completed` are those whose new files are all in their places now; `left` those that somebody
+    has to look at.
+    """
+
+    completed: list[Path] = field(default_factory=list)
+    left: list[Path] = field(default_factory=list)
+
+
+def recover(root: Path) -> Recovered:
+    """Complete what was killed on its way, and forget what had not begun or had ended.
+
+    Nothing is done where a file is neither the old nor the new one, or while another process
+    writes.
+    """
+    if not (root / FOLDER).exists():
+        return Recovered()
+    try:
+        with writing(root, patience_s=0):
+            return _recover_held(root)
+    except BusyError:
+        return Recovered()
+
+
+def _recover_held(root: Path) -> Recovered:
+    found = Recovered()
+    for journal in sorted((root / FOLDER).glob("*/*.json")):
+        try:
+            files, _ = _read(journal)
+            is_settled = _is_settled(root, files)
+            if not is_settled and not _can_be_brought(root, journal, files):
+                found.left.append(journal)
+                continue
+        except BrokenFileError:
+            found.left.append(journal)
+            continue
+        if not is_settled:
+            _bring(root, journal, files)
+            found.completed.append(journal)
+        _remove(journal, root)
+    for staging in sorted((root / FOLDER).glob("*/*/")):
+        if not staging.with_suffix(".json").exists():  # killed before it had begun
+            _remove(staging.with_suffix(".json"), root)
+    return found
+
+
+def _staged(journal: Path, number: int) -> Path:
+    """Where the new content of the journal's file of that number waits."""
+    return journal.with_suffix("") / str(number)
+
+
+def _bring(root: Path, journal: Path, files: Entries) -> None:
+    """Put each new file into its place, if it is not there yet."""
+    for number, (name, entry) in enumerate(files.items()):
+        path = root / name
+        if digest_of(path) != entry["after"]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _staged(journal, number).replace(path)
+
+
+def _can_be_brought(root: Path, journal: Path, files: Entries) -> bool:
+    """Whether each file is new, or old with the new one at hand, and lies where it may."""
+    for number, (name, entry) in enumerate(files.items()):
+        now = digest_of(root / name)
+        if now == entry["after"]:
+            continue
+        if now != entry["before"] or digest_of(_staged(journal, number)) != entry["after"]:
+            return False
+        if not _may_lie_at(root, root / name):
+            return False
+    return True
+
+
+def _may_lie_at(root: Path, path: Path) -> bool:
+    """Whether it is below the root or the folder that holds it: anybody may commit a journal."""
+    homes = (root.resolve(), root.absolute().parent.resolve())
+    return any(path.resolve().is_relative_to(home) for home in homes)
 
 
 def _error(message: str, path: Path) -> BrokenFileError:
@@ -87,60 +194,53 @@ def _folders(files: Iterable[str]) -> list[str]:
     return [one for one in parents if not any(Path(o) in Path(one).parents for o in parents)]
 
 
-def _interrupted(root: Path, journal: Path) -> dict[str, dict[str, str | None]]:
+def _interrupted(root: Path, journal: Path) -> Entries:
     """The files of an earlier accept that left a mixture."""
-    if not journal.exists():
-        return {}
-    with suppress(BrokenFileError):
-        files = _files(journal)
+    with suppress(BrokenFileError, FileNotFoundError):
+        files, _ = _read(journal)
         return {} if _is_settled(root, files) else files
     return {}
 
 
-def forget_settled(root: Path) -> list[Path]:
-    """Remove journals whose files are all old or all new; the journals of mixtures, which stay."""
-    left = []
-    for journal in sorted((root / FOLDER).rglob("*.json")):
-        try:
-            settled = not is_held(journal) and _is_settled(root, _files(journal))
-        except FileNotFoundError:  # its run has just ended
-            continue
-        except BrokenFileError:
-            settled = False
-        if settled:
-            _remove(journal, root)
-        elif not is_held(journal):
-            left.append(journal)
-    return left
+def _read(journal: Path) -> tuple[dict[str, dict[str, str | None]], list[str]]:
+    """The files and the levels of a journal. Raises BrokenFileError for one that holds none.
 
-
-def _files(journal: Path) -> dict[str, dict[str, str | None]]:
-    """Digests before and after by path. Raises BrokenFileError for a journal that holds none."""
-    files: Any = read_json(journal).get("files")
-    if isinstance(files, dict) and all(
-        isinstance(one, dict) and {"before", "after"} == set(one) for one in files.values()
+    Raises FileNotFoundError if it has gone meanwhile.
+    """
+    journal.stat()
+    content = read_json(journal)
+    files: Any = content.get("files")
+    levels: Any = content.get("levels", [journal.stem])  # earlier ones were of one level each
+    if (
+        isinstance(files, dict)
+        and all(isinstance(one, dict) and {"before", "after"} == set(one) for one in files.values())
+        and isinstance(levels, list)
     ):
-        return files
+        return files, levels
     raise damaged(journal, "holds no files with what they were; accept the level again")
 
 
-def _is_settled(root: Path, files: Mapping[str, Mapping[str, str | None]]) -> bool:
-    now = {name: _digest_of(root / name) for name in files}
+def _is_settled(root: Path, files: Entries) -> bool:
+    now = {name: digest_of(root / name) for name in files}
     return any(
         all(now[name] == one[side] for name, one in files.items()) for side in ("before", "after")
     )
 
 
-def _digest_of(path: Path) -> str | None:
-    return _digest(path.read_bytes()) if path.is_file() else None
+def digest_of(path: Path) -> str | None:
+    """The digest of a file's content, or None where none is."""
+    return digest(path.read_bytes()) if path.is_file() else None
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """SHA-256, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _remove(journal: Path, root: Path) -> None:
+    """First the journal: without it what waits beside it is nothing."""
     journal.unlink(missing_ok=True)
+    shutil.rmtree(journal.with_suffix(""), ignore_errors=True)
     for folder in (journal.parent, root / FOLDER):
         with suppress(OSError):  # other journals are in it
             folder.rmdir()

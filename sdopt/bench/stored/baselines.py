@@ -15,6 +15,7 @@ from sdopt.errors import BrokenFileError
 from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import Request
 from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.writing import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,6 +177,11 @@ def load_work(path: Path) -> dict[str, dict[str, Any]]:
 
 def save_work(path: Path, level: str, counts: Mapping[str, Any]) -> None:
     """Store a level's counts of work beside those of the others."""
-    levels = {**load_work(path), level: dict(counts)}
-    content = json.dumps({"schema": SCHEMA, "levels": levels}, indent=1, allow_nan=False)
-    write_whole(path, content.encode())
+    with writing(path.parent):
+        write_whole(path, work_content({**load_work(path), level: dict(counts)}))
+
+
+def work_content(levels: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """What a file of counts holds. Raises ValueError for a number that JSON cannot hold."""
+    content = {"schema": SCHEMA, "levels": levels}
+    return json.dumps(content, indent=1, allow_nan=False).encode()

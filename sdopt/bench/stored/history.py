@@ -10,17 +10,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdopt.bench.stored import baselines
+from sdopt.bench.stored import baselines, schema
 from sdopt.bench.stored.old_names import with_current_names
 from sdopt.bench.stored.soundness import Unsound, check_run
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import damaged, read_json, write_whole
-from sdopt.util.hardware import Hardware
-from sdopt.util.partial_files import held
+from sdopt.util.hardware import Keyed
+from sdopt.util.writing import writing
 
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
 PARTIAL = "_partial"
 """How the name of a run ends that left benchmarks out."""
+FIRST_RUNS, NEWEST_RUNS = 5, 40
+"""Of those that judge a level, `sdopt baseline prune` keeps the first, which a slow drift is seen
+against (one window of it), and the newest: more would move a limit by 2 % of itself at most."""
+KEPT_RUNS = FIRST_RUNS + NEWEST_RUNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class StoredRun:
     """One run of a history: its metrics per level and the tests that reached a verdict.
 
     `accepted` is whether it moved the baseline: its levels are not judged by earlier runs. `commit`
-    is what it ran, None if that is not known.
+    is what it ran, None if that is not known; `date` is when, `reason` why it was accepted.
     """
 
     path: Path
@@ -37,11 +41,18 @@ class StoredRun:
     environment: Mapping[str, str]
     accepted: bool = False
     commit: str | None = None
+    date: str | None = None
+    reason: str | None = None
 
 
-def history_folder(root: Path, hardware: Hardware, baseline_set: str) -> Path:
+def history_folder(root: Path, hardware: Keyed, baseline_set: str) -> Path:
     """Where the runs of this hardware and baseline set are kept."""
     return root / "history" / hardware.key / baseline_set
+
+
+def kept_folder(run: Path) -> Path:
+    """The folder beside a run's JSON with the images, latents and counts that it made."""
+    return run.with_suffix(".kept")
 
 
 def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool = False) -> Path:
@@ -49,25 +60,22 @@ def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool =
 
     `partial` is for a run that left benchmarks out: see `find_run`.
     """
-    content = json.dumps(run, indent=1, allow_nan=False).encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    number = max((_number(path) for path in _runs(folder)), default=0)
-    while True:
-        number += 1
-        # Whoever makes this file has the number: two runs of different names would share it.
-        claim = folder / f"{number:04}.partial"
-        try:
-            claim.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        try:
-            with held(claim):
-                if all(_number(other) != number for other in _runs(folder)):
-                    path = folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
-                    write_whole(path, content)
-                    return path
-        finally:
-            claim.unlink()
+    content = run_content(run)
+    with writing(folder):
+        path = next_path(folder, name, partial=partial)
+        write_whole(path, content)
+    return path
+
+
+def run_content(run: Mapping[str, Any]) -> bytes:
+    """What `save_run` writes. Raises ValueError for a number that JSON cannot hold."""
+    return json.dumps(run, indent=1, allow_nan=False).encode()
+
+
+def next_path(folder: Path, name: str, *, partial: bool = False) -> Path:
+    """The file of a run to come; its number is free as long as the folder is held."""
+    number = max((_number(path) for path in run_paths(folder)), default=0) + 1
+    return folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
 
 
 def find_run(folder: Path, wanted: str | None) -> Path:
@@ -78,7 +86,7 @@ def find_run(folder: Path, wanted: str | None) -> Path:
     """
     if wanted and Path(wanted).is_file():
         return Path(wanted)
-    runs = sorted(_runs(folder), key=_number)
+    runs = run_paths(folder)
     found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
     if not found:
         which = f"run {wanted!r}" if wanted else "stored run"
@@ -95,8 +103,10 @@ def _is_called(path: Path, wanted: str) -> bool:
     return path.name.startswith(wanted) or path.stem.split("_", 1)[1] == wanted
 
 
-def _runs(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.json") if RUN_NAME.fullmatch(path.name)]
+def run_paths(folder: Path) -> list[Path]:
+    """The files of a folder's runs, oldest first."""
+    paths = [path for path in folder.glob("*.json") if RUN_NAME.fullmatch(path.name)]
+    return sorted(paths, key=_number)
 
 
 def _number(path: Path) -> int:
@@ -106,13 +116,19 @@ def _number(path: Path) -> int:
 
 def read_runs(folder: Path) -> list[StoredRun]:
     """Every run of a history folder, oldest first. Raises BrokenFileError if there is none."""
-    paths = sorted(_runs(folder), key=_number)
+    paths = run_paths(folder)
     if not paths:
         raise BrokenFileError(f"{folder} holds no stored run; give history/<hardware>/<source>")
-    return [_stored_run(path, *_checked(path)) for path in paths]
+    return [read_run(path)[0] for path in paths]
 
 
-def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
+def read_run(path: Path) -> tuple[StoredRun, dict[str, Any]]:
+    """A stored run of any hardware, checked, and the whole file with today's names."""
+    data, block = _checked(path)
+    return _stored_run(path, data, block), data
+
+
+def load_run(path: Path, hardware: Keyed, baseline_set: str) -> StoredRun:
     """A stored run, checked. Raises BrokenFileError for a broken or foreign one."""
     data, block = _checked(path)
     for name, here in (("hardware", hardware.key), ("baseline_set", baseline_set)):
@@ -141,18 +157,23 @@ def _stored_run(path: Path, data: dict[str, Any], block: dict[str, Any]) -> Stor
         for entry in data["benchmarks"]:
             entry["extra_info"] = with_current_names(entry["extra_info"])
         check_run(data, block)
-        return StoredRun(
+        run = StoredRun(
             path=path,
             metrics=_metrics(data["benchmarks"]),
             judged=tuple(block["judged"]),
             environment=dict(block["environment"]),
             accepted=block.get("accepted", False),
             commit=_commit(data.get("commit_info") or {}),
+            date=data.get("datetime"),
+            reason=block.get("reason"),
         )
     except Unsound as error:
         raise damaged(path, f"is not sound: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        schema.check(path, data, "run")  # says it better, if it is not of the schema
         raise damaged(path, f"is incomplete: {error!r}") from error
+    schema.check(path, data, "run")
+    return run
 
 
 def _metrics(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -184,15 +205,15 @@ def read_judging_runs(folder: Path) -> list[StoredRun]:
     return kept[::-1]
 
 
-def load_until(path: Path, hardware: Hardware, baseline_set: str) -> list[StoredRun]:
+def load_until(path: Path, hardware: Keyed, baseline_set: str) -> list[StoredRun]:
     """The run of that path and all earlier ones of its folder, checked, oldest first.
 
     Raises BrokenFileError for a broken or foreign one: a limit made of the rest would be another.
     """
     last = _number(path)
-    paths = [other for other in _runs(path.parent) if _number(other) < last]
+    paths = [other for other in run_paths(path.parent) if _number(other) < last]
     loaded = []
-    for each in (*sorted(paths, key=_number), path):
+    for each in (*paths, path):
         try:
             loaded.append(load_run(each, hardware, baseline_set))
         except BrokenFileError as error:

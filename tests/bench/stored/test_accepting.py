@@ -1,46 +1,57 @@
-"""An accept that is killed is either whole or seen, and so is every file on its way."""
+"""An accept that is killed is whole or has not begun, and so is every file on its way."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from killing import killed_everywhere
 
 from sdopt.bench.stored import limits
 from sdopt.bench.stored.accepting import (
     FOLDER,
     check_settled,
-    forget_settled,
+    digest,
+    digest_of,
     journal_path,
     mixture,
+    recover,
     store_together,
 )
+from sdopt.bench.stored.baselines import load_work
 from sdopt.bench.stored.history import save_run
-from sdopt.errors import BrokenFileError
+from sdopt.errors import BrokenFileError, BusyError
 from sdopt.util.files import write_whole
-from sdopt.util.partial_files import held, is_held, remove_stale
+from sdopt.util.partial_files import SUFFIX, held, is_held, remove_stale
+from sdopt.util.writing import writing
 
 OLD, NEW = b"old", b"new"
+NAMES = ("images/set/final/a.png", "latents/set/final/a.safetensors", "images/set/final/b.png")
+ACT = f"""
+from sdopt.bench.stored.accepting import store_together
+def act(root):
+    store_together(root, "set", "final", {{root / name: b"new" for name in {NAMES}}})
+"""
 KILLED_ACCEPT = """
 import os, signal, sys
 from pathlib import Path
 from sdopt.bench.stored import accepting
-root, before_which = Path(sys.argv[1]), int(sys.argv[2])
-write, written = accepting.write_whole, []
-def until_killed(path, content):
-    if len(written) == before_which:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, content)
-    written.append(path)
-accepting.write_whole = until_killed
+root, renames = Path(sys.argv[1]), 0
+def hook(event, arguments):
+    global renames
+    if event == "os.rename" and "unfinished" not in str(arguments[1]):
+        if renames == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        renames += 1
+sys.addaudithook(hook)
 names = ("images/set/final/a.png", "latents/set/final/a.safetensors", "images/set/final/b.png")
 accepting.store_together(root, "set", "final", {root / name: b"new" for name in names})
 """
-NAMES = ("images/set/final/a.png", "latents/set/final/a.safetensors", "images/set/final/b.png")
 
 
 def killed(code: str, *arguments: object) -> None:
@@ -52,8 +63,8 @@ def killed(code: str, *arguments: object) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in NAMES:
-        write_whole(tmp_path / name, OLD)
-    return tmp_path
+        write_whole(tmp_path / "store" / name, OLD)
+    return tmp_path / "store"
 
 
 def contents(root: Path) -> set[bytes]:
@@ -64,39 +75,61 @@ def accept(root: Path, content: bytes = NEW) -> None:
     store_together(root, "set", "final", {root / name: content for name in NAMES})
 
 
+def files(root: Path) -> set[str]:
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    return found - {".lock"}  # of a killed writer: the kernel let it go, and the next one takes it
+
+
 def test_an_accept_that_ends_leaves_no_journal(root: Path) -> None:
     accept(root)
     assert contents(root) == {NEW}
     assert not mixture(root, "set", "final")
     assert not (root / FOLDER).exists()
+    assert not [*root.rglob(".lock")]
     check_settled(root, "set")
 
 
-@pytest.mark.parametrize("writes", [0, 1])
-def test_an_accept_killed_before_its_first_file_changed_nothing(writes: int, root: Path) -> None:
-    """The first write is that of the journal."""
-    killed(KILLED_ACCEPT, root, writes)
-    assert contents(root) == {OLD}
-    assert not mixture(root, "set", "final")
-    assert forget_settled(root) == []
-    assert not (root / FOLDER).exists()
+def test_killed_at_any_moment_it_is_old_or_new_as_a_whole(root: Path, tmp_path: Path) -> None:
+    """The journal is what decides: without it nothing has changed, with it all of it will."""
+    folders = killed_everywhere(root, tmp_path / "killed", ACT)
+    outcomes = []
+    for folder in folders:
+        had_journal = journal_path(folder, "set", "final").exists()
+        before = contents(folder)
+        found = recover(folder)
+        assert found.left == []
+        assert bool(found.completed) is (before == {OLD, NEW})
+        remove_stale(folder.rglob(f"*{SUFFIX}"))
+        assert len(contents(folder)) == 1
+        assert had_journal or contents(folder) == before
+        assert files(folder) == {*NAMES}
+        outcomes.append(contents(folder).pop())
+        accept(folder, b"newer")
+        assert contents(folder) == {b"newer"}
+        assert files(folder) == {*NAMES}
+    assert outcomes == sorted(outcomes, reverse=True)  # old until some moment, new from then on
+    assert outcomes.count(OLD) > 5
+    assert outcomes.count(NEW) > 5
 
 
-@pytest.mark.parametrize("writes", [2, 3])
-def test_an_accept_killed_in_between_is_named_until_it_is_mended(writes: int, root: Path) -> None:
-    killed(KILLED_ACCEPT, root, writes)
+@pytest.mark.parametrize("renames", [1, 2])
+def test_what_cannot_be_completed_is_named_until_it_is_mended(renames: int, root: Path) -> None:
+    """Somebody has written into one of the files meanwhile: neither of both may be lost."""
+    killed(KILLED_ACCEPT, root, renames)
     assert contents(root) == {OLD, NEW}
+    (root / NAMES[2]).write_bytes(b"of somebody else")
+    journal = journal_path(root, "set", "final")
+    assert recover(root).left == [journal]
     errors = mixture(root, "set", "final")
     assert {error.path for error in errors.values()} == {
         root / "images/set/final",
         root / "latents/set/final",
     }
-    journal = journal_path(root, "set", "final")
     for error in errors.values():
         assert f"level 'final' was interrupted, or is under way: {journal}" in str(error)
     with pytest.raises(BrokenFileError, match=r"was interrupted.*git checkout -- .*--sdopt-accept"):
         check_settled(root, "set")
-    assert forget_settled(root) == [journal]
+    assert (root / NAMES[2]).read_bytes() == b"of somebody else"
 
 
 def test_what_was_stored_brought_back_is_whole(root: Path) -> None:
@@ -104,20 +137,22 @@ def test_what_was_stored_brought_back_is_whole(root: Path) -> None:
     for name in NAMES:
         (root / name).write_bytes(OLD)
     assert not mixture(root, "set", "final")
-    assert forget_settled(root) == []
+    assert recover(root).completed == []
+    assert contents(root) == {OLD}
     assert not (root / FOLDER).exists()
 
 
 def test_accepting_again_is_whole(root: Path) -> None:
-    killed(KILLED_ACCEPT, root, 3)
+    killed(KILLED_ACCEPT, root, 2)
     accept(root, b"newer")
     assert contents(root) == {b"newer"}
     assert not (root / FOLDER).exists()
 
 
 def test_a_mixture_stays_one_when_the_next_accept_is_killed_at_once(root: Path) -> None:
-    killed(KILLED_ACCEPT, root, 2)
     killed(KILLED_ACCEPT, root, 1)
+    shutil.rmtree(journal_path(root, "set", "final").with_suffix(""))
+    killed(KILLED_ACCEPT, root, 0)
     assert mixture(root, "set", "final")
 
 
@@ -128,20 +163,81 @@ def test_a_damaged_journal_is_named(root: Path) -> None:
         journal.write_text(content)
         (error,) = mixture(root, "set", "final").values()
         assert str(journal) in str(error)
-        assert forget_settled(root) == [journal]
+        assert recover(root).left == [journal]
     accept(root)
     assert not journal.exists()
 
 
+@pytest.mark.parametrize("name", ["../../outside", "{tmp}/outside"])
+def test_a_journal_of_somebody_else_writes_nowhere_else(
+    name: str, root: Path, tmp_path: Path
+) -> None:
+    """Anybody may commit one: what it names outside of the folder of the baselines stays."""
+    inner = tmp_path / "clone" / "baselines"
+    shutil.copytree(root, inner)
+    journal, evil = journal_path(inner, "set", "final"), digest(b"evil")
+    names = [NAMES[0], name.format(tmp=tmp_path)]
+    entries = {one: {"before": digest_of(inner / one), "after": evil} for one in names}
+    write_whole(journal, json.dumps({"levels": ["final"], "files": entries}).encode())
+    for number in range(2):
+        write_whole(journal.with_suffix("") / str(number), b"evil")
+    (inner / NAMES[0]).write_bytes(b"evil")
+    assert recover(inner).left == [journal]
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_journal_of_before_is_read(root: Path) -> None:
+    """Those held digests of one level and no files that wait."""
+    journal = journal_path(root, "set", "final")
+    entries = {name: {"before": digest(OLD), "after": digest(NEW)} for name in NAMES}
+    write_whole(journal, json.dumps({"level": "final", "files": entries}).encode())
+    (root / NAMES[0]).write_bytes(NEW)
+    assert mixture(root, "set", "final")
+    assert recover(root).left == [journal]
+
+
 def test_an_accept_under_way_keeps_its_journal(root: Path) -> None:
     journal = journal_path(root, "set", "final")
-    files = {name: {"before": None, "after": None} for name in ("x", "y")}
-    write_whole(journal, json.dumps({"files": files}).encode())
-    with held(journal):
-        assert forget_settled(root) == []
+    entries = {name: {"before": None, "after": None} for name in ("x", "y")}
+    write_whole(journal, json.dumps({"files": entries}).encode())
+    with writing(root):
+        assert recover(root).left == []
         assert journal.exists()
-    forget_settled(root)
+    recover(root)
     assert not journal.exists()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from sdopt.bench.stored.accepting import store_together
+from sdopt.bench.stored.baselines import save_work
+from sdopt.bench.stored.history import save_run
+root, name = Path(sys.argv[1]), sys.argv[2]
+for number in range(15):
+    store_together(root, "set", "final", {root / one: name.encode() for one in ("a", "b", "c")})
+    save_work(root / "work" / "set.json", f"{name}-{number}", {"tflop": 1.0})
+    save_run(root / "history", name, {"by": name})
+"""
+
+
+def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", WRITER, str(tmp_path))
+    writers = [subprocess.Popen((*command, name)) for name in ("one", "two", "three")]
+    while any(writer.poll() is None for writer in writers):
+        recover(tmp_path)  # as a run does that begins meanwhile
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c")}) == 1
+    assert len(load_work(tmp_path / "work" / "set.json")) == 45
+    runs = sorted((tmp_path / "history").iterdir())
+    assert [path.name[:4] for path in runs] == [f"{number:04}" for number in range(1, 46)]
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_writer_that_never_ends_is_named(tmp_path: Path) -> None:
+    said = r"another process writes into .*\.lock"
+    with writing(tmp_path), pytest.raises(BusyError, match=said), writing(tmp_path, patience_s=0):
+        pass
 
 
 def test_limits_are_not_measured_from_a_mixture(
@@ -169,14 +265,19 @@ history.save_run(Path(sys.argv[1]), "mine", {})
 """
 
 
-@pytest.mark.parametrize("code", [KILLED_WRITE, KILLED_SAVE], ids=["a file", "a run's number"])
-def test_what_a_killed_writer_left_is_removed(code: str, tmp_path: Path) -> None:
-    killed(code, tmp_path)
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    killed(KILLED_WRITE, tmp_path)
     (left,) = tmp_path.iterdir()
     assert left.suffix == ".partial"
     assert remove_stale(tmp_path.rglob("*.partial")) == [left]
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_lock_of_a_killed_writer_holds_nobody_up(tmp_path: Path) -> None:
+    killed(KILLED_SAVE, tmp_path)
+    assert files(tmp_path) == set()
     assert save_run(tmp_path, "next", {}).name == "0001_next.json"
+    assert [path.name for path in tmp_path.iterdir()] == ["0001_next.json"]
 
 
 def test_a_living_writers_file_is_left(tmp_path: Path) -> None:
