@@ -33,17 +33,23 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
 
 ROOMS = (
     *("own", "metrics", "measure", "stored", "judge"),
-    *("report", "ab", "session", "faults", "plugin"),
+    *("report", "ab", "session", "review", "faults", "plugin"),
 )
 """Of the bench, in the order that numbers flow in: a room imports from those before it."""
 
 BENCH_FOR_COMMANDS = {
     "sdopt/cli/levels.py": {"report", "stored"},
     "sdopt/cli/compare.py": {"metrics"},
+    "sdopt/cli/history.py": {"review"},
+    "sdopt/cli/accept.py": {"judge", "report", "review", "session"},
+    "sdopt/cli/baseline.py": {"metrics", "review", "stored"},
 }
-"""What of the bench a command may use, inside its functions: a plain installation has no pytest."""
+"""What of the bench a command may use, inside its functions: a plain installation has no pytest.
 
-BENCH_ONLY = {"pytest", "skimage", "scipy", "pytest_benchmark", "_pytest"}
+`history`, `accept` and `baseline` say first what they need installed.
+"""
+
+BENCH_ONLY = {"pytest", "skimage", "scipy", "pytest_benchmark", "_pytest", "jsonschema"}
 NEVER = {"matplotlib", "hypothesis"}
 
 MODULES = {

@@ -13,11 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from sdopt import __version__
+from sdopt.cli.accept import accept
+from sdopt.cli.baseline import list_, prune, show
 from sdopt.cli.bench import bench
 from sdopt.cli.cache import check, pack, unpack
 from sdopt.cli.compare import compare
 from sdopt.cli.doctor import doctor
 from sdopt.cli.generate import generate
+from sdopt.cli.history import history
 from sdopt.cli.levels import levels
 from sdopt.cli.options import shown
 from sdopt.cli.serve import serve
@@ -32,6 +35,8 @@ app = typer.Typer(
     **_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, serve, measure, tune."
 )
 cache = typer.Typer(**_PLAIN, help="Keep compiled code in one file: pack, check, unpack.")
+baseline = typer.Typer(**_PLAIN, help="Stored baselines: accept, list, show, prune.")
+CONFIRMED = f"{CODES}; 1 not confirmed, and nothing written"
 
 
 def _version(wanted: bool) -> None:
@@ -51,7 +56,9 @@ def _options(
 
 def _add(to: typer.Typer, command: Callable[..., int], examples: str, codes: str = CODES) -> None:
     told = "\n".join(f"  {line}" for line in examples.splitlines())
-    to.command(epilog=f"\b\nExample:\n{told}\n\nExit codes: {codes}.")(command)
+    to.command(
+        command.__name__.rstrip("_"), epilog=f"\b\nExample:\n{told}\n\nExit codes: {codes}."
+    )(command)
 
 
 _add(app, levels, "sdopt levels\nsdopt levels --json")
@@ -81,6 +88,22 @@ _add(
     "those of the suite: 0 pass; 1 regression; 2 a fault, a mistake in the arguments, or nothing "
     "to run it with; 10 too noisy for an answer; 3, 4 and 5 pytest's own, without a verdict",
 )
+_add(app, history, "sdopt history\nsdopt history --level turbo --metric latency_ms --json")
+app.add_typer(baseline, name="baseline")
+_add(
+    baseline,
+    accept,
+    "sdopt baseline accept run.json --dry-run\n"
+    'sdopt baseline accept run.json --reason "a decoder of better quality, 3 % slower"',
+    CONFIRMED,
+)
+_add(baseline, list_, "sdopt baseline list")
+_add(
+    baseline,
+    show,
+    "sdopt baseline show 0015 --hardware nvidia-h100-80gb-hbm3-79gib-700-w --source sd15-random",
+)
+_add(baseline, prune, "sdopt baseline prune --dry-run", CONFIRMED)
 app.add_typer(cache, name="cache")
 _add(cache, pack, "sdopt cache pack turbo.tar.xz --levels turbo,express")
 _add(cache, check, "sdopt cache check turbo.tar.xz")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sdopt.cli.options import SOURCE_HELP
-from sdopt.errors import MissingToolError, SdoptError
+from sdopt.cli.suite import check_installed
+from sdopt.errors import SdoptError
 from sdopt.levels import get_level
 
-NEEDED = ("pytest", "pytest_benchmark", "skimage", "scipy")
 FOLDER = Path("benchmarks")
 
 
@@ -66,10 +65,7 @@ def bench(
 ) -> int:
     """Measure the levels, judge them, and end with the suite's exit code."""
     names = [get_level(name).name for name in levels or []]
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise MissingToolError(
-            f"the suite needs {', '.join(missing)}; pip install sdopt[bench] brings them"
-        )
+    check_installed()
     if not folder.is_dir():
         raise SdoptError(
             f"there is no folder {folder} here: the suite's tests are in a clone of sdopt; run it "

@@ -39,6 +39,9 @@ Negative = Annotated[
     str, typer.Option("--negative", metavar="PROMPT", help="What the image shall not show.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
+Baselines = Annotated[
+    Path, typer.Option("--baselines", metavar="DIR", help="The folder of what is stored.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

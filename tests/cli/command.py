@@ -14,7 +14,7 @@ from sdopt.cli.app import main
 ROOT = Path(sdopt.__file__).parents[1]
 STAR = "a large red star at the center on a blue background"
 QUICK = ("--size", "64", "--steps", "2", "--source", "embedded")
-BENCH_ONLY = ("pytest", "_pytest", "pytest_benchmark", "skimage", "scipy")
+BENCH_ONLY = ("pytest", "_pytest", "pytest_benchmark", "skimage", "scipy", "jsonschema")
 WITHOUT_BENCH = f"import sys; sys.modules.update(dict.fromkeys({BENCH_ONLY}))"
 
 

@@ -18,6 +18,7 @@ from sdopt.bench.plugin.refusals import (
     unfit,
 )
 from sdopt.bench.session import Settings
+from sdopt.bench.stored.history import kept_folder
 from sdopt.errors import SdoptError
 
 DEFAULT_STORAGE = "file://./.benchmarks"
@@ -106,6 +107,7 @@ def settings_of(config: pytest.Config) -> Settings:
         unfit=unfit(option),
         command=_command(option),
         ladder=_own_ladder(config),
+        keep=kept_folder(option.benchmark_json) if option.benchmark_json else None,
     )
 
 

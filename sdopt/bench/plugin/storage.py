@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,13 +46,21 @@ class HistoryStorage:
             partial = left_benchmarks_out(self.session.config)
             folder = self.own.store.history_folder
             path = history.save_run(folder, save, output_json, partial=partial)
-            self.note = f"saved this run as {path}"
+            self.note = f"saved this run as {path}{_more_than_judge(folder)}"
             if partial:
                 self.note += (
                     "\nit left benchmarks out: --benchmark-compare takes the newest whole run, and "
                     "this one only where there is none, or if you name it: "
                     f"--benchmark-compare={path.stem[:4]}"
                 )
+
+
+def _more_than_judge(folder: Path) -> str:
+    """What to do about a history that has more runs than are kept."""
+    runs = len(history.run_paths(folder))
+    if runs <= history.KEPT_RUNS:
+        return ""
+    return f"; {runs} runs are stored there: `sdopt baseline prune` shows which of them judge"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,7 +75,7 @@ def pytest_benchmark_update_machine_info(
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Give every benchmark its level's measurements, and the run its identity."""
     session = config.stash[SESSION]
-    output_json["sdopt"] = session.block()
+    output_json["sdopt"] = {**session.block(), "partial": left_benchmarks_out(config)}
     for entry in output_json["benchmarks"]:
         level = session.run.levels[entry["params"]["level"]]
         measured = {k: v for k, v in session.measured[level.name].items() if k != "latency_ms"}

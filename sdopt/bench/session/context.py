@@ -26,7 +26,8 @@ class Settings:
 
     `compare` is None, '' for the newest stored run, or the name of one. `unfit` says why timings
     of this run would mean nothing, if they would. `command` starts the same run again. `ladder`
-    holds a project's own levels, which then are all that there are.
+    holds a project's own levels, which then are all that there are. `keep` is the folder that gets
+    what this run would store, for `sdopt baseline accept`.
     """
 
     source: str = "auto"
@@ -37,6 +38,7 @@ class Settings:
     unfit: str | None = None
     command: str = RUN
     ladder: Ladder | None = None
+    keep: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ class Session:
             "judged": sorted(self.judged),
             "environment": run.environment,
             **({"fault": self.pool.fault} if self.pool.fault else {}),
+            **({"kept": kept} if (kept := self.store.kept()) else {}),
         }
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdopt.bench.metrics.work import ACCEPTED_COUNTS, WORK_DETAILS
+from sdopt.bench.session.contents import contents, image_at, latents_at, latents_identity
 from sdopt.bench.session.context import RunContext
 from sdopt.bench.stored import baselines
-from sdopt.bench.stored.accepting import mixture, store_together
+from sdopt.bench.stored.accepting import digest, mixture, store_together
 from sdopt.bench.stored.compared import History, NotCompared, Refused, find_history
 from sdopt.bench.stored.history import history_folder
-from sdopt.bench.stored.latents import latents_content, latents_path, load_latents
+from sdopt.bench.stored.latents import load_latents
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Request
@@ -42,7 +43,8 @@ class BaselineStore:
 
     run: RunContext
     accepted: list[Path] = field(default_factory=list)
-    _accepted_levels: set[str] = field(default_factory=set)
+    _written: set[Path] = field(default_factory=set)
+    _done_levels: set[str] = field(default_factory=set)
 
     @property
     def root(self) -> Path:
@@ -92,7 +94,7 @@ class BaselineStore:
             return {}, errors
 
         def load(request: Request) -> NDArray[np.uint8]:
-            path, shape = self._image_path(level, request), images[request.name].shape
+            path, shape = image_at(self.run, self.root, level, request), images[request.name].shape
             scale = self.run.source.guidance_scale
             return baselines.load_image(path, request, level, scale, shape)
 
@@ -109,70 +111,64 @@ class BaselineStore:
             return {}, errors
 
         def load(request: Request) -> NDArray[Any]:
-            path, scale = self._latents_path(level, request, double), self.run.source.guidance_scale
-            identity = self._latents_identity(level, double)
+            path = latents_at(self.run, self.root, level, request, double)
+            identity, scale = (
+                latents_identity(self.run, level, double),
+                self.run.source.guidance_scale,
+            )
             return load_latents(path, request, level, scale, latents[request.name], identity)
 
         requests = (one for one in self.run.workload.requests if one.name in latents)
         return _loaded(requests, load)
 
     def accept(self, level: Level, generated: Generated) -> None:
-        """Under `--sdopt-accept`: store the images with their latents, once a run.
+        """Store images with their latents once a run: under `--sdopt-accept`, and beside a JSON.
 
-        Raises SdoptError rather than store anything worthless.
+        Raises SdoptError rather than accept anything worthless.
         """
-        if not self.run.settings.accept or level.name in self._accepted_levels:
+        roots = self._roots
+        if not roots or level.name in self._done_levels:
             return
         if reason := generated.unsound(level):
-            raise SdoptError(f"[{level.name}] nothing was stored: {reason}")
-        from sdopt.bench.measure.quality import to_uint8
+            if self.run.settings.accept:
+                raise SdoptError(f"[{level.name}] nothing was stored: {reason}")
+            return  # the verdicts say so
+        for root in roots:
+            files = contents(self.run, root, level, generated)
+            store_together(root, self.run.baseline_set, level.name, files)
+            self._written.update(files)
+            if root == self.root:
+                self.accepted += [path for path in files if path.suffix == ".png"]
+        self._done_levels.add(level.name)
 
-        files, images = dict[Path, bytes](), list[Path]()
-        for request in self.run.workload.requests:
-            path = self._image_path(level, request)
-            made_by = {**baselines.request_fields(request), **self.run.identity(level)}
-            image = to_uint8(generated.images[request.name])
-            files[path] = baselines.image_content(image, made_by)
-            images.append(path)
-            files |= self._latents_files(level, request, generated)
-        store_together(self.root, self.run.baseline_set, level.name, files)
-        self.accepted += images
-        self._accepted_levels.add(level.name)
+    @property
+    def _roots(self) -> list[Path]:
+        """Where this run is to write: into the baselines, beside its JSON, both, or nowhere."""
+        settings = self.run.settings
+        return [
+            *([self.root] if settings.accept else []),
+            *([settings.keep] if settings.keep else []),
+        ]
 
-    def _latents_files(
-        self, level: Level, request: Request, generated: Generated
-    ) -> dict[Path, bytes]:
-        files = {}
-        for latents, double in ((generated.latents, False), (generated.doubles, True)):
-            if request.name in latents:
-                made_by = {
-                    **baselines.request_fields(request),
-                    **self._latents_identity(level, double),
-                    "environment": self.run.environment,
-                }
-                path = self._latents_path(level, request, double)
-                files[path] = latents_content(latents[request.name], made_by)
-        return files
+    def kept(self) -> dict[str, str]:
+        """The digests of what this run wrote beside its JSON, by path in that folder."""
+        folder = self.run.settings.keep
+        if folder is None:
+            return {}
+        paths = sorted(path for path in self._written if path.is_relative_to(folder))
+        return {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in paths}
 
     def accept_work(self, level: Level, work: Work) -> None:
-        """Under `--sdopt-accept`: store the counts that are the same on every machine."""
-        if not self.run.settings.accept:
-            return
+        """Store the counts that are the same on every machine, where `accept` stores images."""
         counts = {name: getattr(work, name) for name in (*ACCEPTED_COUNTS, *WORK_DETAILS)}
-        baselines.save_work(self.work_file, level.name, counts)
-        self.work.update(baselines.load_work(self.work_file))
-
-    def _image_path(self, level: Level, request: Request) -> Path:
-        return baselines.image_path(self.root, self.run.baseline_set, level.name, request.name)
-
-    def _latents_path(self, level: Level, request: Request, double: bool) -> Path:
-        name = self.run.baseline_set
-        return latents_path(self.root, name, level.name, request.name, double=double)
-
-    def _latents_identity(self, level: Level, double: bool) -> dict[str, Any]:
-        from sdopt.bench.measure.double import STEPS
-
-        return {**self.run.identity(level), "generated_steps": STEPS if double else level.steps}
+        for root in self._roots:
+            path = baselines.work_path(root, self.run.workload.baseline_set)
+            if root != self.root and path not in self._written:
+                path.unlink(missing_ok=True)  # of an earlier run with that name
+            baselines.save_work(path, level.name, counts)
+            self._written.add(path)
+        if self.run.settings.accept:
+            self.work.update(baselines.load_work(self.work_file))
 
 
 def _loaded(requests: Iterable[Request], load: Callable[[Request], T]) -> Loaded[T]:

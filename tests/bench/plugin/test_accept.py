@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from project import Project
 
 from sdopt.bench.judge.verdict import ExitCode
+from sdopt.cli.app import main
 
 QUALITY = "benchmarks/test_quality.py"
 COMMAND = 'pytest benchmarks/ --sdopt-source=*micro -k "[[]baseline]" --sdopt-accept'
@@ -164,25 +167,25 @@ def test_accepting_again_replaces_the_counts(stored: Project) -> None:
 
 
 KILLED_IN_BETWEEN = """
-import os, signal
+import os, signal, sys
 from dataclasses import replace
-from sdopt.bench.stored import accepting
 from sdopt.pipelines import workload
 from sdopt.levels import BASELINE, LEVELS
 pytest_plugins = ["sdopt.bench.plugin", "studies.peers.plugin"]
 workload.PHOTO_REQUESTS = workload.PHOTO_REQUESTS[:2]
 LEVELS["baseline"] = replace(BASELINE, steps=3)
-write, written = accepting.write_whole, []
-def until_killed(path, content):
-    if len(written) == 2:  # the journal and one image
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, content)
-    written.append(path)
-accepting.write_whole = until_killed
+stored = []
+def hook(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith((".png", ".safetensors")):
+        if len(stored) == 2:  # one image and its latents
+            os.kill(os.getpid(), signal.SIGKILL)
+        stored.append(arguments)
+sys.addaudithook(hook)
 """
 
 
-def test_an_accept_that_was_killed_is_named_until_it_is_mended(stored: Project) -> None:
+def accept_and_be_killed(stored: Project) -> Path:
+    """The journal that a killed run left; its images are not those that were stored."""
     for path in stored.images.iterdir():
         repaint(path)
     before = {path: path.read_bytes() for path in stored.images.iterdir()}
@@ -208,14 +211,26 @@ def test_an_accept_that_was_killed_is_named_until_it_is_mended(stored: Project) 
     assert not stale.exists()
     changed = [path for path, content in before.items() if path.read_bytes() != content]
     assert len(changed) == 1
-
     conftest.write_text(own)
+    return stored.baselines / "unfinished" / "micro" / "baseline.json"
+
+
+def test_an_accept_that_was_killed_is_completed_by_the_next_run(stored: Project) -> None:
+    journal = accept_and_be_killed(stored)
+    result = stored.run(tests=QUALITY)
+    assert result.ret == ExitCode.PASS
+    result.stdout.fnmatch_lines([f"*completed an accept that was killed: {journal}"])
+    assert not journal.exists()
+
+
+def test_one_that_cannot_be_completed_is_named_until_it_is_mended(stored: Project) -> None:
+    journal = accept_and_be_killed(stored)
+    repaint(stored.images / "castle.png")  # by somebody else, meanwhile
     result = stored.run(tests=QUALITY)
     assert result.ret == ExitCode.FAULT
-    journal = stored.baselines / "unfinished" / "micro" / "baseline.json"
     result.stdout.fnmatch_lines(
         [
-            f"*an interrupted --sdopt-accept left images and latents partly new: {journal}",
+            f"*an interrupted accept left images and latents partly new: {journal}",
             "*ssim_drift: fault: an --sdopt-accept of level 'baseline' was interrupted*",
             f"*next: git checkout -- {stored.images} {stored.baselines}/latents/micro/baseline *",
             f"*or: *{COMMAND}*",
@@ -224,3 +239,60 @@ def test_an_accept_that_was_killed_is_named_until_it_is_mended(stored: Project) 
     stored.run("--sdopt-accept", tests=QUALITY).assert_outcomes(passed=4, skipped=2)
     assert not journal.exists()
     assert stored.run(tests=QUALITY).ret == ExitCode.PASS
+
+
+def test_a_run_leaves_beside_its_json_what_accepting_it_needs(stored: Project) -> None:
+    """Also one that fails: a regression is what has to be accepted."""
+    before = {path: path.read_bytes() for path in stored.baselines.rglob("*") if path.is_file()}
+    stored.edit_work(unet_evaluations=5)
+    before[stored.work_file] = stored.work_file.read_bytes()
+    assert stored.run("--benchmark-json=run.json").ret == ExitCode.REGRESSION
+    kept = stored.path / "run.kept"
+    block = json.loads((stored.path / "run.json").read_text())["sdopt"]
+    files = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
+    assert {*block["kept"]} == files
+    assert files == {
+        "work/micro.json",
+        "images/micro/baseline/astronaut.png",
+        "images/micro/baseline/castle.png",
+        "latents/micro/baseline/astronaut.safetensors",
+        "latents/micro/baseline/castle.safetensors",
+        "latents/micro/baseline/float64/astronaut.safetensors",
+    }
+    assert block["partial"] is True  # of one level
+    for name, digest in block["kept"].items():
+        assert hashlib.sha256((kept / name).read_bytes()).hexdigest() == digest
+    after = {path: path.read_bytes() for path in stored.baselines.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_what_a_run_kept_is_accepted_and_passes(
+    stored: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way: a run that fails, its acceptance, and the same run, which passes."""
+    for path in stored.images.iterdir():
+        repaint(path)
+    stored.edit_work(unet_evaluations=5)
+    assert stored.run("--benchmark-json=run.json", "--benchmark-compare").ret == 1
+    (stored.path / "CHANGELOG.md").write_text("# Changelog\n")
+    accept = ("baseline", "accept", str(stored.path / "run.json"), "--yes")
+    accept += ("--baselines", str(stored.baselines))
+    capsys.readouterr()
+    assert main([*accept]) == 2
+    assert "say why that is meant" in capsys.readouterr().err
+    assert len(stored.histories()) == 1
+    assert main([*accept, "--reason", "images the right way up"]) == 0
+    told = capsys.readouterr().out
+    assert "image baseline/castle: " in told
+    assert "ssim_drift" in told
+    assert "counts baseline: " in told
+    assert len(stored.histories()) == 2
+    block = json.loads(stored.histories()[-1].read_text())["sdopt"]
+    assert (block["accepted"], block["reason"]) == (True, "images the right way up")
+    (line,) = (stored.path / "CHANGELOG.md").read_text().splitlines()[2:]
+    assert line.startswith("- **Moved baseline** of `micro` on `cpu-")
+    assert line.endswith("Reason: images the right way up")
+    assert stored.run(tests=QUALITY).ret == ExitCode.PASS
+    assert stored.run(tests=WORK).ret == ExitCode.PASS
+    assert main([*accept, "--reason", "again"]) == 2
+    assert "was accepted before: it is " in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Stored baselines as data that somebody reviews: shown, accepted, listed and pruned."""

@@ -1,0 +1,28 @@
+"""One more line in a CHANGELOG."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sdopt.errors import BrokenFileError
+
+HEAD = "# Changelog\n"
+SECTION = re.compile(r"^## ", re.MULTILINE)
+
+
+def with_line(path: Path, line: str) -> bytes:
+    """The file with that line at the end of its first section; of none, a file with it.
+
+    Raises BrokenFileError for one that is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+    except (OSError, UnicodeDecodeError) as error:
+        what = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise BrokenFileError(f"{path} cannot be read: {what}; name another --changelog") from error
+    sections = [found.start() for found in SECTION.finditer(text)]
+    end = sections[1] if len(sections) > 1 else len(text)
+    first, rest = text[:end].rstrip("\n"), text[end:]
+    gap = "\n" if first.rsplit("\n", 1)[-1].startswith(("-", " ")) else "\n\n"
+    return f"{first}{gap}{line}\n{'' if not rest else chr(10)}{rest}".encode()

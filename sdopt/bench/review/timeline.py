@@ -1,0 +1,143 @@
+"""The stored runs of one hardware and source over time, by level and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from sdopt.bench.judge.known import Known
+from sdopt.bench.judge.statistics import judge_by_history
+from sdopt.bench.metrics import HISTORY_RULES, METRICS
+from sdopt.bench.review.known import device_of, is_redefined
+from sdopt.bench.review.stores import Place
+from sdopt.bench.stored.history import StoredRun, find_run, read_runs, series
+from sdopt.errors import UnknownNameError
+from sdopt.levels import LEVELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run's value. `judges` is whether later runs are judged by it."""
+
+    run: str
+    date: str | None
+    commit: str | None
+    value: float
+    accepted: bool
+    judges: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """The values of one level and metric, oldest first.
+
+    `median`, `spread` (the standard deviation between runs, as a fraction, that the judge believes)
+    and `limit` are of those that judge; None where a metric has no such thing.
+    """
+
+    level: str
+    metric: str
+    unit: str
+    median: float
+    spread: float | None
+    limit: float | None
+    points: tuple[Point, ...]
+
+
+def timelines(
+    places: Sequence[Place], levels: Sequence[str] = (), metrics: Sequence[str] = ()
+) -> list[tuple[Place, list[Line]]]:
+    """The lines of each history: of these levels and metrics, or of all that are judged by it.
+
+    Raises UnknownNameError for a level without stored runs, or a metric that there is not.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise UnknownNameError("metric", name, METRICS)
+    runs = {place: read_runs(place.folder) for place in places}
+    stored = dict.fromkeys(name for each in runs.values() for run in each for name in run.metrics)
+    for name in levels:
+        if name not in stored:
+            raise UnknownNameError("level", name, stored, "these are stored")
+    return [(place, _timeline(place, each, levels, metrics)) for place, each in runs.items()]
+
+
+def _timeline(
+    place: Place, runs: Sequence[StoredRun], levels: Sequence[str], metrics: Sequence[str]
+) -> list[Line]:
+    stored = {name for run in runs for name in run.metrics}
+    ordered = sorted(stored, key=lambda name: [*LEVELS, name].index(name))
+    judging = judging_values(runs, metrics or [*HISTORY_RULES])
+    newest = next(run for run in runs if run.path == find_run(place.folder, None))
+    known = Known(device=device_of(place.hardware), stored=newest.metrics)
+    return [
+        line
+        for level in ordered
+        if not levels or level in levels
+        for metric in metrics or HISTORY_RULES
+        if (line := _line(level, metric, runs, judging[level][metric], known))
+    ]
+
+
+def judging_values(
+    runs: Sequence[StoredRun], metrics: Sequence[str]
+) -> Mapping[str, Mapping[str, set[int]]]:
+    """By level and metric the positions of the runs that the next one is judged by."""
+    found: dict[str, dict[str, set[int]]] = {}
+    for level in dict.fromkeys(name for run in runs for name in run.metrics):
+        newest = max(number for number, run in enumerate(runs) if level in run.metrics)
+        scale = runs[newest].metrics[level].get("guidance_scale")
+        era = positions(runs[: newest + 1], level, scale)
+        rows = {number: runs[number].metrics[level] for number in era}
+        found[level] = {
+            metric: {number for number, row in rows.items() if row.get(metric) is not None}
+            for metric in metrics
+        }
+    return found
+
+
+def positions(runs: Sequence[StoredRun], level: str, scale: float | None) -> list[int]:
+    """Where the runs stand that judge a level of the newest of them, see `history.series`."""
+    marked = [
+        replace(run, metrics={name: {**row, "position": at} for name, row in run.metrics.items()})
+        for at, run in enumerate(runs)
+    ]
+    values = series(marked, ["position"], lambda name, row: is_redefined(name, row, scale))
+    return [int(one) for one in values.get(level, {}).get("position", [])]
+
+
+def _line(
+    level: str, metric: str, runs: Sequence[StoredRun], judging: set[int], known: Known
+) -> Line | None:
+    points = [
+        Point(
+            run=run.path.name,
+            date=run.date,
+            commit=run.commit,
+            value=run.metrics[level][metric],
+            accepted=run.accepted,
+            judges=number in judging,
+            reason=run.reason,
+        )
+        for number, run in enumerate(runs)
+        if level in run.metrics and run.metrics[level].get(metric) is not None
+    ]
+    if not points:
+        return None
+    values = [point.value for point in points if point.judges] or [p.value for p in points]
+    rule, own = HISTORY_RULES.get(metric), LEVELS.get(level)
+    prior = rule.prior(known.device, own) if rule and own else None
+    judgement = None
+    if prior is not None and all(value > 0 for value in values):
+        judgement = judge_by_history(values[-1], values, prior, known.comparisons)
+    return Line(
+        level=level,
+        metric=metric,
+        unit=METRICS[metric].unit,
+        median=median(values),
+        spread=judgement.spread if judgement else None,
+        limit=judgement.limit if judgement else None,
+        points=tuple(points),
+    )
