@@ -154,8 +154,8 @@ def prune(
 ) -> int:
     """Remove runs that judge nothing any more, and the middle of long histories.
 
-    Each level keeps its first 5 and its newest 40 runs since it was last accepted: more would move
-    no limit by more than 2 %. Git brings back what was removed.
+    Each level keeps its first 5 and its newest 40 runs since it was last accepted. Git brings back
+    what was removed.
     """
     check_installed()
     from sdopt.bench.review.pruning import prune as remove

@@ -23,7 +23,7 @@ PARTIAL = "_partial"
 """How the name of a run ends that left benchmarks out."""
 FIRST_RUNS, NEWEST_RUNS = 5, 40
 """Of those that judge a level, `sdopt baseline prune` keeps the first, which a slow drift is seen
-against (one window of it), and the newest: more would move a limit by 2 % of itself at most."""
+against (one window of it), and the newest: endless ones would allow chance an eighth less."""
 KEPT_RUNS = FIRST_RUNS + NEWEST_RUNS
 
 

@@ -196,8 +196,8 @@ def _content(folders: Sequence[Path], made_by: str) -> dict[str, Any]:
         "made_by": made_by,
         "drift": f"worst SSIM seen between machines; limit {drift.margin:g} x the largest "
         f"difference of any level, at most {1 - drift.least:g}",
-        "cost_and_truth": f"lowest mean SSIM seen; limit {LIMIT_RULES['cost'].margin:g} of that "
-        "loss below, or what drift allows",
+        "cost_and_ground_truth": "lowest mean SSIM seen; limit "
+        f"{LIMIT_RULES['cost'].margin:g} of that loss below, or what drift allows",
         "levels": measured_limits(folders),
     }
     if not latents_beside(folders[0]).is_dir():

@@ -32,10 +32,12 @@ def test_a_stored_run_has_the_metrics_of_today() -> None:
     assert not {*RENAMED} & {*metrics}
 
 
-def test_stored_limits_have_the_kinds_of_today() -> None:
-    path = limits_path(BASELINES, "embedded")
-    assert "truth" in json.loads(path.read_text())["levels"]["final"]
-    assert "ground_truth" in read_limits(path)["levels"]["final"]
+def test_limits_of_before_have_the_kinds_of_today(tmp_path: Path) -> None:
+    path, older = limits_path(BASELINES, "embedded"), tmp_path / "limits.json"
+    older.write_text(path.read_text().replace('"ground_truth": {', '"truth": {'))
+    assert "truth" in json.loads(older.read_text())["levels"]["final"]
+    assert read_limits(older)["levels"] == read_limits(path)["levels"]
+    assert "ground_truth" in read_limits(older)["levels"]["final"]
 
 
 def test_stored_latents_say_their_steps() -> None:
