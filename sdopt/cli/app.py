@@ -26,6 +26,7 @@ from sdopt.cli.options import shown
 from sdopt.cli.serve import serve
 from sdopt.cli.tune import tune
 from sdopt.errors import SdoptError
+from sdopt.util.files import cause
 
 MISTAKE, INTERRUPTED = 2, 130
 CODES = "0 done; 2 a mistake in the arguments, a broken file, or what cannot be done here"
@@ -86,7 +87,7 @@ _add(
     bench,
     "sdopt bench --level turbo --compare\nsdopt bench --ab origin/main --level final",
     "those of the suite: 0 pass; 1 regression; 2 a fault, a mistake in the arguments, or nothing "
-    "to run it with; 10 too noisy for an answer; 3, 4 and 5 pytest's own, without a verdict",
+    "to run it with; 10 too noisy for an answer; 3 and 5 pytest's own, without a verdict",
 )
 _add(app, history, "sdopt history\nsdopt history --level turbo --metric latency_ms --json")
 app.add_typer(baseline, name="baseline")
@@ -135,9 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return app(given or ["--help"], prog_name="sdopt", standalone_mode=False) or 0
     except typer.TyperException as error:
         message: Any = getattr(error, "format_message", error.__str__)
-        return _told(f"{message()}; see sdopt --help, or --help of the command")
-    except (SdoptError, OSError) as error:
+        said = message().rstrip(".")
+        stop = "" if said.endswith("?") else ";"
+        return _told(f"{said}{stop} see sdopt --help, or --help of the command")
+    except SdoptError as error:
         return _told(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _told(f"{where}{cause(error)}")
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -15,6 +15,8 @@ from sdopt.errors import SdoptError
 from sdopt.levels import get_level
 
 FOLDER = Path("benchmarks")
+USAGE_ERROR, MISTAKE = 4, 2
+"""pytest's own code for wrong arguments, and this command's."""
 
 
 def bench(
@@ -94,7 +96,8 @@ def bench(
                 "or one -k such as '[final] and latency'"
             )
         arguments += ["-k", " or ".join(f"[{name}]" for name in names)]
-    return _run([*arguments, *(more or [])])
+    code = _run([*arguments, *(more or [])])
+    return MISTAKE if code == USAGE_ERROR else code
 
 
 def _run(arguments: list[str]) -> int:

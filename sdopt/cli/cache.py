@@ -26,7 +26,10 @@ def pack(
     """Compile levels in a process of their own and pack what that left."""
     names = checked_levels(levels)
     from sdopt.compile_cache import archive, packing
+    from sdopt.weights.sources import may_download, resolve
 
+    if not may_download(source):
+        resolve(source)  # before the file: it may be wrong
     archive.refuse_another(file)
     refuse_existing(file, force=force)
     with progress("compiling", None):
@@ -49,6 +52,7 @@ def unpack(
     """Unpack into an empty folder and print the environment to use it."""
     from sdopt.compile_cache import packing
 
+    packing.refuse_full(folder)
     return _told(lambda: packing.unpack(file, folder))
 
 

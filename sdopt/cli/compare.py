@@ -13,6 +13,7 @@ from sdopt.cli.generating import Made, Recipe, lasting_name, loaded, make
 from sdopt.cli.options import (
     check_numbers,
     check_out,
+    check_prompt,
     checked_levels,
     checked_size,
     print_json,
@@ -52,17 +53,20 @@ def compare(
     names = checked_levels(levels)
     if len(names) < 2 or len({*names}) < len(names):
         raise SdoptError(f"--levels is {levels!r}; name two or more different ones: baseline,final")
-    check_out(out, force=force)
+    check_prompt(prompt)
     check_numbers(seed=seed, guidance=guidance)
     pixels = checked_size(size) if size else None
 
     from sdopt.cli.images import store
     from sdopt.cli.stamp import Stamp, png_of, versions_here
-    from sdopt.weights.sources import resolve
+    from sdopt.weights.sources import may_download, resolve
 
+    if may_download(source):
+        check_out(out, force=force)
     found = resolve(source)
     for text in (prompt, negative):
         found.check_prompt(text)
+    check_out(out, force=force)
     width, height = pixels or (found.size_px, found.size_px)
     recipes = [
         Recipe(

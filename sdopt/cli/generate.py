@@ -18,7 +18,14 @@ from sdopt.cli.generating import (
     make,
     read_lora,
 )
-from sdopt.cli.options import check_numbers, check_out, checked_size, print_json, shown
+from sdopt.cli.options import (
+    check_numbers,
+    check_out,
+    check_prompt,
+    checked_size,
+    print_json,
+    shown,
+)
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import get_level
 
@@ -90,16 +97,19 @@ def generate(
                 "--lora, -o, --force and --json"
             )
         return _again(_Job(like=like, source=source, lora=lora, out=out, force=force), as_json)
-    out = out or OUT
-    check_out(out, force=force)
     check_numbers(seed=seed, steps=steps, guidance=guidance)
     chosen, pixels = get_level(level), checked_size(size) if size else None
     if not prompts and file is None:
         raise SdoptError('there is no prompt; give one, such as sdopt generate "a red star"')
+    for prompt in prompts or []:
+        check_prompt(prompt)
     adapters, weights = read_lora(lora) if lora else (None, None)
 
-    from sdopt.weights.sources import resolve
+    from sdopt.weights.sources import may_download, resolve
 
+    out = out or OUT
+    if may_download(source):
+        check_out(out, force=force)
     found = resolve(source)
     width, height = pixels or (found.size_px, found.size_px)
     recipe = Recipe(
@@ -115,6 +125,7 @@ def generate(
         lora=adapters,
     )
     recipes = _recipes(recipe, prompts or [], file, found)
+    check_out(out, force=force)
     made, image = _made(recipes, weights)
     _store(out, image, recipes, force)
     _tell(out, made, as_json)
@@ -139,6 +150,7 @@ def _recipes(
     recipes = [replace(like, prompt=prompt) for prompt in prompts]
     recipes += _of_file(file, like, source) if file else []
     for recipe in recipes:
+        check_prompt(recipe.prompt)
         source.check_prompt(recipe.prompt)
         source.check_prompt(recipe.negative_prompt)
     return recipes
@@ -193,10 +205,10 @@ def _again(job: _Job, as_json: bool) -> int:
     from sdopt.cli.images import largest_difference
     from sdopt.cli.stamp import differences, read_png
 
-    out = job.out or job.like.with_name(f"{job.like.stem}-again.png")
-    check_out(out, force=job.force)
     before, stamp = read_png(job.like)
     recipes, weights = _recipes_again(job, stamp.recipes)
+    out = job.out or job.like.with_name(f"{job.like.stem}-again.png")
+    check_out(out, force=job.force)
     made, image = _made(recipes, weights)
     versions = _store(out, image, recipes, job.force)
     if image.size == before.size:

@@ -68,10 +68,12 @@ def history(
 
 
 def _this_machine() -> str:
-    from sdopt.pipelines.pipeline import default_device
+    import torch
+
     from sdopt.util.hardware import hardware_of
 
-    return hardware_of(default_device()).key
+    # As `pipeline.default_device`, which imports diffusers: that takes seconds.
+    return hardware_of(torch.device("cuda" if torch.cuda.is_available() else "cpu")).key
 
 
 def _named(place: Place) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdopt.cli.options import refuse_existing
 from sdopt.errors import SdoptError
+from sdopt.util.files import cause
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,4 +77,4 @@ def store(out: Path, content: bytes, *, force: bool) -> None:
     try:
         write_whole(out, content)
     except OSError as error:
-        raise SdoptError(f"{out} cannot be written: {error}; name another file") from error
+        raise SdoptError(f"{out} cannot be written: {cause(error)}; name another file") from error

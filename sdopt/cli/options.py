@@ -12,6 +12,7 @@ import typer
 
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import get_level
+from sdopt.util.files import cause
 
 SOURCE_HELP = (
     "Weights: auto, embedded, sd15-random, a diffusers folder, a .safetensors file or a repository "
@@ -85,6 +86,14 @@ def check_numbers(
         raise SdoptError(f"--guidance is {guidance}; give a number, 0 or more; 1 means none")
 
 
+def check_prompt(prompt: str) -> None:
+    """Raise SdoptError for one that says nothing."""
+    if not prompt.strip():
+        raise SdoptError(
+            'the prompt is empty (an unset variable?); say what the image shows: "a red star"'
+        )
+
+
 def check_out(out: Path, *, force: bool) -> None:
     """Refuse, before seconds of work, a file that is no .png or would replace another one."""
     if out.suffix.lower() != ".png":
@@ -106,7 +115,7 @@ def lines_of(file: Path, what: str = "prompt") -> list[str]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenFileError(
-            f"{file} cannot be read as text: {error}; give a file with one {what} a line"
+            f"{file} cannot be read as text: {cause(error)}; give a file with one {what} a line"
         ) from error
     if not (found := [line.strip() for line in lines if line.strip()]):
         raise BrokenFileError(f"{file} holds no {what}; write one a line")

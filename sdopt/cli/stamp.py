@@ -14,6 +14,7 @@ from sdopt.cli.generating import Lora, Recipe
 from sdopt.cli.options import LARGEST_PX, MOST_SEED, MOST_STEPS, MULTIPLE_PX
 from sdopt.errors import BrokenFileError
 from sdopt.levels import get_level
+from sdopt.util.files import cause
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +73,7 @@ def read_png(path: Path) -> tuple[Image, Stamp]:
             image.load()
             text, found = image.info.get(TEXT_KEY), image.convert("RGB")
     except Exception as error:  # Pillow raises nearly anything for a damaged file
-        raise _broken(path, f"cannot be read as a PNG image: {error}") from error
+        raise _broken(path, f"cannot be read as a PNG image: {cause(error)}") from error
     if not isinstance(text, str):
         raise _broken(path, "does not say how it was made")
     try:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from sdopt.errors import BrokenFileError, SdoptError
-from sdopt.util.files import write_whole
+from sdopt.util.files import cause, write_whole
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -88,7 +88,7 @@ def read(file: Path) -> tuple[Manifest, dict[str, bytes]]:
     except FileNotFoundError as error:
         raise BrokenFileError(f"compile cache {file} does not exist") from error
     except OSError as error:
-        raise _broken(file, f"cannot be read ({error})") from error
+        raise _broken(file, f"cannot be read ({cause(error)})") from error
     except (EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise _broken(file, f"is truncated or no tar.xz file ({error})") from error
     if not members or members[0][0].name != MANIFEST:

@@ -15,6 +15,7 @@ from sdopt.compile_cache.identity import made_here
 from sdopt.errors import SdoptError, WorkerError
 from sdopt.levels import get_level
 from sdopt.util.children import python_path
+from sdopt.util.files import cause
 from sdopt.weights.sources import resolve
 
 LEVELS = ("turbo",)
@@ -50,13 +51,18 @@ def check(file: Path) -> list[str]:
 
 def unpack(file: Path, folder: Path) -> list[str]:
     """Unpack into an empty folder for programs that read the environment; what to say."""
+    refuse_full(folder)
     folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SdoptError(f"{folder} is there and no empty folder; name another one")
     manifest, contents = place.fitting(file)
     place.put(contents, folder, at=folder)
     exports = (f"export {name}={value}" for name, value in place.variables(folder).items())
     return [*told(file, manifest), *exports]
+
+
+def refuse_full(folder: Path) -> None:
+    """Raise SdoptError for anything but an empty folder, or a new one."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SdoptError(f"{folder} is there and no empty folder; name another one")
 
 
 def told(file: Path, manifest: archive.Manifest) -> list[str]:
@@ -89,4 +95,4 @@ def _refuse_unwritable(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=file.parent).close()
     except OSError as error:
-        raise SdoptError(f"{file} cannot be written: {error}; name another file") from error
+        raise SdoptError(f"{file} cannot be written: {cause(error)}; name another file") from error

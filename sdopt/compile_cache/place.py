@@ -15,6 +15,7 @@ from pathlib import Path
 from sdopt.compile_cache import archive, files
 from sdopt.compile_cache.identity import made_here, misfit
 from sdopt.errors import ForeignCacheError, SdoptError
+from sdopt.util.files import cause
 
 PACK = "sdopt cache pack"
 UNUSED_DAYS = 14
@@ -73,8 +74,8 @@ def placed(file: Path) -> Placed:
             _remove_unused(folder)
     except OSError as error:
         raise SdoptError(
-            f"compile cache {file} cannot be unpacked: nothing can be put into {root()} ({error}); "
-            "let $XDG_CACHE_HOME name a folder that can be written and has room"
+            f"compile cache {file} cannot be unpacked: nothing can be put into {root()} "
+            f"({cause(error)}); let $XDG_CACHE_HOME name a folder that can be written and has room"
         ) from error
     return Placed(file=file, folder=folder, manifest=manifest)
 

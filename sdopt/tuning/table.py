@@ -12,7 +12,7 @@ import torch
 
 from sdopt.engine.tiles import Tile, current_key
 from sdopt.errors import BrokenFileError
-from sdopt.util.files import write_whole
+from sdopt.util.files import cause, write_whole
 
 MEASURE = "measure a new one without --missing and --known"
 NUMBERS = ("us", "library_us", "own_us", "tflops")
@@ -24,7 +24,7 @@ def read_table(path: Path) -> dict[str, Any]:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BrokenFileError(
-            f"{path} cannot be read: {error}; name a table with --out, or {MEASURE}"
+            f"{path} cannot be read: {cause(error)}; name a table with --out, or {MEASURE}"
         ) from error
     if not {"tiles", "measured"} <= set(table):
         raise BrokenFileError(f"{path} is no table of tiles; name a table with --out, or {MEASURE}")

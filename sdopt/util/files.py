@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from sdopt.errors import BrokenFileError
 from sdopt.util.whole_file import write_whole as write_whole
+
+
+def cause(error: BaseException) -> str:
+    """What an error says, without its number and the file's name: its reader has named that."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return re.sub(r" ?<\S*BytesIO object at \w+>", "", str(error))
 
 
 def damaged(path: Path, what: str) -> BrokenFileError:
@@ -26,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BrokenFileError(f"{path} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, f"cannot be read: {error}") from error
+        raise damaged(path, f"cannot be read: {cause(error)}") from error
     if not isinstance(data, dict):
         raise damaged(path, "holds no JSON object")
     return data

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sdopt import miniature as embedded
 from sdopt.errors import BrokenFileError, SourceError, UnknownNameError
 from sdopt.miniature import scenes
+from sdopt.util.files import cause
 from sdopt.weights import hub
 
 SD15_GUIDANCE_SCALE = 7.5
@@ -109,6 +110,11 @@ def resolve(name: str | None = None) -> Source:
     raise UnknownNameError("source", name, NAMED_SOURCES, OTHER_SOURCES)
 
 
+def may_download(name: str) -> bool:
+    """Whether `resolve` would ask the hub for it."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+
+
 def _choices() -> str:
     return f"a source is {', '.join(NAMED_SOURCES)}, {OTHER_SOURCES}"
 
@@ -194,7 +200,7 @@ def _check_header(path: Path) -> None:
             file.keys()
     except (OSError, SafetensorError) as error:
         raise SourceError(
-            f"{path} is not a whole safetensors file: {error}; download or convert it again"
+            f"{path} is not a whole safetensors file: {cause(error)}; download or convert it again"
         ) from error
 
 
@@ -245,7 +251,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be read: {error}; save the model again") from error
+        raise BrokenFileError(
+            f"{path} cannot be read: {cause(error)}; save the model again"
+        ) from error
     if not isinstance(config, dict):
         raise BrokenFileError(f"{path} holds no JSON object; save the model again")
     return config

@@ -12,7 +12,7 @@ import pytest
 from command import ROOT, plain, refusal
 from PIL import Image
 
-from sdopt.cli import bench, doctor, levels
+from sdopt.cli import bench, doctor, levels, suite
 from sdopt.cli.app import app, main
 from sdopt.cli.options import shown
 from sdopt.cli.progress import Steps, progress
@@ -61,7 +61,75 @@ def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_unknown_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "No such command 'genrate'" in refusal(capsys, "genrate")
+    told = refusal(capsys, "genrate")
+    assert "No such command 'genrate'. Did you mean 'generate'? see sdopt --help" in told
+    assert "error: No such command 'x'; see sdopt --help" in refusal(capsys, "x")
+    assert "Missing argument 'PROMPT'; see" in refusal(capsys, "compare")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "--file", "none.txt"),
+        ("generate", "--file", "none.jsonl", "--source", "embedded"),
+        ("generate", "--like", "none.png"),
+        ("generate", "--like", "bad.png"),
+        ("cache", "check", "bad.png"),
+        ("cache", "check", "."),
+        ("tune", "--prove", "--out", "none.json"),
+        ("baseline", "accept", "none.json"),
+        ("baseline", "accept", "."),
+        ("baseline", "show", "bad.png"),
+    ],
+)
+def test_no_message_shows_what_python_says_of_an_error(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No error number, no address of an object, no file's name twice."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"x")
+    (tmp_path / "baselines").mkdir()
+    told = refusal(capsys, *arguments)
+    assert "Errno" not in told
+    assert " object at " not in told
+    assert f"'{arguments[-1]}'" not in told
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+@pytest.mark.parametrize("more", [("generate",), ("compare", "--levels", "final,turbo")])
+def test_an_empty_prompt_is_refused_by_name(
+    prompt: str, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "the prompt is empty (an unset variable?)" in refusal(capsys, *more, prompt)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("generate", RING, "--level", "trubo"), "unknown level 'trubo'"),
+        (("generate", RING, "--source", "nowhere"), "unknown source 'nowhere'"),
+        (("generate", "a red unicorn", "--source", "embedded"), "unknown prompt word"),
+        (("compare", RING, "--levels", "final,turbo", "--source", "nowhere"), "unknown source"),
+        (("compare", RING, "--levels", "final,turbo", "--seed", "-1"), "--seed is -1"),
+    ],
+)
+def test_a_wrong_option_is_told_before_a_file_that_is_there(
+    arguments: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.png"
+    out.touch()
+    assert says in refusal(capsys, *arguments, "-o", out)
+
+
+def test_a_full_folder_to_unpack_into_is_no_reason_to_pack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").touch()
+    told = refusal(capsys, "cache", "unpack", "none.tar.xz", tmp_path)
+    assert told.endswith("is there and no empty folder; name another one\n")
 
 
 def test_an_interrupted_command_says_so(
@@ -174,7 +242,7 @@ def test_a_plain_installation_runs_all_but_the_suite(tmp_path: Path) -> None:
 def test_the_suite_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "find_spec", lambda name: None if name == "pytest" else name)
+    monkeypatch.setattr(suite, "find_spec", lambda name: None if name == "pytest" else name)
     told = refusal(capsys, "bench")
     assert "the suite needs pytest; pip install sdopt[bench]" in told
 
@@ -219,6 +287,13 @@ def test_a_level_that_does_not_exist_is_not_an_empty_run(
     assert "unknown level 'trubo'" in refusal(capsys, "bench", "--level", "trubo")
     assert "there is no folder none here" in refusal(capsys, "bench", "--folder", "none")
     assert given == []
+
+
+def test_wrong_arguments_are_a_mistake(tmp_path: Path) -> None:
+    """pytest ends with 4, and 2 is what a mistake is here."""
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["sdopt.bench.plugin"]')
+    more = ("--", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", f"--confcutdir={tmp_path}")
+    assert main(["bench", "--folder", str(tmp_path), "--source", "nowhere", *more]) == 2
 
 
 @pytest.mark.parametrize(("body", "code"), [("pass", 0), ("assert False", 1)])

@@ -20,6 +20,7 @@ from sdopt.engine.solver import GUIDANCE, solver_for
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Request
+from sdopt.util.files import cause
 from sdopt.weights.sources import Source
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def _stored_config(source: Source) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BrokenFileError(f"{path} cannot be read: {error}; save the model again") from error
+        raise BrokenFileError(
+            f"{path} cannot be read: {cause(error)}; save the model again"
+        ) from error
     if not isinstance(config, dict):
         raise BrokenFileError(f"{path} holds no JSON object; save the model again")
     return config

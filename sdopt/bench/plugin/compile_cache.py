@@ -16,6 +16,7 @@ from sdopt.bench.session import Session
 from sdopt.compile_cache import archive, files, place
 from sdopt.compile_cache.identity import made_here
 from sdopt.errors import SdoptError
+from sdopt.util.files import cause
 
 NAME = "sdopt-compile-cache"
 
@@ -35,8 +36,8 @@ def begin(config: pytest.Config, session: Session) -> None:
         raise pytest.UsageError(f"--sdopt-compile-cache: {error}") from error
     except OSError as error:
         raise pytest.UsageError(
-            f"--sdopt-compile-cache: no private folder can be made in {place.root()}: {error}; "
-            "let $XDG_CACHE_HOME name a folder that can be written"
+            f"--sdopt-compile-cache: no private folder can be made in {place.root()}: "
+            f"{cause(error)}; let $XDG_CACHE_HOME name a folder that can be written"
         ) from error
     config.pluginmanager.register(cache, NAME)
 
@@ -90,8 +91,8 @@ class SessionCache:
             )
         except OSError as error:
             self.warning = (
-                f"warning: compile cache {self.file} could not be written ({error}); the next run "
-                "compiles again. Name a file whose folder can be written"
+                f"warning: compile cache {self.file} could not be written ({cause(error)}); the "
+                "next run compiles again. Name a file whose folder can be written"
             )
             return
         size_mb = self.file.stat().st_size / 1e6

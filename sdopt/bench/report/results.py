@@ -16,7 +16,7 @@ from sdopt.bench.report.published import published_seconds
 from sdopt.bench.stored.history import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS
-from sdopt.util.files import write_whole
+from sdopt.util.files import cause, write_whole
 
 HEADINGS = (
     "level",
@@ -106,7 +106,7 @@ def write_table(page: Path, table: Sequence[str], what: str = "measured") -> Non
     try:
         text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BrokenFileError(f"{page} cannot be read: {error}") from error
+        raise BrokenFileError(f"{page} cannot be read: {cause(error)}") from error
     if begin not in text or end not in text:
         raise BrokenFileError(f"{page} has no {begin} and {end} to write between")
     before, after = text.split(begin, 1)[0], text.split(end, 1)[1]

@@ -14,7 +14,7 @@ from sdopt.bench.stored.stored_image import TEXT_KEY, read_stored_image
 from sdopt.errors import BrokenFileError
 from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import Request
-from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.files import cause, damaged, read_json, write_whole
 from sdopt.util.writing import writing
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     try:
         return read_stored_image(path)
     except (OSError, Unsound) as error:
-        what = f"cannot be read: {error}" if isinstance(error, OSError) else str(error)
+        what = f"cannot be read: {cause(error)}" if isinstance(error, OSError) else str(error)
         raise damaged(path, what) from error
 
 

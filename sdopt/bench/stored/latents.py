@@ -15,7 +15,7 @@ from sdopt.bench.stored.old_names import with_current_names
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Request
-from sdopt.util.files import write_whole
+from sdopt.util.files import cause, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ def read_latents(
             made_by = json.loads((file.metadata() or {}).get(MADE_BY, "null"))
             latents = file.get_tensor(TENSOR) if names == [TENSOR] else None
     except (OSError, ValueError, SafetensorError) as error:
-        raise _damaged(path, f"cannot be read: {error}") from error
+        raise _damaged(path, f"cannot be read: {cause(error)}") from error
     if latents is None:
         raise _damaged(path, f"holds the tensors {names}, not {TENSOR!r} alone")
     if latents.dtype != dtype or latents.ndim != 3:

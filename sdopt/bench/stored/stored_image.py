@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.stored.soundness import Unsound, check_settings
+from sdopt.util.files import cause
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ def _decoded(content: bytes) -> tuple[NDArray[np.uint8], str | None]:
     except Unsound:
         raise
     except Exception as error:  # Pillow raises nearly anything for a damaged file
-        raise Unsound(f"cannot be decoded: {error}") from error
+        raise Unsound(f"cannot be decoded: {cause(error)}") from error
 
 
 def _made_by(text: str | None) -> dict[str, Any]:

@@ -1,0 +1,189 @@
+"""`sdopt history` and `sdopt baseline`: what they show, ask, refuse and write."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from command import plain, refusal
+from submitted import KEY, LEVEL_NAMES, SET, a_run, a_store, history, state, submit
+
+from sdopt.bench.stored.history import run_paths, save_run
+from sdopt.cli.app import main
+
+SLOWER = {"baseline": 100.0, "final": 200.0}
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: baselines, a CHANGELOG, and a run that is slower and of other images."""
+    folder = tmp_path / "clone"
+    a_store(folder / "baselines")
+    (folder / "CHANGELOG.md").write_text("# Changelog\n\n- One.\n")
+    submit(folder, a_run(SLOWER), seed=9)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_dry_run_shows_all_and_writes_nothing(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = state(clone)
+    assert main(["baseline", "accept", "run.json", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "final              latency_ms" in told
+    assert "+100.00 %  regression" in told
+    assert "image final/red-star: " in told
+    assert "latents baseline/blue-ring: 64 of 64 values" in told
+    assert told.endswith("nothing was written (--dry-run)\n")
+    assert state(clone) == before
+
+
+def test_for_programs(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["baseline", "accept", "run.json", "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["needs_reason"] is True
+    outcomes = {(v["level"], v["metric"]): v["outcome"] for v in told["verdicts"]}
+    assert outcomes["final", "latency_ms"] == "regression"
+    assert len(told["files"]) == 8
+
+
+def test_a_reason_and_a_yes_are_needed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = state(clone)
+    for given in ((), ("--yes",), ("--reason", " ")):
+        assert main(["baseline", "accept", "run.json", *given]) == 2
+        assert "--reason" in capsys.readouterr().err
+    assert main(["baseline", "accept", "run.json", "--reason", "meant"]) == 2
+    assert "give --yes" in capsys.readouterr().err
+    assert state(clone) == before
+    assert main(["baseline", "accept", "run.json", "--reason", "meant", "--yes"]) == 0
+    assert "CHANGELOG.md: - **Moved baseline**" in capsys.readouterr().out
+    assert (clone / "CHANGELOG.md").read_text().count("Reason: meant") == 1
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
+def test_somebody_at_the_keyboard_is_asked(
+    answer: str, code: int, clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Keyboard(answer))
+    assert main(["baseline", "accept", "run.json", "--reason", "meant"]) == code
+    assert len(run_paths(history(clone / "baselines"))) == (7 if code == 0 else 6)
+
+
+def test_without_a_changelog_the_line_is_shown(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clone / "CHANGELOG.md").unlink()
+    accept = ["baseline", "accept", "run.json", "--reason", "meant", "--yes"]
+    assert main(accept) == 0
+    assert "no CHANGELOG: - **Moved baseline**" in capsys.readouterr().out
+    assert not (clone / "CHANGELOG.md").exists()
+
+
+def test_another_changelog_is_named(clone: Path) -> None:
+    (clone / "docs").mkdir()
+    more = ("--changelog", "docs/NEWS.md", "--reason", "meant", "--yes")
+    assert main(["baseline", "accept", "run.json", *more]) == 0
+    assert (clone / "docs" / "NEWS.md").read_text().endswith("Reason: meant\n")
+    assert (clone / "CHANGELOG.md").read_text() == "# Changelog\n\n- One.\n"
+
+
+def test_what_a_file_says_is_shown_in_one_line(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads((clone / "run.json").read_text())
+    data["datetime"] = "\x1b[31m2026\n"
+    (clone / "run.json").write_text(json.dumps(data))
+    assert main(["baseline", "accept", "run.json", "--dry-run"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+# list, show, prune
+
+
+def test_what_is_stored_is_listed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["baseline", "list"]) == 0
+    told = capsys.readouterr().out
+    assert f"{KEY}, {SET}: 6 runs, " in told
+    assert "newest 0006_nightly.json; 0 judge nothing" in told
+    assert f"{SET}: 4 images and 4 latents of 2 levels, " in told
+    assert main(["baseline", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["histories"][0]["runs"] == 6
+    assert listed["unfinished"] == []
+
+
+def test_a_run_is_shown(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["baseline", "show", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "0003_nightly.json" in told
+    assert "commit       0123456789ab" in told
+    assert "accepted     no" in told
+    assert main(["baseline", "show", "run.json", "--json"]) == 0
+    levels = json.loads(capsys.readouterr().out)["levels"]
+    assert levels["final"]["latency_ms"] == pytest.approx(200.0)
+    assert "no run '77'" in refusal(capsys, "baseline", "show", "77")
+    save_run(clone / "baselines/history/gpu/embedded", "a", a_run(SLOWER, {"hardware": "gpu"}))
+    assert "--hardware gpu --source embedded" in refusal(capsys, "baseline", "show", "3")
+
+
+def test_pruning_asks_and_needs_git(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["baseline", "prune"]) == 0
+    assert "0 runs of 0.00 MiB may go, 6 stay" in capsys.readouterr().out
+    save_run(history(clone / "baselines"), "new", a_run(SLOWER, {"accepted": True}))
+    assert main(["baseline", "prune", "--dry-run"]) == 0
+    assert "6 runs of " in capsys.readouterr().out
+    assert main(["baseline", "prune", "--yes"]) == 2
+    assert "not in git as they are" in capsys.readouterr().err
+    assert main(["baseline", "prune", "--unsaved"]) == 2
+    assert "give --yes" in capsys.readouterr().err
+    assert len(run_paths(history(clone / "baselines"))) == 7
+    assert main(["baseline", "prune", "--unsaved", "--yes", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["removed"]) == 6
+    assert len(run_paths(history(clone / "baselines"))) == 1
+    assert "--keep is 2" in refusal(capsys, "baseline", "prune", "--keep", "2")
+
+
+# history
+
+
+def test_the_history_of_a_machine(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "--hardware", KEY]) == 0
+    told = capsys.readouterr().out
+    assert "final              latency_ms" in told
+    assert "6 judge, 6 stored" in told
+    assert "0123456789ab" not in told
+    assert main(["history", "--hardware", KEY, "--level", "final"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("0123456789ab") == 6
+    assert "baseline  " not in told
+    assert main(["history", "--hardware", "all", "--metric", "latency_ms", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["hardware"] == [KEY]
+    (found,) = listed["histories"]
+    assert [line["level"] for line in found["lines"]] == [*LEVEL_NAMES]
+    assert found["lines"][0]["median"] == pytest.approx(100.0)
+
+
+def test_without_runs_of_this_machine_the_keys_are_named(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refusal(capsys, "history")
+    assert "no run of this machine (cpu-" in told
+    assert KEY in told
+    assert "unknown hardware key 'h100'" in refusal(capsys, "history", "--hardware", "h100")
+
+
+def test_without_the_suite_they_say_what_they_need() -> None:
+    for command in ("history", "baseline list"):
+        done = plain(*command.split())
+        assert done.returncode == 2
+        assert "the suite needs " in done.stderr
+        assert "pip install sdopt[bench]" in done.stderr
