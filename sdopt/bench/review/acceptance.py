@@ -21,7 +21,6 @@ from sdopt.bench.stored import baselines
 from sdopt.bench.stored.accepting import digest_of, store_held
 from sdopt.bench.stored.history import next_path, run_content, run_paths
 from sdopt.errors import SdoptError
-from sdopt.levels import LEVELS
 from sdopt.util.files import read_json
 from sdopt.util.writing import writing
 
@@ -91,6 +90,7 @@ def review(root: Path, given: Submission) -> Review:
         own_prompts=has_own_prompts(given.source, given.baseline_set),
         work_stored=stored,
         work_file=str(work_file),
+        levels=given.levels,
     )
     scales = (row.get("guidance_scale") for row in given.run.metrics.values())
     known_of(runs, given.hardware, next(scales, None), gate)
@@ -100,7 +100,7 @@ def review(root: Path, given: Submission) -> Review:
     return Review(
         root=root,
         given=given,
-        verdicts=tuple(sorted(verdicts, key=lambda one: [*LEVELS].index(one.level))),
+        verdicts=tuple(sorted(verdicts, key=lambda one: [*given.levels].index(one.level))),
         changes=tuple(changes),
         counts=changed_counts(stored, given),
         folder=folder,
@@ -133,7 +133,7 @@ def _of_numbers(given: Submission, gate: Gate) -> Iterator[Verdict]:
             gated = metric.of not in MEANS or (
                 row.get("cost_is_comparable", True) and not gate.own_prompts
             )
-            verdict = judged(gate, metric, LEVELS[name], row, "as the run says", gated=gated)
+            verdict = judged(gate, metric, given.levels[name], row, "as the run says", gated=gated)
             if verdict is not None:
                 yield _or_new(gate, metric, verdict)
 

@@ -17,7 +17,7 @@ from sdopt.bench.metrics.metric import Subject
 from sdopt.bench.review.submission import Kept, Submission
 from sdopt.bench.stored.baselines import image_path, read_image
 from sdopt.bench.stored.latents import FLOAT64, SAME, latents_path, read_latents
-from sdopt.levels import LEVELS
+from sdopt.levels import changed_settings
 
 MADE_WITH = ("prompt", "negative_prompt", "seed", "guidance_scale", "level_fields")
 """What images are compared by only if they share it."""
@@ -39,7 +39,8 @@ def changed_images(root: Path, given: Submission, gate: Gate) -> list[Change]:
     Raises BrokenFileError for a stored one that is damaged: it is never written over.
     """
     changes = []
-    for level, kept in _by_level(one for one in given.files if one.is_image):
+    images = (one for one in given.files if one.is_image)
+    for level, kept in _by_level(given.levels, images):
         ours, others = dict[str, NDArray[Any]](), dict[str, NDArray[np.uint8]]()
         for one in kept:
             path = image_path(root, given.baseline_set, level, one.prompt)
@@ -57,7 +58,7 @@ def changed_images(root: Path, given: Submission, gate: Gate) -> list[Change]:
                 what = f"{count} of {image.size} values"
                 changes.append(Change(path=path, kept=one, what=what, is_new=False))
         if ours:
-            gate.drift(LEVELS[level], compare(ours, others))
+            gate.drift(given.levels[level], compare(ours, others))
     return changes
 
 
@@ -67,7 +68,7 @@ def changed_latents(root: Path, given: Submission, gate: Gate) -> list[Change]:
     for double in (False, True):
         of_kind = (one for one in given.files if not one.is_image and one.double is double)
         dtype = FLOAT64 if double else "float32"
-        for level, kept in _by_level(of_kind):
+        for level, kept in _by_level(given.levels, of_kind):
             ours, others = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
             for one in kept:
                 path = latents_path(root, given.baseline_set, level, one.prompt, double=double)
@@ -87,9 +88,9 @@ def changed_latents(root: Path, given: Submission, gate: Gate) -> list[Change]:
                     changes.append(Change(path=path, kept=one, what=what, is_new=False))
             if ours and double:
                 compared = compare_latents(ours, others, Subject.FLOAT64)
-                gate.latents_float64(LEVELS[level], compared)
+                gate.latents_float64(given.levels[level], compared)
             elif ours:
-                gate.latents(LEVELS[level], compare_latents(ours, others))
+                gate.latents(given.levels[level], compare_latents(ours, others))
     return changes
 
 
@@ -110,11 +111,11 @@ def changed_counts(stored: Mapping[str, Mapping[str, Any]], given: Submission) -
     return changes
 
 
-def _by_level(files: Iterable[Kept]) -> list[tuple[str, list[Kept]]]:
+def _by_level(levels: Iterable[str], files: Iterable[Kept]) -> list[tuple[str, list[Kept]]]:
     found: dict[str, list[Kept]] = {}
     for one in files:
         found.setdefault(one.level, []).append(one)
-    return [(level, found[level]) for level in LEVELS if level in found]
+    return [(level, found[level]) for level in levels if level in found]
 
 
 def _other(made_by: Mapping[str, Any], before: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -123,8 +124,7 @@ def _other(made_by: Mapping[str, Any], before: Mapping[str, Any], names: Iterabl
     for name in names:
         ours, theirs = made_by.get(name), before.get(name)
         if name == "level_fields" and isinstance(ours, dict) and isinstance(theirs, dict):
-            level = LEVELS.get(str(ours.get("name")))
-            same = level is not None and not level.changed_since(theirs)
+            same = not changed_settings(theirs, ours)
         else:
             same = ours == theirs
         if not same:

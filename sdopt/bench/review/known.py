@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdopt.bench.judge.known import Known
 from sdopt.bench.metrics import HISTORY_RULES
+from sdopt.bench.own.ladder import DECLARED
 from sdopt.bench.stored import baselines
 from sdopt.bench.stored.history import StoredRun, find_run, load_until, run_paths, series
-from sdopt.levels import LEVELS
+from sdopt.levels import LEVELS, Level
+from sdopt.pipelines.workload import NAME_PATTERN
 from sdopt.util.hardware import HardwareKey
 
+OWN_FIELD = "call"
+"""What only the levels of a project of its own are stored with."""
 FLOAT16 = "-float16"
 """Of the miniature's baseline set on CUDA."""
 
@@ -39,11 +43,33 @@ def limits_file(root: Path, source: str, baseline_set: str) -> Path:
     return baselines.limits_path(root, source + (FLOAT16 if rest.startswith(FLOAT16) else ""))
 
 
-def is_redefined(level: str, row: Mapping[str, Any], scale: float | None) -> str | None:
-    """In what a stored measurement is of another level than today's, or of another scale."""
-    if level not in LEVELS or scale is None:
+@dataclass(frozen=True, kw_only=True)
+class StoredLevel(Level):
+    """A level of a project of its own, as a run tells of it: its code is not at hand."""
+
+    fields: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was stored beside the measurement."""
+        return dict(self.fields)
+
+
+def level_of(name: str, row: Mapping[str, Any]) -> Level | None:
+    """The level that a row of a run is of: today's, or a project's own as it was then, or none."""
+    fields = row.get("level_fields") or {}
+    if OWN_FIELD not in fields:
+        return LEVELS.get(name)
+    declared = {one: fields[one] for one in DECLARED if one in fields}
+    if not NAME_PATTERN.fullmatch(name) or declared.keys() != {*DECLARED}:
         return None
-    return baselines.redefinition(row, LEVELS[level], scale)
+    return StoredLevel(**{**declared, "name": name}, fields=fields)
+
+
+def is_redefined(level: Level | None, row: Mapping[str, Any], scale: float | None) -> str | None:
+    """In what a stored measurement is of another level than that, or of another scale."""
+    if level is None or scale is None:
+        return None
+    return baselines.redefinition(row, level, scale)
 
 
 def judging(folder: Path, hardware: str, baseline_set: str) -> Sequence[StoredRun]:
@@ -58,8 +84,12 @@ def known_of(runs: Sequence[StoredRun], hardware: str, scale: float | None, know
     known.device = device_of(hardware)
     if not runs:
         return known
-    redefined = partial(is_redefined, scale=scale)
     newest = runs[-1]
+
+    def redefined(name: str, row: Mapping[str, Any]) -> str | None:
+        level = known.levels.get(name) or level_of(name, newest.metrics[name])
+        return is_redefined(level, row, scale)
+
     known.comparing = True
     known.stored, known.history, known.commit = newest.metrics, str(newest.path), newest.commit
     changes = {name: redefined(name, row) for name, row in newest.metrics.items()}

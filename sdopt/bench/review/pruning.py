@@ -90,9 +90,7 @@ def _needed(runs: Sequence[StoredRun], folder: Path, newest: int) -> set[int]:
 def _eras(runs: Sequence[StoredRun]) -> Iterator[tuple[str, list[int]]]:
     """Each level with the positions of the runs that judge it."""
     for level in {name for run in runs for name in run.metrics}:
-        last = max(number for number, run in enumerate(runs) if level in run.metrics)
-        scale = runs[last].metrics[level].get("guidance_scale")
-        if era := positions(runs[: last + 1], level, scale):
+        if era := positions(runs, level):
             yield level, era
 
 

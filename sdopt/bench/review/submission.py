@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.bench.measure.quality import image_fault
-from sdopt.bench.review.known import work_set
+from sdopt.bench.review.known import StoredLevel, level_of, work_set
 from sdopt.bench.stored.accepting import digest
 from sdopt.bench.stored.baselines import image_path, load_work, read_image, work_path
 from sdopt.bench.stored.history import PARTIAL, RUN_NAME, StoredRun, kept_folder, read_run
 from sdopt.bench.stored.latents import FLOAT64, latents_path, read_latents
 from sdopt.errors import BrokenFileError, UnknownNameError
-from sdopt.levels import LEVELS
+from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import NAME_PATTERN
 
 NAME = re.compile(r"[^/\\\x00]+")
@@ -53,6 +53,7 @@ class Submission:
     baseline_set: str
     source: str
     is_partial: bool
+    levels: Mapping[str, Level]
     files: tuple[Kept, ...]
     counts: Mapping[str, Mapping[str, Any]]
     has_kept: bool
@@ -79,15 +80,15 @@ def read_submission(path: Path) -> Submission:
     ):
         if not isinstance(value, str) or not pattern.fullmatch(value) or value in (".", ".."):
             raise BrokenFileError(f"{path}: $.sdopt.{what} is {value!r}, expected a folder's name")
-    _refuse_unfit(path, run, block)
+    levels = _levels(path, run, block)
     folder, listed = kept_folder(path), block.get("kept", {})
     files, counts = [], dict[str, Mapping[str, Any]]()
     for name, wanted in sorted(listed.items()):
         place, content = _read(folder, name, wanted)
         if name == work_path(Path(), work_set(source, baseline_set)).as_posix():
-            counts = {level: row for level, row in load_work(place).items() if level in LEVELS}
+            counts = {level: row for level, row in load_work(place).items() if level in levels}
         else:
-            files.append(_kept(place, name, baseline_set, content))
+            files.append(_kept(place, name, baseline_set, content, levels))
     return Submission(
         path=path,
         digest=digest(path.read_bytes()),
@@ -97,28 +98,37 @@ def read_submission(path: Path) -> Submission:
         baseline_set=baseline_set,
         source=source,
         is_partial=block.get("partial", path.stem.endswith(PARTIAL)),
+        levels=levels,
         files=tuple(files),
         counts=counts,
         has_kept=bool(listed),
     )
 
 
-def _refuse_unfit(path: Path, run: StoredRun, block: Mapping[str, Any]) -> None:
+def _levels(path: Path, run: StoredRun, block: Mapping[str, Any]) -> dict[str, Level]:
+    """The levels that the run may hold something of; raises SdoptError for an unfit run.
+
+    Those of this package, as they are today; or those of a project of its own, as it measured them.
+    """
     if block.get("fault"):
         raise BrokenFileError(
             f"{path} carried the fault {block['fault']!r} on purpose; accept a run without one"
         )
     if not run.metrics:
         raise BrokenFileError(f"{path} measured no level; accept a run of the benchmarks")
-    for level, row in run.metrics.items():
-        if level not in LEVELS:
-            raise UnknownNameError("level", level, LEVELS, f"{path} has it")
-        fields = row.get("level_fields")
-        if fields is not None and (changes := LEVELS[level].changed_since(fields)):
+    found = dict[str, Level]()
+    for name, row in run.metrics.items():
+        level = level_of(name, row)
+        if level is None:
+            raise UnknownNameError("level", name, LEVELS, f"{path} has it")
+        if changes := level.changed_since(row.get("level_fields") or {}):
             raise BrokenFileError(
-                f"{path} measured another level {level!r} than this tree has: "
-                f"{', '.join(changes)}; accept it in the tree that it ran"
+                f"{path} measured another level {name!r} than this tree has: {', '.join(changes)}; "
+                "accept it in the tree that it ran"
             )
+        found[name] = level
+    is_own = any(isinstance(level, StoredLevel) for level in found.values())
+    return found if is_own else {**LEVELS}
 
 
 def _read(folder: Path, name: str, wanted: str) -> tuple[Path, bytes]:
@@ -143,7 +153,9 @@ def _read(folder: Path, name: str, wanted: str) -> tuple[Path, bytes]:
     return place, content
 
 
-def _kept(place: Path, name: str, baseline_set: str, content: bytes) -> Kept:
+def _kept(
+    place: Path, name: str, baseline_set: str, content: bytes, levels: Mapping[str, Level]
+) -> Kept:
     """The image or latents at a path that is where such a thing lies, each decoded once."""
     parts = Path(name).parts
     level, prompt = parts[2] if len(parts) > 3 else "", Path(name).stem
@@ -152,7 +164,7 @@ def _kept(place: Path, name: str, baseline_set: str, content: bytes) -> Kept:
         image_path(Path(), baseline_set, level, prompt),
         latents_path(Path(), baseline_set, level, prompt, double=double),
     )
-    if level not in LEVELS or not NAME_PATTERN.fullmatch(prompt) or Path(name) not in expected:
+    if level not in levels or not NAME_PATTERN.fullmatch(prompt) or Path(name) not in expected:
         raise BrokenFileError(
             f"{place} is no place of an image or of latents of this run: expected "
             f"images/{baseline_set}/LEVEL/PROMPT.png or latents/{baseline_set}/LEVEL/..."

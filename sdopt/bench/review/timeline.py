@@ -9,7 +9,7 @@ from statistics import median
 from sdopt.bench.judge.known import Known
 from sdopt.bench.judge.statistics import judge_by_history
 from sdopt.bench.metrics import HISTORY_RULES, METRICS
-from sdopt.bench.review.known import device_of, is_redefined
+from sdopt.bench.review.known import device_of, is_redefined, level_of
 from sdopt.bench.review.stores import Place
 from sdopt.bench.stored.history import StoredRun, find_run, read_runs, series
 from sdopt.errors import UnknownNameError
@@ -87,9 +87,7 @@ def judging_values(
     """By level and metric the positions of the runs that the next one is judged by."""
     found: dict[str, dict[str, set[int]]] = {}
     for level in dict.fromkeys(name for run in runs for name in run.metrics):
-        newest = max(number for number, run in enumerate(runs) if level in run.metrics)
-        scale = runs[newest].metrics[level].get("guidance_scale")
-        era = positions(runs[: newest + 1], level, scale)
+        era = positions(runs, level)
         rows = {number: runs[number].metrics[level] for number in era}
         found[level] = {
             metric: {number for number, row in rows.items() if row.get(metric) is not None}
@@ -98,13 +96,17 @@ def judging_values(
     return found
 
 
-def positions(runs: Sequence[StoredRun], level: str, scale: float | None) -> list[int]:
-    """Where the runs stand that judge a level of the newest of them, see `history.series`."""
+def positions(runs: Sequence[StoredRun], level: str) -> list[int]:
+    """Where the runs stand that judge a level, which one of them has; see `history.series`."""
+    last = max(number for number, run in enumerate(runs) if level in run.metrics)
+    newest = runs[last].metrics[level]
+    own, scale = level_of(level, newest), newest.get("guidance_scale")
     marked = [
         replace(run, metrics={name: {**row, "position": at} for name, row in run.metrics.items()})
-        for at, run in enumerate(runs)
+        for at, run in enumerate(runs[: last + 1])
     ]
-    values = series(marked, ["position"], lambda name, row: is_redefined(name, row, scale))
+    # Only of this level is the answer used.
+    values = series(marked, ["position"], lambda _, row: is_redefined(own, row, scale))
     return [int(one) for one in values.get(level, {}).get("position", [])]
 
 
@@ -127,7 +129,8 @@ def _line(
     if not points:
         return None
     values = [point.value for point in points if point.judges] or [p.value for p in points]
-    rule, own = HISTORY_RULES.get(metric), LEVELS.get(level)
+    newest = next(run.metrics[level] for run in reversed(runs) if level in run.metrics)
+    rule, own = HISTORY_RULES.get(metric), level_of(level, newest)
     prior = rule.prior(known.device, own) if rule and own else None
     judgement = None
     if prior is not None and all(value > 0 for value in values):

@@ -164,6 +164,25 @@ def test_what_changed_since_it_was_looked_at_is_not_written_over(
     assert state(root.parent) == before
 
 
+def test_levels_of_a_project_of_its_own_are_judged_too(root: Path, tmp_path: Path) -> None:
+    """Their code is not at hand: they are what the run says of them."""
+    (tmp_path / "a").mkdir()
+    first = submit(tmp_path / "a", a_run({"theirs": 100.0}), levels=("theirs",))
+    accept(review(root, read_submission(first)), "", None)
+    found = reviewed(root, tmp_path, a_run({"theirs": 250.0}), seed=9, levels=("theirs",))
+    assert outcomes(found, "latency_ms") == {"theirs": Outcome.REGRESSION}
+    assert outcomes(found, "ssim_drift") == {"theirs": Outcome.REGRESSION}
+    assert accept(found, "meant", None).name == "0008_run.json"
+    for path, content in pictures(root, "theirs", seed=9).items():
+        assert path.read_bytes() == content
+    other = a_run({"theirs": 90.0})
+    other["benchmarks"][0]["extra_info"]["level_fields"]["call"] = '{"eta": 1}'
+    redefined = reviewed(root, tmp_path, other, seed=9, levels=("theirs",))
+    assert outcomes(redefined, "latency_ms") == {"theirs": Outcome.FAULT}
+    told = [one.reason for one in redefined.verdicts if one.metric == "latency_ms"]
+    assert "the stored run measured another level: call {} -> " in told[0]
+
+
 # What is submitted is checked
 
 

@@ -6,7 +6,6 @@ import math
 import random
 import subprocess
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from sdopt.bench.stored.history import (
     series,
 )
 from sdopt.errors import SdoptError, UnknownNameError
+from sdopt.levels import LEVELS
 
 
 def place_of(root: Path) -> Place:
@@ -108,7 +108,7 @@ def test_images_are_counted_by_source(tmp_path: Path) -> None:
 
 def judged_by(root: Path) -> dict[str, dict[str, list[float]]]:
     runs = judging(history(root), KEY, SET)
-    return series(runs, HISTORY_RULES, partial(is_redefined, scale=3.0))
+    return series(runs, HISTORY_RULES, lambda name, row: is_redefined(LEVELS[name], row, 3.0))
 
 
 def pruned(root: Path, **options: Any) -> Pruning:
