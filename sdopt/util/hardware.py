@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdopt.errors import BrokenFileError
 
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("torch", "diffusers", "transformers")
+
+
+class Keyed(Protocol):
+    """What histories are filed under: a machine at hand, or one that only its runs tell of."""
+
+    @property
+    def key(self) -> str:
+        """The folder's name."""
+
+
+@dataclass(frozen=True)
+class HardwareKey:
+    """A machine that is not at hand."""
+
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)

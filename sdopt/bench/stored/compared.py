@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdopt.bench.stored.history import StoredRun, find_run, load_until
 from sdopt.errors import BrokenFileError
-from sdopt.util.hardware import Hardware
+from sdopt.util.hardware import Keyed
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Compared:
 History = NotCompared | Refused | Compared
 
 
-def find_history(folder: Path, wanted: str, hardware: Hardware, baseline_set: str) -> History:
+def find_history(folder: Path, wanted: str, hardware: Keyed, baseline_set: str) -> History:
     """The runs of a folder up to the wanted one, '' for the newest; refused if one is broken."""
     try:
         runs = load_until(find_run(folder, wanted), hardware, baseline_set)

@@ -15,7 +15,7 @@ from sdopt.bench.stored.old_names import with_current_names
 from sdopt.bench.stored.soundness import Unsound, check_run
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import damaged, read_json, write_whole
-from sdopt.util.hardware import Hardware
+from sdopt.util.hardware import Keyed
 from sdopt.util.partial_files import held
 
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
@@ -39,7 +39,7 @@ class StoredRun:
     commit: str | None = None
 
 
-def history_folder(root: Path, hardware: Hardware, baseline_set: str) -> Path:
+def history_folder(root: Path, hardware: Keyed, baseline_set: str) -> Path:
     """Where the runs of this hardware and baseline set are kept."""
     return root / "history" / hardware.key / baseline_set
 
@@ -70,15 +70,18 @@ def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool =
             claim.unlink()
 
 
-def find_run(folder: Path, wanted: str | None) -> Path:
+def find_run(folder: Path, wanted: str | None, before: Path | None = None) -> Path:
     """The newest run of a folder, or the newest that `wanted` names by number, name or path.
 
     A whole run comes before any partial one, or storing one level would hide all the others.
-    Raises BrokenFileError that names the newest choices if there is none.
+    With `before`, a run of the folder, only earlier ones count. Raises BrokenFileError that names
+    the newest choices if there is none.
     """
     if wanted and Path(wanted).is_file():
         return Path(wanted)
     runs = sorted(_runs(folder), key=_number)
+    if before is not None:
+        runs = [path for path in runs if _number(path) < _number(before)]
     found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
     if not found:
         which = f"run {wanted!r}" if wanted else "stored run"
@@ -109,10 +112,16 @@ def read_runs(folder: Path) -> list[StoredRun]:
     paths = sorted(_runs(folder), key=_number)
     if not paths:
         raise BrokenFileError(f"{folder} holds no stored run; give history/<hardware>/<source>")
-    return [_stored_run(path, *_checked(path)) for path in paths]
+    return [read_run(path)[0] for path in paths]
 
 
-def load_run(path: Path, hardware: Hardware, baseline_set: str) -> StoredRun:
+def read_run(path: Path) -> tuple[StoredRun, dict[str, Any]]:
+    """A stored run of any hardware, checked, and the whole file with today's names."""
+    data, block = _checked(path)
+    return _stored_run(path, data, block), data
+
+
+def load_run(path: Path, hardware: Keyed, baseline_set: str) -> StoredRun:
     """A stored run, checked. Raises BrokenFileError for a broken or foreign one."""
     data, block = _checked(path)
     for name, here in (("hardware", hardware.key), ("baseline_set", baseline_set)):
@@ -184,7 +193,7 @@ def read_judging_runs(folder: Path) -> list[StoredRun]:
     return kept[::-1]
 
 
-def load_until(path: Path, hardware: Hardware, baseline_set: str) -> list[StoredRun]:
+def load_until(path: Path, hardware: Keyed, baseline_set: str) -> list[StoredRun]:
     """The run of that path and all earlier ones of its folder, checked, oldest first.
 
     Raises BrokenFileError for a broken or foreign one: a limit made of the rest would be another.
