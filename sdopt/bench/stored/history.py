@@ -51,7 +51,7 @@ def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool =
     """
     content = json.dumps(run, indent=1, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    number = max((_number(path) for path in _runs(folder)), default=0)
+    number = max((_number(path) for path in run_paths(folder)), default=0)
     while True:
         number += 1
         # Whoever makes this file has the number: two runs of different names would share it.
@@ -62,7 +62,7 @@ def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool =
             continue
         try:
             with held(claim):
-                if all(_number(other) != number for other in _runs(folder)):
+                if all(_number(other) != number for other in run_paths(folder)):
                     path = folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
                     write_whole(path, content)
                     return path
@@ -79,7 +79,7 @@ def find_run(folder: Path, wanted: str | None, before: Path | None = None) -> Pa
     """
     if wanted and Path(wanted).is_file():
         return Path(wanted)
-    runs = sorted(_runs(folder), key=_number)
+    runs = run_paths(folder)
     if before is not None:
         runs = [path for path in runs if _number(path) < _number(before)]
     found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
@@ -98,8 +98,10 @@ def _is_called(path: Path, wanted: str) -> bool:
     return path.name.startswith(wanted) or path.stem.split("_", 1)[1] == wanted
 
 
-def _runs(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.json") if RUN_NAME.fullmatch(path.name)]
+def run_paths(folder: Path) -> list[Path]:
+    """The files of a folder's runs, oldest first."""
+    paths = [path for path in folder.glob("*.json") if RUN_NAME.fullmatch(path.name)]
+    return sorted(paths, key=_number)
 
 
 def _number(path: Path) -> int:
@@ -109,7 +111,7 @@ def _number(path: Path) -> int:
 
 def read_runs(folder: Path) -> list[StoredRun]:
     """Every run of a history folder, oldest first. Raises BrokenFileError if there is none."""
-    paths = sorted(_runs(folder), key=_number)
+    paths = run_paths(folder)
     if not paths:
         raise BrokenFileError(f"{folder} holds no stored run; give history/<hardware>/<source>")
     return [read_run(path)[0] for path in paths]
@@ -199,9 +201,9 @@ def load_until(path: Path, hardware: Keyed, baseline_set: str) -> list[StoredRun
     Raises BrokenFileError for a broken or foreign one: a limit made of the rest would be another.
     """
     last = _number(path)
-    paths = [other for other in _runs(path.parent) if _number(other) < last]
+    paths = [other for other in run_paths(path.parent) if _number(other) < last]
     loaded = []
-    for each in (*sorted(paths, key=_number), path):
+    for each in (*paths, path):
         try:
             loaded.append(load_run(each, hardware, baseline_set))
         except BrokenFileError as error:
