@@ -18,6 +18,7 @@ from sdopt.bench.report.page.changes import Change, change_points
 from sdopt.bench.report.page.facts import Facts
 from sdopt.bench.report.page.quality import Point, Quality, front
 from sdopt.bench.report.page.tables import MEMORY, stage_names
+from sdopt.bench.stored.history import PARTIAL, StoredRun
 from sdopt.util.text import shown
 
 BLUE, ORANGE, GREEN, VIOLET = "#0b57d0", "#b3560b", "#1a7f64", "#7c4dbe"
@@ -39,6 +40,7 @@ SERIES = ((BLUE, ""), (ORANGE, "/"), (GREEN, "."), (VIOLET, "x"))
 """Color and pattern of a series: a reader needs only one of them."""
 MOST_LABEL = 28
 ROW_PX, HEAD_PX = 30, 110
+MOST_TICKS = 16
 
 
 def label(text: str, most: int = MOST_LABEL) -> str:
@@ -53,8 +55,8 @@ def pareto(quality: Quality) -> go.Figure:
     others = [point for point in quality.points if point.level not in names]
     figure = _figure(
         height=440,
-        xaxis={"title": "time of one image, ms (logarithmic)", "type": "log"},
-        yaxis={"title": "SSIM to the ground truth", "tickformat": ".4f"},
+        xaxis={"title": _title("ms an image, log scale"), "type": "log"},
+        yaxis={"title": _title("SSIM to the ground truth"), "tickformat": ".3f"},
     )
     figure.add_trace(
         go.Scatter(
@@ -68,8 +70,9 @@ def pareto(quality: Quality) -> go.Figure:
         )
     )
     figure.add_trace(_front_line(best))
-    span = _range([point.ms for point in quality.points], logarithmic=True)
+    span = _range([math.log10(point.ms) for point in quality.points])
     figure.update_xaxes(range=span, **_log_ticks(span))
+    figure.update_yaxes(range=_range([point.quality for point in quality.points]))
     return figure
 
 
@@ -80,8 +83,8 @@ def _front_line(best: Sequence[Point]) -> go.Scatter:
         text=[label(point.level) for point in best],
         name="Pareto front",
         mode="lines+markers+text",
-        # The last name is to the left, or it would run out of a phone's chart.
-        textposition=["bottom right"] * (len(best) - 1) + ["top left"],
+        # The best one's is above: the others are to its right, and the line below it.
+        textposition=["bottom center"] * (len(best) - 1) + ["top center"],
         textfont={"color": TEXT, "size": 13},
         line={"shape": "hv", "width": 2, "color": BLUE, "dash": "dot"},
         marker={"symbol": "diamond", "size": 12, "color": BLUE},
@@ -93,7 +96,7 @@ def _front_line(best: Sequence[Point]) -> go.Scatter:
 def stages(facts: Facts) -> go.Figure:
     """Stacked bars, a level each."""
     rows, names = facts.run.rows, stage_names(facts)
-    figure = _bars("time of one image, ms", len(rows), barmode="stack")
+    figure = _bars("ms of one image", len(rows), barmode="stack")
     for name, (color, pattern) in zip(names, _series(len(names)), strict=True):
         times = [row.get("stage_ms", {}).get(name) for row in rows.values()]
         figure.add_trace(_bar(rows, times, label(name), color, pattern, "ms"))
@@ -107,7 +110,7 @@ def memory(facts: Facts, published_mib: Mapping[str, float]) -> go.Figure:
         for level, row in facts.run.rows.items()
         if any(row.get(name) is not None for name in MEMORY)
     }
-    figure = _bars("memory of one image, MiB", len(rows) * 1.7, barmode="group")
+    figure = _bars("MiB of one image", len(rows) * 1.7, barmode="group")
     for (name, words), (color, pattern) in zip(MEMORY.items(), SERIES, strict=False):
         values = [row.get(name) for row in rows.values()]
         figure.add_trace(_bar(rows, values, words, color, pattern, "MiB"))
@@ -129,58 +132,66 @@ def histories(facts: Facts) -> dict[str, tuple[go.Figure, list[Change]]]:
     """For each level of the run that has a past: its times with their change points."""
     found = {}
     for level in facts.run.rows:
-        times = _times(facts, level)
-        if len(times) < 2:
+        runs = runs_with(facts, level)
+        if len(runs) < 2:
             continue
-        noise = LATENCY_RULE.prior(facts.run.device, facts.run.levels[level])
-        changes = change_points([ms for _, ms, _ in times], noise) if noise else []
-        found[level] = (_history(facts, level, times, changes), changes)
+        prior = LATENCY_RULE.prior(facts.run.device, facts.run.levels[level])
+        times = [run.metrics[level][LATENCY.name] for run in runs]
+        changes = change_points(times, prior) if prior else []
+        found[level] = (_history(facts, level, runs, changes), changes)
     return found
 
 
-def _times(facts: Facts, level: str) -> list[tuple[str, float, bool]]:
-    """Name, ms and whether it moved the baseline, of each run with that level; this one is last."""
-    runs = [run for run in (*facts.past, facts.run.stored) if level in run.metrics]
-    return [(run.path.stem, run.metrics[level][LATENCY.name], run.accepted) for run in runs]
-
-
-def history_names(facts: Facts, level: str) -> list[str]:
-    """The runs of a level's chart, by the index that a change has."""
-    return [name for name, _, _ in _times(facts, level)]
+def runs_with(facts: Facts, level: str) -> list[StoredRun]:
+    """The runs that measured a level, oldest first; this one is the last."""
+    return [run for run in (*facts.past, facts.run.stored) if level in run.metrics]
 
 
 def _history(
-    facts: Facts, level: str, times: Sequence[tuple[str, float, bool]], changes: Sequence[Change]
+    facts: Facts, level: str, runs: Sequence[StoredRun], changes: Sequence[Change]
 ) -> go.Figure:
+    times = [run.metrics[level][LATENCY.name] for run in runs]
+    last = len(runs) - 1
     figure = _figure(
         height=400,
-        xaxis={"title": "stored runs, oldest first", "type": "category", "tickangle": -40},
-        yaxis={"title": "median time of one image, ms", "rangemode": "normal"},
+        xaxis={
+            "title": _title("stored runs, oldest first"),
+            "tickangle": -40,
+            "range": [-0.5, last + 0.5],
+            **_run_ticks([run.path.stem.removesuffix(PARTIAL) for run in runs]),
+        },
+        yaxis={"title": _title("median ms of an image"), "range": _range(times)},
     )
-    names = [f"{number} {label(name, 18)}" for number, (name, _, _) in enumerate(times, start=1)]
-    _limits(figure, facts, level, names)
-    values = [ms for _, ms, _ in times]
-    last = len(times) - 1
-    symbols = [
-        "star" if at == last else "square" if accepted else "circle"
-        for at, (_, _, accepted) in enumerate(times)
-    ]
+    _limits(figure, facts, level, last)
     figure.add_trace(
         go.Scatter(
-            x=names,
-            y=values,
-            name="a run (square: accepted as baseline; star: this run)",
+            x=list(range(last + 1)),
+            y=times,
+            text=[label(run.path.stem) for run in runs],
+            name="runs",
             mode="lines+markers",
             line={"color": BLUE, "width": 2},
-            marker={"symbol": symbols, "size": [16 if at == last else 10 for at in range(last + 1)]},
-            hovertemplate="%{x}<br>%{y:.2f} ms<extra></extra>",
+            marker={
+                "symbol": ["square" if run.accepted else "circle" for run in runs[:-1]] + ["star"],
+                "size": [10] * last + [17],
+                "opacity": 1,
+            },
+            hovertemplate="%{text}<br>%{y:.2f} ms<extra></extra>",
+            cliponaxis=False,
         )
     )
-    _levels(figure, names, values, changes)
+    _levels(figure, times, changes)
     return figure
 
 
-def _limits(figure: go.Figure, facts: Facts, level: str, names: Sequence[str]) -> None:
+def _run_ticks(names: Sequence[str]) -> dict[str, Any]:
+    """So many names as there is room for, the newest among them."""
+    step = math.ceil(len(names) / MOST_TICKS)
+    kept = list(range(len(names) - 1, -1, -step))[::-1]
+    return {"tickvals": kept, "ticktext": [label(names[at], 16) for at in kept]}
+
+
+def _limits(figure: go.Figure, facts: Facts, level: str, last: int) -> None:
     """The band that the gate calls no change, by the gate's own rule."""
     stored = facts.known.series.get(level, {}).get(LATENCY.name, ())
     prior = LATENCY_RULE.prior(facts.run.device, facts.run.levels[level])
@@ -188,11 +199,12 @@ def _limits(figure: go.Figure, facts: Facts, level: str, names: Sequence[str]) -
         return
     ms = facts.run.rows[level][LATENCY.name]
     judged = judge_by_history(ms, stored, prior, facts.known.comparisons)
+    low, high, begin, end = judged.lower_limit, judged.limit, -0.5, last + 0.5
     figure.add_trace(
         go.Scatter(
-            x=[*names, *reversed(names)],
-            y=[judged.limit] * len(names) + [judged.lower_limit] * len(names),
-            name="no change, by the gate's rule for this run",
+            x=[begin, end, end, begin],
+            y=[low, low, high, high],
+            name="no change, for the gate",
             fill="toself",
             fillcolor=BAND,
             line={"width": 0, "color": BAND},
@@ -202,26 +214,24 @@ def _limits(figure: go.Figure, facts: Facts, level: str, names: Sequence[str]) -
     )
 
 
-def _levels(
-    figure: go.Figure, names: Sequence[str], values: Sequence[float], changes: Sequence[Change]
-) -> None:
-    """The medians between change points, and a dashed line at each change."""
+def _levels(figure: go.Figure, times: Sequence[float], changes: Sequence[Change]) -> None:
+    """The medians between change points, and a dotted line at each change."""
     if not changes:
         return
-    starts = [0, *(change.index for change in changes), len(values)]
+    starts = [0, *(change.index for change in changes), len(times)]
     centers = [changes[0].before, *(change.after for change in changes)]
-    x: list[str | None] = []
+    x: list[float | None] = []
     y: list[float | None] = []
     for start, end, center in zip(starts, starts[1:], centers, strict=False):
-        x += [names[start], names[end - 1], None]
+        x += [start - 0.5, end - 0.5, None]
         y += [center, center, None]
     figure.add_trace(
         go.Scatter(
             x=x,
             y=y,
-            name="median between change points",
+            name="median between changes",
             mode="lines",
-            line={"color": ORANGE, "width": 4, "dash": "dash"},
+            line={"color": ORANGE, "width": 3, "dash": "dash"},
             hoverinfo="skip",
         )
     )
@@ -231,7 +241,8 @@ def _levels(
             x=change.index - 0.5,
             y=1,
             yref="paper",
-            yanchor="bottom",
+            xanchor="left",
+            yanchor="top",
             text=f"{change.percent:+.1f} %",
             showarrow=False,
             font={"color": ORANGE, "size": 13},
@@ -241,8 +252,13 @@ def _levels(
 def _bars(title: str, rows: float, *, barmode: str) -> go.Figure:
     figure = _figure(
         height=HEAD_PX + ROW_PX * max(2.0, rows),
-        xaxis={"title": title, "rangemode": "tozero"},
-        yaxis={"autorange": "reversed", "type": "category", "ticksuffix": " "},
+        xaxis={"title": _title(title), "rangemode": "tozero"},
+        yaxis={
+            "autorange": "reversed",
+            "type": "category",
+            "ticksuffix": " ",
+            "showgrid": False,
+        },
     )
     figure.update_layout(barmode=barmode, bargap=0.25)
     return figure
@@ -263,7 +279,13 @@ def _bar(
         name=name,
         marker={
             "color": color,
-            "pattern": {"shape": pattern, "fgcolor": BACKGROUND, "size": 6, "solidity": 0.25},
+            "pattern": {
+                "shape": pattern,
+                "fillmode": "overlay",
+                "fgcolor": BACKGROUND,
+                "size": 7,
+                "solidity": 0.18,
+            },
             "line": {"width": 1, "color": BACKGROUND},
         },
         hovertemplate=f"%{{y}}: {name} %{{x:.1f}} {unit}<extra></extra>",
@@ -309,12 +331,14 @@ def _figure(*, height: float, xaxis: dict[str, Any], yaxis: dict[str, Any]) -> g
     )
 
 
-def _range(values: Sequence[float], *, logarithmic: bool) -> list[float]:
-    """Of an axis, with room at both ends for the names."""
+def _title(text: str) -> dict[str, Any]:
+    return {"text": text, "standoff": 14, "font": {"size": 13}}
+
+
+def _range(values: Sequence[float]) -> list[float]:
+    """Of an axis, with room at both ends for names and markers."""
     low, high = min(values), max(values)
-    if logarithmic:
-        low, high = math.log10(low), math.log10(high)
-    room = 0.12 * (high - low) or 0.2
+    room = 0.14 * (high - low) or 0.05 * abs(high) or 1.0
     return [low - room, high + room]
 
 

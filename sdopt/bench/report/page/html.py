@@ -65,6 +65,7 @@ def render(facts: Facts, images: Images) -> str:
         stages=tables.stages(facts),
         memory=tables.memory(facts),
         environment=tables.environment(facts),
+        differing=tables.differing(facts),
         images=images,
         histories=histories,
         changes=changes_table(facts, histories),
@@ -97,7 +98,7 @@ def changes_table(
     """Every change point of every level."""
     rows = []
     for level, (_, changes) in histories.items():
-        names = charts.history_names(facts, level)
+        names = [run.path.stem for run in charts.runs_with(facts, level)]
         for change in changes:
             name = names[change.index]
             rows.append(

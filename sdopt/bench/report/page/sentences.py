@@ -74,24 +74,23 @@ def of_run(facts: Facts) -> Sentence:
     if not facts.verdicts:
         return Sentence(level="", outcome=Outcome.FAULT, text="There is nothing to judge.")
     gravest = first_failure(facts.verdicts).outcome
-    against = f" against {facts.other.path.stem}" if facts.other else ""
     failed = _levels(facts, Outcome.REGRESSION)
     improved = _levels(facts, Outcome.IMPROVEMENT)
     levels = _count(len(facts.run.rows), "level")
     if gravest is Outcome.REGRESSION:
-        text = f"Regression{against}: {_list(failed)} of {levels}."
+        text = f"Regression: {len(failed)} of {levels} failed ({_list(failed, 6)})."
         return Sentence(level="", outcome=gravest, text=text)
     if gravest is Outcome.FAULT:
         which = _list(_levels(facts, Outcome.FAULT))
-        text = f"No answer{against}: what is needed to judge {which} is missing or broken."
+        text = f"No answer: what is needed to judge {which} is missing or broken."
     elif gravest is Outcome.INSUFFICIENT:
-        text = f"Not clear{against}: the numbers of {_list(_levels(facts, gravest))} do not answer."
+        text = f"Not clear: the numbers of {_list(_levels(facts, gravest))} do not answer."
     elif improved:
-        text = f"No regression{against}: all of {levels} pass, and {_list(improved)} got better."
+        text = f"No regression: {levels} passed, and {_list(improved)} got better."
     elif facts.other:
-        text = f"No regression{against}: all of {levels} pass."
+        text = f"No regression: {levels} passed."
     else:
-        text = f"{levels[:1].upper()}{levels[1:]} recorded; there is no stored run to judge by."
+        text = f"No regression in images and work; the times of {levels} are recorded only."
     return Sentence(level="", outcome=gravest, text=text)
 
 
@@ -111,7 +110,11 @@ def _of_level(facts: Facts, level: str) -> Sentence:
     if outcome in (Outcome.PASS, Outcome.RECORDED):
         text = f"{_passed(verdicts)}{_time(latency)}."
     else:
-        text = f"{'; '.join(_clause(one) for one in told)}."
+        better = [one for one in verdicts if one.outcome is Outcome.IMPROVEMENT]
+        text = "; ".join(map(_clause, told))
+        if better and outcome is not Outcome.IMPROVEMENT:
+            text += f"; better is {'; '.join(map(_clause, better))}"
+        text += "."
     return Sentence(level=level, outcome=outcome, text=text, verdicts=verdicts)
 
 

@@ -25,11 +25,6 @@ class Cell:
     key: float | str | None = None
     kind: str = ""
 
-    @property
-    def is_number(self) -> bool:
-        """Whether it stands to the right."""
-        return isinstance(self.key, float)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -37,6 +32,11 @@ class Table:
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+
+    def is_number(self, column: int) -> bool:
+        """Whether the column stands to the right."""
+        cells = [row[column] for row in self.rows]
+        return any(isinstance(one.key, float) and not one.kind for one in cells)
 
 
 def number_cell(value: float | None, form: str = ".1f", suffix: str = "") -> Cell:
@@ -48,19 +48,20 @@ def ladder(facts: Facts) -> Table:
     """A row for each level of the run, in its order, with the published figures beside ours."""
     rows, published = facts.run.rows, published_seconds()
     columns = columns_of(rows.values())
-    headings, table = ["level"], [[Cell(name, name)] for name in rows]
+    headings = ["level", "verdict"]
+    table = [[Cell(name, name), _verdict(facts, name)] for name in rows]
     for metric, column in columns:
         headings.append(column.heading)
         for line, row in zip(table, rows.values(), strict=True):
             text, value = shown_cell(metric, column, row, rows.get("baseline", {}))
             line.append(Cell(text, None if value is None else float(value)))
         if column.heading == AFTER_HEADING:
-            headings += ["A100, published ms", "speed-up there"]
+            headings += ["A100 published, ms", "speed-up there"]
             for line in table:
                 line += _published(published, line[0].text)
-    headings += ["rounds", "verdict"]
+    headings.append("rounds")
     for line, name in zip(table, rows, strict=True):
-        line += [_rounds(facts.run.rounds_s[name]), _verdict(facts, name)]
+        line.append(_rounds(facts.run.rounds_s[name]))
     return Table(headings=headings, rows=table)
 
 
@@ -136,6 +137,12 @@ def environment(facts: Facts) -> Table:
     return Table(headings=["", "this run", other], rows=rows)
 
 
+def differing(facts: Facts) -> list[str]:
+    """The names of the rows in which the stored run's environment is another."""
+    rows = environment(facts).rows
+    return [name.text for name, _, other in rows if other.kind == "differs"]
+
+
 def _environment(stored: Any) -> dict[str, str]:
     if stored is None:
         return {}
@@ -154,7 +161,7 @@ def _own(facts: Facts) -> dict[str, str]:
         "dtype": str(first.get("dtype", ABSENT)),
         "size": f"{first['size_px']} px" if "size_px" in first else ABSENT,
         "guidance scale": str(first.get("guidance_scale", ABSENT)),
-        "date": run.date,
+        "date": run.date[:19].replace("T", " "),
         "branch": str(run.commit.get("branch", ABSENT)),
         "uncommitted changes": {True: "yes", False: "no"}.get(
             run.commit.get("dirty"),  # type: ignore[arg-type]
@@ -175,10 +182,14 @@ def _processor(machine: Mapping[str, Any]) -> str:
 
 def _gpu(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Between what the GPU's clock and temperature were, over the levels."""
-    units = {"sm_clock_mhz": "MHz", "temperature_c": "°C", "power_w": "W"}
+    units = {
+        "sm_clock_mhz": ("clock", "MHz"),
+        "temperature_c": ("temperature", "°C"),
+        "power_w": ("power", "W"),
+    }
     told = {}
-    for name, unit in units.items():
+    for name, (words, unit) in units.items():
         values = [row["gpu"][name] for row in rows.values() if name in row.get("gpu", {})]
         if values:
-            told[f"GPU {name.split('_')[0]}"] = f"{min(values):.0f} to {max(values):.0f} {unit}"
+            told[f"GPU {words}"] = f"{min(values):.0f} to {max(values):.0f} {unit}"
     return told

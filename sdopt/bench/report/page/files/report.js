@@ -24,8 +24,18 @@
     const narrow = byId(id).clientWidth < 560;
     const rows = narrow ? figureRows(id) : 1;
     return narrow
-      ? { height: layout.height + 22 * (rows - 1), margin: { ...layout.margin, t: 34 + 22 * rows } }
+      ? {
+          height: layout.height + 22 * (rows - 1),
+          margin: { ...layout.margin, r: 8, t: 34 + 22 * rows },
+          xaxis: thinned(layout.xaxis),
+        }
       : {};
+  };
+  const thinned = (axis) => {
+    const { tickvals, ticktext } = axis;
+    if (!tickvals || tickvals.length <= 8) return axis;
+    const kept = (_, index) => (tickvals.length - 1 - index) % 2 === 0; // the last one among them
+    return { ...axis, tickvals: tickvals.filter(kept), ticktext: ticktext.filter(kept) };
   };
   const figureRows = (id) => shownCharts.get(id).data.length;
   for (const [id, figure] of Object.entries(data.charts)) draw(id, figure);
