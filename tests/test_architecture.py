@@ -40,6 +40,7 @@ ROOMS = (
 BENCH_FOR_COMMANDS = {
     "sdopt/cli/levels.py": {"report", "stored"},
     "sdopt/cli/compare.py": {"metrics"},
+    "sdopt/cli/report.py": {"report"},
 }
 """What of the bench a command may use, inside its functions: a plain installation has no pytest."""
 

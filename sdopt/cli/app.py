@@ -20,6 +20,7 @@ from sdopt.cli.doctor import doctor
 from sdopt.cli.generate import generate
 from sdopt.cli.levels import levels
 from sdopt.cli.options import shown
+from sdopt.cli.report import report
 from sdopt.cli.serve import serve
 from sdopt.cli.tune import tune
 from sdopt.errors import SdoptError
@@ -80,6 +81,12 @@ _add(
     "sdopt bench --level turbo --compare\nsdopt bench --ab origin/main --level final",
     "those of the suite: 0 pass; 1 regression; 2 a fault, a mistake in the arguments, or nothing "
     "to run it with; 10 too noisy for an answer; 3, 4 and 5 pytest's own, without a verdict",
+)
+_add(
+    app,
+    report,
+    "sdopt report run.json -o run.html --markdown\nsdopt report run.json --against 0009",
+    f"{CODES}; a regression in the run is no mistake of the report: 0",
 )
 app.add_typer(cache, name="cache")
 _add(cache, pack, "sdopt cache pack turbo.tar.xz --levels turbo,express")

@@ -48,9 +48,7 @@ def is_gated(known: Known, metric: Metric, row: Row) -> bool:
     return metric.of is not Subject.REFERENCE or bool(row.get("cost_is_comparable", True))
 
 
-def judged(
-    known: Known, metric: Metric, level: Level, row: Row, what: str = ""
-) -> Verdict | None:
+def judged(known: Known, metric: Metric, level: Level, row: Row, what: str = "") -> Verdict | None:
     """The verdict on a value of the level's row; None for a metric that is shown only.
 
     `what` words the reason where a limit decides.

@@ -56,15 +56,11 @@ def columns_of(rows: Iterable[Row]) -> list[tuple[Metric, Column]]:
     """The columns of a table of these rows: an optional one only where a row has its metric."""
     have = {name for row in rows for name, value in row.items() if value is not None}
     return [
-        (metric, column)
-        for metric, column in COLUMNS
-        if not column.optional or metric.name in have
+        (metric, column) for metric, column in COLUMNS if not column.optional or metric.name in have
     ]
 
 
-def shown_cell(
-    metric: Metric, column: Column, row: Row, baseline: Row
-) -> tuple[str, float | None]:
+def shown_cell(metric: Metric, column: Column, row: Row, baseline: Row) -> tuple[str, float | None]:
     """What the table shows of a row in a column, and the value behind it."""
     value = column.value(row, baseline) if column.value else row.get(metric.name)
     if value is None:

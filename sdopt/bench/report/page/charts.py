@@ -132,7 +132,7 @@ def histories(facts: Facts) -> dict[str, tuple[go.Figure, list[Change]]]:
     """For each level of the run that has a past: its times with their change points."""
     found = {}
     for level in facts.run.rows:
-        runs = runs_with(facts, level)
+        runs = facts.runs_with(level)
         if len(runs) < 2:
             continue
         prior = LATENCY_RULE.prior(facts.run.device, facts.run.levels[level])
@@ -140,11 +140,6 @@ def histories(facts: Facts) -> dict[str, tuple[go.Figure, list[Change]]]:
         changes = change_points(times, prior) if prior else []
         found[level] = (_history(facts, level, runs, changes), changes)
     return found
-
-
-def runs_with(facts: Facts, level: str) -> list[StoredRun]:
-    """The runs that measured a level, oldest first; this one is the last."""
-    return [run for run in (*facts.past, facts.run.stored) if level in run.metrics]
 
 
 def _history(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from sdopt.bench.stored.history import (
     history_folder,
     load_until,
     run_paths,
+    series,
 )
 from sdopt.errors import BrokenFileError
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 """What a word of a run may be to become part of a path: no run leads out of the folder."""
-RUN_FOLDER = "benchmarks/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class Facts:
     def of_level(self, level: str) -> list[Verdict]:
         """The verdicts on one level."""
         return [verdict for verdict in self.verdicts if verdict.level == level]
+
+    def runs_with(self, level: str) -> list[StoredRun]:
+        """The runs that measured a level, oldest first; this one is the last."""
+        return [run for run in (*self.past, self.run.stored) if level in run.metrics]
 
 
 def gather(path: Path, root: Path, against: str | None = None) -> Facts:
@@ -137,33 +142,21 @@ def _known(run: Run, root: Path, history: History) -> tuple[Known, list[str]]:
             known.refusal = refused.reason
         case Compared() as found:
             newest = found.newest
-            known.stored, known.history, known.commit = (
-                newest.metrics,
-                str(newest.path),
-                newest.commit,
-            )
-
-            def redefined(level: str, stored: Mapping[str, Any]) -> str | None:
-                return _redefined(run, level, stored)
-
+            known.stored, known.history = newest.metrics, str(newest.path)
+            known.commit = newest.commit
+            redefined = partial(_redefined, run)
             changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
             known.redefined = {name: what for name, what in changes.items() if what}
-            known.series = _series(found, redefined)
+            known.series = series(found.runs, HISTORY_RULES, redefined)
     return known, notes
-
-
-def _series(found: Compared, redefined: Any) -> dict[str, dict[str, list[float]]]:
-    from sdopt.bench.stored.history import series
-
-    return series(found.runs, HISTORY_RULES, redefined)
 
 
 def _redefined(run: Run, level: str, stored: Mapping[str, Any]) -> str | None:
     """In what a stored measurement of a level is of other settings than this run's."""
     if level not in run.levels:
         return None
-    scale = run.rows[level].get("guidance_scale")
-    return baselines.redefinition(stored, run.levels[level], scale)
+    row = run.rows[level]
+    return baselines.redefinition(stored, run.levels[level], row.get("guidance_scale"))
 
 
 def _stored_limits(known: Known, run: Run, root: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from plotly.offline import get_plotlyjs
 
 from sdopt import __version__
 from sdopt.bench.report.page import charts, sentences, tables
-from sdopt.bench.report.page.changes import Change
 from sdopt.bench.report.page.facts import Facts
 from sdopt.bench.report.page.images import Images
 from sdopt.bench.report.page.quality import Quality, front, quality_of
@@ -40,36 +39,41 @@ def render(facts: Facts, images: Images) -> str:
     data = {
         "charts": {name: _json_of(figure) for name, figure in figures.items()},
         "histories": [
-            {"level": level, "figure": _json_of(figure)}
-            for level, (figure, _) in histories.items()
+            {"level": level, "figure": _json_of(figure)} for level, (figure, _) in histories.items()
         ],
         "dark": charts.DARK,
         "images": _image_data(images),
     }
-    page = _environment().get_template("report.html.jinja").render(
-        policy=_policy(plotly, own),
-        style=Markup(_text("report.css")),
-        plotly=Markup(plotly),
-        script=Markup(own),
-        data=data,
-        facts=facts,
-        run=facts.run,
-        version=__version__,
-        summary=sentences.of_run(facts),
-        levels=sentences.of_levels(facts),
-        judged_by=judged_by(facts),
-        ladder=tables.ladder(facts),
-        quality=quality,
-        quality_table=_quality_table(quality),
-        front=front(quality.points),
-        stages=tables.stages(facts),
-        memory=tables.memory(facts),
-        environment=tables.environment(facts),
-        differing=tables.differing(facts),
-        images=images,
-        histories=histories,
-        changes=changes_table(facts, histories),
-        first=_first(facts, list(histories)),
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            policy=_policy(plotly, own),
+            style=Markup(_text("report.css")),
+            plotly=Markup(plotly),
+            script=Markup(own),
+            data=data,
+            facts=facts,
+            run=facts.run,
+            version=__version__,
+            summary=sentences.of_run(facts),
+            levels=sentences.of_levels(facts),
+            judged_by=judged_by(facts),
+            ladder=tables.ladder(facts),
+            quality=quality,
+            quality_table=_quality_table(quality),
+            front=front(quality.points),
+            stages=tables.stages(facts),
+            memory=tables.memory(facts),
+            environment=tables.environment(facts),
+            differing=tables.differing(facts),
+            images=images,
+            histories=histories,
+            changes=tables.changes(
+                facts, {level: found for level, (_, found) in histories.items()}
+            ),
+            first=_first(facts, list(histories)),
+        )
     )
     return page
 
@@ -90,27 +94,6 @@ def judged_by(facts: Facts) -> list[str]:
         "verdicts.json says so."
     )
     return told
-
-
-def changes_table(
-    facts: Facts, histories: Mapping[str, tuple[Any, Sequence[Change]]]
-) -> Table:
-    """Every change point of every level."""
-    rows = []
-    for level, (_, changes) in histories.items():
-        names = [run.path.stem for run in charts.runs_with(facts, level)]
-        for change in changes:
-            name = names[change.index]
-            rows.append(
-                [
-                    Cell(level, level),
-                    Cell(name, name),
-                    number_cell(change.before, ".1f"),
-                    number_cell(change.after, ".1f"),
-                    number_cell(change.percent, "+.1f", " %"),
-                ]
-            )
-    return Table(headings=["level", "from run", "before, ms", "after, ms", "change"], rows=rows)
 
 
 def _quality_table(quality: Quality) -> Table:
@@ -163,7 +146,7 @@ def _image_data(images: Images) -> dict[str, Any]:
 
 
 def _first(facts: Facts, levels: Sequence[str]) -> str:
-    """The level whose history is shown first: the gravest verdict's, else the last of the ladder."""
+    """The level whose history is shown first: one that failed, else the last of the ladder."""
     graves = [one for one in sentences.of_levels(facts) if one.kind in ("bad", "unsure")]
     found = [one.level for one in graves if one.level in levels]
     return found[-1] if found else levels[-1] if levels else ""

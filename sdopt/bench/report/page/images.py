@@ -1,9 +1,10 @@
-"""Images of a level beside those of its reference, and how far they are apart, small enough to ship."""
+"""A level's images beside its reference's, and how far they are apart, small enough to ship."""
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ MOST_BYTES = 560_000
 """Of all images of a page together, before base64 makes them a third larger."""
 MOST_PROMPTS = 6
 LEAST_SSIM_PX = 7
-FORMS: tuple[tuple[int, dict[str, Any], str], ...] = (
+Form = tuple[int, dict[str, Any], str]
+"""Divisor of the size, options of WebP, and how a reader is told."""
+FORMS: tuple[Form, ...] = (
     (1, {"lossless": True}, "pixel by pixel as stored"),
     (1, {"quality": 92}, "compressed with losses"),
     (1, {"quality": 75}, "compressed with losses"),
@@ -28,7 +31,7 @@ FORMS: tuple[tuple[int, dict[str, Any], str], ...] = (
     (4, {"quality": 60}, "at a quarter of the size, compressed with losses"),
     (8, {"quality": 40}, "at an eighth of the size, compressed with losses"),
 )
-"""Divisor of the size, WebP options and how a reader is told, from best to smallest."""
+"""From the best to the smallest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class Images:
 
 Found = tuple[str, str, str, Any, Any]
 """Level, reference, prompt and the two images."""
+Encoded = dict[tuple[str, ...], bytes]
 
 
 def images_of(
@@ -80,7 +84,7 @@ def images_of(
         if folder is not None:
             raise BrokenFileError(f"{note}; name a folder with <level>/<prompt>.png")
         return Images(pairs=(), note=f"{note}.")
-    of = "These are from" if folder else "A run keeps no images: these are the stored baseline's, in"
+    of = "These are from" if folder else "A run keeps no images: these are the stored ones, in"
     encoded, form = _encoded(found)
     pairs = [_pair(one, encoded) for one in _told(found, advance)]
     note = f"{of} {where}, shown {form}. SSIM and differences are of the originals."
@@ -139,22 +143,29 @@ def _encoded(found: Sequence[Found]) -> tuple[dict[tuple[str, ...], str], str]:
         images[level, prompt] = image
         images[reference, prompt] = other
         images[level, prompt, reference] = _difference(image, other)
-    for divisor, options, told in FORMS:
-        encoded = {}
-        for name, image in images.items():
-            encoded[name] = _webp(image, divisor, options)
-            if sum(map(len, encoded.values())) > MOST_BYTES:
-                break
-        else:
+    for form in FORMS:
+        encoded = _in_form(images, form, MOST_BYTES)
+        if encoded is not None:
             break
     else:
-        divisor, options, told = FORMS[-1]
-        encoded = {name: _webp(image, divisor, options) for name, image in images.items()}
+        encoded = _in_form(images, form, math.inf) or {}
     uris = {
         name: f"data:image/webp;base64,{base64.b64encode(content).decode()}"
         for name, content in encoded.items()
     }
-    return uris, told
+    return uris, form[2]
+
+
+def _in_form(images: dict[tuple[str, ...], Any], form: Form, most: float) -> Encoded | None:
+    """All images in that form; None as soon as they are too large."""
+    divisor, options, _ = form
+    encoded: Encoded = {}
+    for name, image in images.items():
+        encoded[name] = _webp(image, divisor, options)
+        most -= len(encoded[name])
+        if most < 0:
+            return None
+    return encoded
 
 
 def _difference(image: Any, other: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Speed against quality: one measure that all levels share, and which of them nobody beats in both."""
+"""Speed against quality: a measure that all levels share, and which of them nobody beats."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def _time(verdict: Verdict | None) -> str:
 
 
 def _clause(verdict: Verdict) -> str:
-    """'latency_ms 35.0 ms, +12.3 % against 31.2 ms, at most 33.4 ms may be chance'."""
+    """'latency_ms 35.0 ms, +12.3 % against the stored run (up to +7.1 % may be chance)'."""
     if verdict.outcome in (Outcome.FAULT, Outcome.INSUFFICIENT) or verdict.measured is None:
         return f"{verdict.metric}: {verdict.reason}"
     value = f"{verdict.metric} {number(verdict.measured, verdict.metric)}"
@@ -143,18 +143,18 @@ def _clause(verdict: Verdict) -> str:
         return f"{value}, {bound} {number(verdict.limit, verdict.metric)} passes"
     if verdict.runs is None:
         return f"{value}: {verdict.reason}"
-    limit = number(verdict.limit, verdict.metric) if verdict.limit else ""
-    most = f", up to {limit} may be chance" if verdict.outcome is Outcome.REGRESSION else ""
-    return f"{value}{_change(verdict)}{most}"
+    return f"{value}{_change(verdict)}"
 
 
 def _change(verdict: Verdict) -> str:
     if not verdict.stored or verdict.measured is None or not verdict.runs:
         return ""
     change = 100 * (verdict.measured / verdict.stored - 1)
-    sign = "−" if change < 0 else "+"  # noqa: RUF001
     runs = "the stored run" if verdict.runs == 1 else f"the median of {verdict.runs} stored runs"
-    return f", {sign}{abs(change):.1f} % against {runs}"
+    chance = ""
+    if verdict.limit is not None:
+        chance = f" (up to +{100 * (verdict.limit / verdict.stored - 1):.1f} % may be chance)"
+    return f", {change:+.1f} % against {runs}{chance}"
 
 
 def number(value: float, metric: str) -> str:

@@ -8,6 +8,7 @@ from statistics import quantiles
 from typing import Any
 
 from sdopt.bench.judge.verdict import first_failure
+from sdopt.bench.report.page.changes import Change
 from sdopt.bench.report.page.facts import Facts
 from sdopt.bench.report.page.sentences import KINDS, ORDER, SIGNS, WORDS
 from sdopt.bench.report.published import published_seconds
@@ -70,7 +71,10 @@ def _published(published: Mapping[str, Sequence[float]], level: str) -> list[Cel
     if not there:
         return [Cell(ABSENT), Cell(ABSENT)]
     text = " / ".join(f"{1e3 * seconds:.0f}" for seconds in there)
-    return [Cell(text, 1e3 * there[0]), number_cell(published["baseline"][0] / there[0], ".2f", "x")]
+    return [
+        Cell(text, 1e3 * there[0]),
+        number_cell(published["baseline"][0] / there[0], ".2f", "x"),
+    ]
 
 
 def _rounds(rounds_s: Sequence[float]) -> Cell:
@@ -78,7 +82,8 @@ def _rounds(rounds_s: Sequence[float]) -> Cell:
     if len(rounds_s) < 2:
         return Cell(str(len(rounds_s)), float(len(rounds_s)))
     low, _, high = quantiles(rounds_s, n=4)
-    return Cell(f"{len(rounds_s)} (±{500 * (high - low):.2g} ms)", float(len(rounds_s)))
+    half = 500 * (high - low)
+    return Cell(f"{len(rounds_s)} (±{half:.{0 if half >= 10 else 2}f} ms)", float(len(rounds_s)))
 
 
 def _verdict(facts: Facts, level: str) -> Cell:
@@ -121,6 +126,25 @@ def memory(facts: Facts) -> Table:
         if any(one in row for one in MEMORY)
     ]
     return Table(headings=["level", *(f"{name}, MiB" for name in MEMORY.values())], rows=rows)
+
+
+def changes(facts: Facts, found: Mapping[str, Sequence[Change]]) -> Table:
+    """Every change point of every level."""
+    rows = []
+    for level, points in found.items():
+        names = [run.path.stem for run in facts.runs_with(level)]
+        for change in points:
+            name = names[change.index]
+            rows.append(
+                [
+                    Cell(level, level),
+                    Cell(name, name),
+                    number_cell(change.before),
+                    number_cell(change.after),
+                    number_cell(change.percent, "+.1f", " %"),
+                ]
+            )
+    return Table(headings=["level", "from run", "before, ms", "after, ms", "change"], rows=rows)
 
 
 def environment(facts: Facts) -> Table:
