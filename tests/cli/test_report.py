@@ -23,7 +23,9 @@ def test_html_and_markdown_are_written_and_the_verdict_is_said(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "r.html"
-    assert main(["report", str(run), "--baselines", str(tmp_path), "-o", str(out), "--markdown"]) == 0
+    assert (
+        main(["report", str(run), "--baselines", str(tmp_path), "-o", str(out), "--markdown"]) == 0
+    )
     told = capsys.readouterr().out
     assert told.startswith("✗ Regression: 1 of 1 level failed (turbo).\nwrote ")
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")

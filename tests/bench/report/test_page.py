@@ -349,7 +349,12 @@ def test_what_a_run_says_stays_text_in_markdown(tmp_path: Path) -> None:
     assert "harm" in text
     left = outside_of_code(text)
     assert "harm" not in left
-    assert set(re.findall(r"</?\w+>", left)) <= {"<details>", "</details>", "<summary>", "</summary>"}
+    assert set(re.findall(r"</?\w+>", left)) <= {
+        "<details>",
+        "</details>",
+        "<summary>",
+        "</summary>",
+    }
     assert "@someone" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     bars = {len(re.findall(r"(?<!\\)\|", row)) for row in rows if "UNet" not in row}

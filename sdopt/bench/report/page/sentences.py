@@ -153,7 +153,8 @@ def _change(verdict: Verdict) -> str:
     runs = "the stored run" if verdict.runs == 1 else f"the median of {verdict.runs} stored runs"
     chance = ""
     if verdict.limit is not None:
-        chance = f" (up to +{100 * (verdict.limit / verdict.stored - 1):.1f} % may be chance)"
+        most = 100 * (verdict.limit / verdict.stored - 1)
+        chance = f" (up to +{most:.{0 if most >= 10 else 1}f} % may be chance)"
     return f", {change:+.1f} % against {runs}{chance}"
 
 
