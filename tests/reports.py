@@ -18,7 +18,8 @@ SCRIPT = "</script><script>window.harm = 1</script>"
 IMAGE = "<img src=x onerror='window.harm = 1'>"
 LINK = "<b>bold</b><a href='https://harm.test/'>here</a>"
 MARKDOWN = "``` | @someone [x](https://harm.test/) #1 <img src=x>"
-HOSTILE = (SCRIPT, IMAGE, LINK, MARKDOWN)
+TICKS = "` | <img src=x> harm ` @someone `` | harm ``"
+HOSTILE = (SCRIPT, IMAGE, LINK, MARKDOWN, TICKS)
 ROOT = Path(__file__).parents[1]
 H100 = ROOT / "baselines/history/nvidia-h100-80gb-hbm3-79gib-700-w/sd15-random/0015_h100-15.json"
 

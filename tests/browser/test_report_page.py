@@ -1,4 +1,4 @@
-"""The report in a real browser: it runs, asks nobody, can be used by keyboard, and is accessible."""
+"""The report in a real browser: it runs, asks nobody, works by keyboard, and is accessible."""
 
 from __future__ import annotations
 

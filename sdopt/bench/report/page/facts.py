@@ -32,6 +32,9 @@ from sdopt.errors import BrokenFileError
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 """What a word of a run may be to become part of a path: no run leads out of the folder."""
 
+MOST_RUNS = 200
+"""In a chart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -56,8 +59,9 @@ class Facts:
         return [verdict for verdict in self.verdicts if verdict.level == level]
 
     def runs_with(self, level: str) -> list[StoredRun]:
-        """The runs that measured a level, oldest first; this one is the last."""
-        return [run for run in (*self.past, self.run.stored) if level in run.metrics]
+        """The newest runs that measured a level, oldest first; this one is the last."""
+        runs = [run for run in (*self.past, self.run.stored) if level in run.metrics]
+        return runs[-MOST_RUNS:]
 
 
 def gather(path: Path, root: Path, against: str | None = None) -> Facts:
@@ -185,7 +189,13 @@ def _judgeable(known: Known, row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _worded(known: Known, verdict: Verdict) -> Verdict:
-    """A report is asked for no comparison by an option."""
+    """The verdict as a report says it.
+
+    It is asked for no comparison by an option, and it suggests no command with a name in it that a
+    shell might take for more than a name.
+    """
+    if not plain(verdict.level):
+        verdict = replace(verdict, next_step="")
     if verdict.outcome is Outcome.RECORDED and not known.comparing and verdict.limit is None:
         return replace(verdict, reason="there is no stored run to compare with")
     return verdict

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.bench.stored.history import StoredRun, read_run
+from sdopt.bench.stored.soundness import GROUPS, is_number
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, Level
 from sdopt.util.files import damaged
@@ -52,6 +53,7 @@ def read(path: Path) -> Run:
     """A run of any hardware, checked. Raises BrokenFileError naming the file."""
     stored, data = read_run(path)
     block = data["sdopt"]
+    _check_groups(path, stored)
     return Run(
         stored=stored,
         hardware=HardwareKey(str(block["hardware"])),
@@ -63,6 +65,15 @@ def read(path: Path) -> Run:
         levels={name: _level(path, name, row) for name, row in stored.metrics.items()},
         rounds_s={one["extra_info"]["level"]: one["stats"]["data"] for one in data["benchmarks"]},
     )
+
+
+def _check_groups(path: Path, stored: StoredRun) -> None:
+    """Raise BrokenFileError for measurements by name that are no numbers: they are drawn."""
+    for level, row in stored.metrics.items():
+        for group in GROUPS:
+            for name, value in row.get(group, {}).items():
+                if not is_number(value):
+                    raise damaged(path, f"is not sound: [{level}] {group}.{name} is no number")
 
 
 def _level(path: Path, name: str, row: Mapping[str, Any]) -> Level:
