@@ -1,6 +1,6 @@
 """The report as Markdown, compact enough for a comment: verdicts first, tables behind a fold.
 
-Values of a run stand in code spans, in which Markdown and HTML are text; see `code`.
+Values of a run stand in code spans, as in the gate's own comment: in them all is text.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdopt.bench.report.comment import code
 from sdopt.bench.report.page import sentences, tables
 from sdopt.bench.report.page.changes import Change
 from sdopt.bench.report.page.facts import Facts
@@ -44,16 +45,8 @@ def render(facts: Facts, histories: Mapping[str, tuple[Any, Sequence[Change]]]) 
     return _within([part for part in parts if part])
 
 
-def code(text: str, most: int = MOST_NAME) -> str:
-    """A code span that nothing in the text ends, also within a table; no mention, no reference."""
-    line = shown(text, most).strip()
-    if not line:
-        return "-"
-    # In a table cell a bar ends the cell even within code; a zero-width space ends a mention.
-    line = line.replace("|", "\\|").replace("@", "@\u200b")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if "`" in line else ""
-    return f"{fence}{pad}{line}{pad}{fence}"
+def _name(text: str) -> str:
+    return code(shown(text), MOST_NAME)
 
 
 def prose(text: str) -> str:
@@ -65,23 +58,23 @@ def prose(text: str) -> str:
 
 
 def _sentence(one: Sentence) -> str:
-    return f"{one.sign} **{one.word}** {code(one.level)}: {prose(one.text)}"
+    return f"{one.sign} **{one.word}** {_name(one.level)}: {prose(one.text)}"
 
 
 def _about(facts: Facts) -> str:
     run = facts.run
     told = [
-        f"run {code(run.name)}",
-        f"against {code(facts.other.path.stem)}"
+        f"run {_name(run.name)}",
+        f"against {_name(facts.other.path.stem)}"
         if facts.other
         else "nothing stored to compare with",
-        f"hardware {code(run.hardware.key)}",
-        f"source {code(run.source)}",
-        f"commit {code(run.stored.commit or 'unknown')}",
+        f"hardware {_name(run.hardware.key)}",
+        f"source {_name(run.source)}",
+        f"commit {_name(run.stored.commit or 'unknown')}",
     ]
     differing = tables.differing(facts)
     if differing:
-        told.append(f"another than stored: {', '.join(map(code, differing))}")
+        told.append(f"another than stored: {', '.join(map(_name, differing))}")
     return "; ".join(told) + "."
 
 
@@ -89,7 +82,7 @@ def _quality(facts: Facts) -> list[str]:
     quality = quality_of(facts)
     if not quality.points:
         return []
-    best = ", ".join(code(point.level) for point in front(quality.points))
+    best = ", ".join(_name(point.level) for point in front(quality.points))
     return [f"On the Pareto front: {best}. Quality: {quality.what}."]
 
 
@@ -101,8 +94,8 @@ def _changes(facts: Facts, histories: Mapping[str, tuple[Any, Sequence[Change]]]
 def _table(table: Table) -> list[str]:
     columns = range(len(table.headings))
     rule = ["---:" if table.is_number(at) else "---" for at in columns]
-    rows = [[code(cell.text, MOST_NAME) for cell in row] for row in table.rows[:MOST_LEVELS]]
-    head = [code(heading) if heading else " " for heading in table.headings]
+    rows = [[_name(cell.text) for cell in row] for row in table.rows[:MOST_LEVELS]]
+    head = [prose(heading) or " " for heading in table.headings]
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
