@@ -377,6 +377,26 @@ def test_what_a_run_says_stays_text_in_markdown(tmp_path: Path) -> None:
         assert len(bars) == 1  # no value ends a cell
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see www.harm.test",
+        "http://harm.test",
+        ":tada:",
+        "a@b",
+        "#1",
+        "<b>",
+        "`a`",
+        "[a](b)",
+        "a|b",
+        "*a*",
+    ],
+)
+def test_a_sentence_that_markdown_would_change_becomes_code(text: str) -> None:
+    assert markdown.prose(text).startswith("`")
+    assert markdown.prose("11 metrics, 813.7 ms (+449 %)") == "11 metrics, 813.7 ms (+449 %)"
+
+
 def test_markdown_of_many_levels_loses_whole_parts(tmp_path: Path) -> None:
     times = {f"level-{number}": 50.0 for number in range(600)}
     text = as_markdown(gather(written(tmp_path / "run.json", run_of(times)), tmp_path))

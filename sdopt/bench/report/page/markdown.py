@@ -22,7 +22,8 @@ MOST_CHARACTERS = 60_000
 """GitHub takes 65,536 as one comment."""
 MOST_NAME, MOST_TEXT = 60, 400
 MOST_LEVELS = 60
-HARMLESS = re.compile(r"[A-Za-z0-9 ,.;:%+()_/'-]*")
+HARMLESS = re.compile(r"(?!.*(:\w+:|www\.|//))[A-Za-z0-9 ,.;:%+()_/'±✓✗▲○?-]*", re.IGNORECASE)
+"""Sentences and numbers in which GitHub finds no emoji, no address, and nothing else to make."""
 CUT = "\n\nThe rest was left out; the HTML report has it.\n"
 
 
@@ -52,7 +53,7 @@ def _name(text: str) -> str:
 def prose(text: str) -> str:
     """A sentence as it is if nothing in it can mean anything to Markdown or GitHub; else code."""
     line = shown(text, MOST_TEXT)
-    if HARMLESS.fullmatch(line) and "www." not in line.lower() and "//" not in line:
+    if HARMLESS.fullmatch(line):
         return line.replace("_", "\\_")
     return code(line, MOST_TEXT)
 
@@ -94,7 +95,10 @@ def _changes(facts: Facts, histories: Mapping[str, tuple[Any, Sequence[Change]]]
 def _table(table: Table) -> list[str]:
     columns = range(len(table.headings))
     rule = ["---:" if table.is_number(at) else "---" for at in columns]
-    rows = [[_name(cell.text) for cell in row] for row in table.rows[:MOST_LEVELS]]
+    rows = [
+        [_name(first.text), *(prose(shown(cell.text, MOST_NAME)) for cell in others)]
+        for first, *others in table.rows[:MOST_LEVELS]
+    ]
     head = [prose(heading) or " " for heading in table.headings]
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
