@@ -43,6 +43,7 @@ BENCH_FOR_COMMANDS = {
     "sdopt/cli/history.py": {"review"},
     "sdopt/cli/accept.py": {"judge", "report", "review", "session"},
     "sdopt/cli/baseline.py": {"metrics", "review", "stored"},
+    "sdopt/cli/report.py": {"report"},
 }
 """What of the bench a command may use, inside its functions: a plain installation has no pytest.
 

@@ -23,6 +23,7 @@ from sdopt.cli.generate import generate
 from sdopt.cli.history import history
 from sdopt.cli.levels import levels
 from sdopt.cli.options import shown
+from sdopt.cli.report import report
 from sdopt.cli.serve import serve
 from sdopt.cli.tune import tune
 from sdopt.errors import SdoptError
@@ -105,6 +106,12 @@ _add(
     "sdopt baseline show 0015 --hardware nvidia-h100-80gb-hbm3-79gib-700-w --source sd15-random",
 )
 _add(baseline, prune, "sdopt baseline prune --dry-run", CONFIRMED)
+_add(
+    app,
+    report,
+    "sdopt report run.json -o run.html --markdown\nsdopt report run.json --against 0009",
+    f"{CODES}; a regression in the run is no mistake of the report: 0",
+)
 app.add_typer(cache, name="cache")
 _add(cache, pack, "sdopt cache pack turbo.tar.xz --levels turbo,express")
 _add(cache, check, "sdopt cache check turbo.tar.xz")

@@ -13,6 +13,7 @@ import typer
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import get_level
 from sdopt.util.files import cause
+from sdopt.util.text import shown as shown
 
 SOURCE_HELP = (
     "Weights: auto, embedded, sd15-random, a diffusers folder, a .safetensors file or a repository "
@@ -44,12 +45,6 @@ Baselines = Annotated[
     Path, typer.Option("--baselines", metavar="DIR", help="The folder of what is stored.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-def shown(text: str, most: int | None = None) -> str:
-    """One line without control characters: text of a file or a user may hold any."""
-    line = "".join(one if one.isprintable() else " " for one in text)
-    return line if most is None or len(line) <= most else f"{line[: most - 3]}..."
 
 
 def print_json(value: Any) -> None:

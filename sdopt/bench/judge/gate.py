@@ -120,16 +120,13 @@ class Gate(Known):
             other += ", whose sampler draws other noise: reported, not gated"
         elif self.own_prompts:
             other += OWN_PROMPTS
-        gated = comparable and not self.own_prompts
         self._record(level, cost_is_comparable=comparable)
-        return self._compared(level, SSIM_COST, comparison, other=other, gated=gated)
+        return self._compared(level, SSIM_COST, comparison, other=other)
 
     def ground_truth(self, level: Level, comparison: Comparison) -> Verdict:
         """Judge the mean likeness to the true renderings of the prompts."""
         other = f"their ground truth{OWN_PROMPTS if self.own_prompts else ''}"
-        return self._compared(
-            level, SSIM_TRUTH, comparison, other=other, gated=not self.own_prompts
-        )
+        return self._compared(level, SSIM_TRUTH, comparison, other=other)
 
     def raised(self, level: str, what: str) -> Verdict:
         """A pipeline that raised: a failure of the level, whatever was being measured."""
@@ -162,7 +159,6 @@ class Gate(Known):
         comparison: Comparison,
         unusable: Mapping[str, Any] | None = None,
         other: str = "",
-        gated: bool = True,
     ) -> Verdict:
         """A verdict on each metric of a comparison; `leading` speaks of what could not be made."""
         if unusable:
@@ -181,7 +177,7 @@ class Gate(Known):
                 count=len(seen), prompt=prompt, where=seen[prompt].where, other=other
             )
             row = self.measured[level.name]
-            verdict = judged(self, metric, level, row, what, gated=gated)
+            verdict = judged(self, metric, level, row, what)
             verdicts += [verdict] if verdict else []
         return _telling_all(self._keep(verdicts), verdicts)
 

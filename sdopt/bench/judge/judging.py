@@ -9,7 +9,9 @@ from sdopt.bench.judge.counts import same_count
 from sdopt.bench.judge.known import Known
 from sdopt.bench.judge.rules import at_least, at_most, by_history
 from sdopt.bench.judge.verdict import Outcome, Verdict, fault, recorded
+from sdopt.bench.metrics import METRICS
 from sdopt.bench.metrics.metric import (
+    MEANS,
     AsAccepted,
     Better,
     ByHistory,
@@ -20,16 +22,36 @@ from sdopt.bench.metrics.metric import (
     Proven,
     Row,
     Shown,
+    Subject,
 )
 from sdopt.levels import Level
 
 
-def judged(
-    known: Known, metric: Metric, level: Level, row: Row, what: str = "", *, gated: bool = True
-) -> Verdict | None:
+def judged_row(known: Known, level: Level, row: Row) -> list[Verdict]:
+    """A verdict on each number of a level that a stored run holds.
+
+    What only the process can prove that measured it has none here.
+    """
+    here = (metric for metric in METRICS.values() if row.get(metric.name) is not None)
+    verdicts = (judged(known, metric, level, row, metric.of.value) for metric in here)
+    return [verdict for verdict in verdicts if verdict]
+
+
+def is_gated(known: Known, metric: Metric, row: Row) -> bool:
+    """Whether a measured limit counts.
+
+    None does for means over prompts of a user's own, nor for the likeness to a reference whose
+    sampler draws other noise.
+    """
+    if metric.of in MEANS and known.own_prompts:
+        return False
+    return metric.of is not Subject.REFERENCE or bool(row.get("cost_is_comparable", True))
+
+
+def judged(known: Known, metric: Metric, level: Level, row: Row, what: str = "") -> Verdict | None:
     """The verdict on a value of the level's row; None for a metric that is shown only.
 
-    `what` words the reason where a limit decides; without `gated` a measured limit does not count.
+    `what` words the reason where a limit decides.
     """
     rule = metric.rule
     match rule:
@@ -40,6 +62,7 @@ def judged(
         case Never():
             return _never(metric, level, row[metric.name])
         case Measured():
+            gated = is_gated(known, metric, row)
             limits = known.limits.get(level.name, {}) if gated else {}
             return _within_measured(metric, rule, level, row, limits, what)
         case Fixed():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdopt.bench.judge.verdict import Outcome, Verdict
@@ -42,26 +42,33 @@ def ladder_table(
     if not shown:
         return []
     rows = {level: measured.get(level, {}) for level in shown}
-    columns = [
-        (metric, column)
-        for metric, column in COLUMNS
-        if not column.optional or any(metric.name in row for row in rows.values())
-    ]
+    columns = columns_of(rows.values())
     lines = [("level", *(column.heading for _, column in columns), "verdict")]
     baseline = measured.get(levels[0], {})
     for level, row in rows.items():
         judged = summary([verdict for verdict in verdicts if verdict.level == level])
-        cells = (_cell(metric, column, row, baseline) for metric, column in columns)
+        cells = (shown_cell(metric, column, row, baseline)[0] for metric, column in columns)
         lines.append((level, *cells, judged))
     return aligned(lines)
 
 
-def _cell(metric: Metric, column: Column, row: Row, baseline: Row) -> str:
+def columns_of(rows: Iterable[Row]) -> list[tuple[Metric, Column]]:
+    """The columns of a table of these rows: an optional one only where a row has its metric."""
+    have = {name for row in rows for name, value in row.items() if value is not None}
+    return [
+        (metric, column) for metric, column in COLUMNS if not column.optional or metric.name in have
+    ]
+
+
+def shown_cell(metric: Metric, column: Column, row: Row, baseline: Row) -> tuple[str, float | None]:
+    """What the table shows of a row in a column, and the value behind it."""
     value = column.value(row, baseline) if column.value else row.get(metric.name)
     if value is None:
-        return ABSENT
-    text = format(value, column.form) + column.suffix
-    return f"({text})" if column.in_parentheses(row) else text
+        return ABSENT, None
+    # A file may hold a count as 20.0, which has no form 'd'.
+    form = "g" if column.form == "d" and isinstance(value, float) else column.form
+    text = format(value, form) + column.suffix
+    return (f"({text})" if column.in_parentheses(row) else text), value
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:

@@ -12,7 +12,7 @@ from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.judging import judged
 from sdopt.bench.judge.verdict import Outcome, Verdict
 from sdopt.bench.metrics import HISTORY_RULES, METRICS
-from sdopt.bench.metrics.metric import MEANS, Metric, Subject
+from sdopt.bench.metrics.metric import Metric, Subject
 from sdopt.bench.review import changelog
 from sdopt.bench.review.changes import Change, changed_counts, changed_images, changed_latents
 from sdopt.bench.review.known import has_own_prompts, judging, known_of, limits_file, work_set
@@ -130,10 +130,7 @@ def _of_numbers(given: Submission, gate: Gate) -> Iterator[Verdict]:
                 continue
             if metric.of in COMPARED and given.has_kept:
                 continue  # its image is new
-            gated = metric.of not in MEANS or (
-                row.get("cost_is_comparable", True) and not gate.own_prompts
-            )
-            verdict = judged(gate, metric, given.levels[name], row, "as the run says", gated=gated)
+            verdict = judged(gate, metric, given.levels[name], row, "as the run says")
             if verdict is not None:
                 yield _or_new(gate, metric, verdict)
 

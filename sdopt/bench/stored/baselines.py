@@ -94,7 +94,9 @@ def read_image(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         raise damaged(path, what) from error
 
 
-def redefinition(stored: Mapping[str, Any], level: Level, guidance_scale: float) -> str | None:
+def redefinition(
+    stored: Mapping[str, Any], level: Level, guidance_scale: float | None
+) -> str | None:
     """In what a stored image or measurement is of other settings, or None.
 
     `stored` holds the `level_fields` and the `guidance_scale` it was made with.

@@ -78,15 +78,18 @@ def next_path(folder: Path, name: str, *, partial: bool = False) -> Path:
     return folder / f"{number:04}_{name}{PARTIAL if partial else ''}.json"
 
 
-def find_run(folder: Path, wanted: str | None) -> Path:
+def find_run(folder: Path, wanted: str | None, before: Path | None = None) -> Path:
     """The newest run of a folder, or the newest that `wanted` names by number, name or path.
 
     A whole run comes before any partial one, or storing one level would hide all the others.
-    Raises BrokenFileError that names the newest choices if there is none.
+    With `before`, a run of the folder, only earlier ones count. Raises BrokenFileError that names
+    the newest choices if there is none.
     """
     if wanted and Path(wanted).is_file():
         return Path(wanted)
     runs = run_paths(folder)
+    if before is not None:
+        runs = [path for path in runs if _number(path) < _number(before)]
     found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
     if not found:
         which = f"run {wanted!r}" if wanted else "stored run"

@@ -1,0 +1,111 @@
+"""`sdopt report`: one run as an HTML file that opens anywhere, and as Markdown."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdopt.cli.options import Force, Json, print_json, refuse_existing
+from sdopt.cli.progress import progress
+from sdopt.errors import MissingToolError, SdoptError
+
+NEEDED = ("jinja2", "numpy", "PIL", "plotly", "ruptures", "scipy", "skimage")
+BASELINES = Path("baselines")
+HTML, MARKDOWN = ".html", ".md"
+
+
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN.json", help="A stored run, or what --benchmark-json=FILE wrote."
+        ),
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="OTHER",
+            help="Judge by that run (a file, or a stored run's number or name) and those before "
+            "it. Default: by the newest whole stored run before this one.",
+        ),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="An .html or .md file; may be given again. Default: report.html.",
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write Markdown too, beside each .html file.")
+    ] = False,
+    baselines: Annotated[
+        Path, typer.Option("--baselines", metavar="DIR", help="Of histories, limits and images.")
+    ] = BASELINES,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Of LEVEL/PROMPT.png with this run's images (default: the stored ones).",
+        ),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> int:
+    """Judge a run and show it: verdicts, ladder, charts, images, history, environment.
+
+    The HTML file needs no network and no other file.
+    """
+    files = _files(out or [Path("report.html")], markdown)
+    for file in files:
+        refuse_existing(file, force=force)
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise MissingToolError(
+            f"a report needs {', '.join(missing)}; pip install 'sdopt[report]' brings them"
+        )
+    from sdopt.bench.report.page import charts, html
+    from sdopt.bench.report.page import markdown as text
+    from sdopt.bench.report.page.facts import gather
+    from sdopt.bench.report.page.images import images_of
+    from sdopt.bench.report.page.sentences import of_run
+    from sdopt.bench.report.verdicts import as_dict
+    from sdopt.util.files import write_whole
+
+    facts = gather(run, baselines, against)
+    contents = {}
+    for file in files:
+        if file.suffix == HTML:
+            with progress("comparing images", 1.0) as advance:
+                contents[file] = html.render(facts, images_of(facts, images, advance))
+        else:
+            contents[file] = text.render(facts, charts.histories(facts))
+    for file, content in contents.items():
+        try:
+            write_whole(file, content.encode())
+        except OSError as error:
+            raise SdoptError(f"{file} cannot be written: {error}; name another file") from error
+    summary = of_run(facts)
+    if as_json:
+        verdicts = [as_dict(verdict) for verdict in facts.verdicts]
+        outcome = {"outcome": summary.outcome.value, "summary": summary.text}
+        print_json({"files": [str(file) for file in files], **outcome, "verdicts": verdicts})
+        return 0
+    print(f"{summary.sign} {summary.text}")
+    print(f"wrote {', '.join(map(str, files))}")
+    return 0
+
+
+def _files(out: list[Path], markdown: bool) -> list[Path]:
+    """What is written, each once."""
+    for file in out:
+        if file.suffix not in (HTML, MARKDOWN):
+            raise SdoptError(f"-o is {str(file)!r}; name a file that ends in {HTML} or {MARKDOWN}")
+    beside = [file.with_suffix(MARKDOWN) for file in out if markdown and file.suffix == HTML]
+    return list(dict.fromkeys([*out, *beside]))
