@@ -70,8 +70,8 @@ def without_rounds(data: dict[str, Any]) -> None:
         (of_another_set, "* is of another baseline set: 'embedded', this run is 'micro'"),
         (of_another_schema, "* was not written by this suite: *another schema*"),
         (without_our_block, "* was not written by this suite: *missing*"),
-        (without_benchmarks, "* is incomplete: *benchmarks*"),
-        (without_rounds, "* is incomplete: *data*"),
+        (without_benchmarks, "* is not of the schema run.json: *benchmarks*"),
+        (without_rounds, "* is not of the schema run.json: *data*"),
     ],
 )
 def test_a_run_that_is_not_to_be_compared_with(
