@@ -167,10 +167,15 @@ ITS_OWN = ("forward", "_modules", "text_model")
 
 KEPT_BY_PYTHON = frozenset({"__slotnames__", "__annotations__", "__annotations_cache__"})
 """What Python puts into a class when one of its objects is copied, or its annotations are read."""
+ONLY_FOR_NEW_MODULES = frozenset({"__init__", "__setstate__", "___needs_generation_tag_patch"})
+"""What no module calls that is there already. The first `torch.compile` of a process wraps these in
+`nn.Module`, to see modules that a forward pass makes (`install_generation_tagging_init` of Dynamo).
+"""
+UNREAD_IN_CLASSES = KEPT_BY_PYTHON | ONLY_FOR_NEW_MODULES
 
 
 def _content(of_class: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in of_class.items() if name not in KEPT_BY_PYTHON}
+    return {name: value for name, value in of_class.items() if name not in UNREAD_IN_CLASSES}
 
 
 def _classes(modules: Iterable[nn.Module]) -> list[type]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from typing import Any
@@ -248,6 +250,37 @@ def test_captured_graphs_are_dropped_and_their_memory_waited_for(
         change(outer)
         compiled(X, torch.tensor(1.0))
         assert not run.graphs
+
+
+FIRST_OF_A_PROCESS = """
+import torch
+from sdopt.engine.watch import Watch
+from sdopt.pipelines import compilation
+
+adapted = []
+class Seen(compilation.CompiledForward):
+    def _adapt(self, module):
+        adapted.append(module)
+        super()._adapt(module)
+
+layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+watch = Watch([other])
+forward = Seen(layer, "default", "layer")
+for _ in range(2):
+    forward(torch.ones(1, 2))
+assert torch.nn.Module.__init__.__module__ == "torch._dynamo.mutation_guard"
+print(len(adapted), watch.structure_changed())
+"""
+
+
+def test_the_first_compilation_of_a_process_is_no_change_of_its_modules() -> None:
+    """Dynamo wraps `nn.Module.__init__` meanwhile, to tag modules that a forward pass makes.
+
+    Taken for a change, it let the first step of the first image run other code than all later ones.
+    """
+    command = [sys.executable, "-c", FIRST_OF_A_PROCESS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
 
 
 @pytest.fixture

@@ -27,9 +27,6 @@ from sdopt.service.worker import Wanted
 from sdopt.weights.sources import Source
 
 KIND = Kind(width=64, height=64, steps=2, guidance_scale=7.5)
-needs_cuda = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs CUDA: graphs, and memory that a GPU writes into"
-)
 
 
 def wanted(seed: int, prompt: str = "a cat", side: int = 64) -> Wanted:
@@ -95,31 +92,6 @@ def test_warming_up_measures_the_rate(generator: PipelineGenerator) -> None:
     memory = np.zeros(10, dtype=np.uint8)
     assert generator.warm([Shape(width=64, height=64, steps=2)], 2, memory) > 0
     assert generator._pipeline_of(KIND) is generator.pipeline
-
-
-@needs_cuda
-def test_on_a_gpu_no_warm_request_captures_and_strange_ones_have_a_pipeline_of_their_own(
-    micro_source: Source,
-) -> None:
-    from sdopt.service.memory import Slots
-
-    generator = PipelineGenerator(build(micro_source, get_level("turbo"), torch.device("cuda")))
-    slots = Slots(anonymous_file(), 8, 3 * 64 * 64)
-    generator.warm([Shape(width=64, height=64, steps=20)], 2, slots.bytes)
-    engine = generator.pipeline.engine
-    assert engine is not None
-    captures = engine.captures
-    assert captures == 2
-    assert torch.from_numpy(slots.bytes).is_pinned()
-    warm = Kind(width=64, height=64, steps=20, guidance_scale=7.5)
-    pixels = slots.pixels(3, 64, 64)
-    in_slot = Wanted(prompt="a cat", negative_prompt="", seed=1, pixels=pixels)
-    first, second = generator.begin(warm, [in_slot]), generator.begin(warm, [wanted(2)])
-    assert first() == second() == [True]
-    assert pixels.any()
-    generator.begin(KIND, [wanted(1)])()
-    assert engine.captures == captures
-    assert generator._pipeline_of(KIND) is not generator.pipeline
 
 
 # The worker's side of the messages, in this process
