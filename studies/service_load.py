@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from sdopt.bench.report.results import markdown_table, write_table
@@ -66,7 +66,7 @@ def engine_rates(options: argparse.Namespace) -> dict[str, Any]:
             return pipeline(**texts, generator=seeds, **given)
 
         rounds = rounds_of(call, run.device)
-        rates[str(images)] = 1e3 * images / fmean(rounds)
+        rates[str(images)] = 1e3 * images / median(rounds)
     return {"made_on": dict(run.made_on()), "images_per_s": rates}
 
 

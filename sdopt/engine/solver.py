@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdopt.engine.stock import is_stock, patched
+from sdopt.engine.watch import class_content
 from sdopt.errors import SdoptError
 
 GUIDANCE = 0
@@ -120,7 +121,7 @@ def settings_of(scheduler: Any) -> Hashable:
     kind = type(scheduler)
     return (
         kind,
-        *(tuple(vars(base).values()) for base in kind.__mro__ if base is not object),
+        *(tuple(class_content(vars(base)).values()) for base in kind.__mro__ if base is not object),
         # diffusers reads options as attributes, which somebody may have set beside the items.
         repr(
             sorted((str(k), getattr(scheduler.config, k, v)) for k, v in scheduler.config.items())

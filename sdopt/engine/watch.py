@@ -61,7 +61,7 @@ class Watch:
         self._parameters = [m._parameters for m in modules if m._parameters]
         self._buffers = [m._buffers for m in modules if m._buffers]
         self._structure, self._values = self._structure_now(), self._values_now()
-        self._contents = [*map(_content, self._classes)]
+        self._contents = [*map(class_content, self._classes)]
         weights = self._weights_now()
         self._places, self._versions = _places(weights), _versions(weights)
         self._memory = [weight.detach() for weight in weights]
@@ -85,7 +85,7 @@ class Watch:
         values = self._values_now()
         if values == self._values:
             return False
-        if [*map(_content, self._classes)] != self._contents:
+        if [*map(class_content, self._classes)] != self._contents:
             return True
         self._values = values
         return False
@@ -174,7 +174,8 @@ ONLY_FOR_NEW_MODULES = frozenset({"__init__", "__setstate__", "___needs_generati
 UNREAD_IN_CLASSES = KEPT_BY_PYTHON | ONLY_FOR_NEW_MODULES
 
 
-def _content(of_class: Mapping[str, Any]) -> dict[str, Any]:
+def class_content(of_class: Mapping[str, Any]) -> dict[str, Any]:
+    """What `vars` of a class holds that calls of its objects depend on."""
     return {name: value for name, value in of_class.items() if name not in UNREAD_IN_CLASSES}
 
 

@@ -6,6 +6,8 @@ import copy
 import gc
 import inspect
 import re
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from functools import wraps
@@ -457,6 +459,35 @@ def test_generating_changes_nothing_that_is_watched(pipeline: LevelPipeline) -> 
         generate(pipeline)
     assert not watch.has_changed()
     assert pipeline.fused.version == version  # type: ignore[union-attr]
+
+
+SECOND_IMAGE = """
+import sys
+import torch
+from sdopt.engine.image import ImageEngine
+from sdopt.engine.solver import settings_of
+from sdopt.levels import TURBO
+from sdopt.pipelines.pipeline import build
+from sdopt.weights.sources import resolve
+
+forgotten = []
+pipeline = build(resolve(sys.argv[1]), TURBO, torch.device("cpu"))
+pipeline.engine.graphs.forget = lambda: forgotten.append(1)
+for _ in range(2):
+    pipeline("a cat", num_inference_steps=2, generator=torch.Generator(), output_type="np")
+assert "__slotnames__" in vars(type(pipeline.scheduler))
+print(len(forgotten))
+"""
+
+
+def test_the_first_image_of_a_process_is_no_change_for_the_second(micro_source: Source) -> None:
+    """Making its solver copies the scheduler, whereupon Python notes slot names in its class.
+
+    Taken for other settings, that let the second image of each process capture its graph anew.
+    """
+    command = [sys.executable, "-c", SECOND_IMAGE, str(micro_source.location)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
 
 
 @pytest.mark.parametrize(
