@@ -106,10 +106,10 @@ def test_an_empty_value_is_named(
     capsys: pytest.CaptureFixture[str], option: str, value: str
 ) -> None:
     """An unset variable of a shell: `--host ""` would listen on every address."""
-    assert option in refusal(capsys, "serve", option, value)
+    assert f"{option} " in refusal(capsys, "serve", option, value).replace("'", " ")
 
 
-@pytest.mark.parametrize("option", sorted(_OPTIONS))
+@pytest.mark.parametrize("option", sorted({*_OPTIONS} - {"--api-key-file"}))
 @pytest.mark.parametrize("value", ["9" * 4000, "-" + "9" * 4000, "9" * 5000, "x" * 4000])
 def test_a_long_value_is_not_repeated(
     capsys: pytest.CaptureFixture[str],
