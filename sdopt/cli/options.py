@@ -24,7 +24,7 @@ MOST_STEPS = 1000
 MOST_SEED = 2**63
 
 Source = Annotated[str, typer.Option("--source", metavar="NAME", help=SOURCE_HELP)]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the initial noise.")]
 Size = Annotated[
     str | None,
     typer.Option("--size", metavar="WxH", help="Pixels: 512, or 512x768 (default: the source's)."),
@@ -63,8 +63,8 @@ def checked_size(size: str, option: str = "--size") -> tuple[int, int]:
     width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not all(MULTIPLE_PX <= px <= LARGEST_PX and px % MULTIPLE_PX == 0 for px in (width, height)):
         raise SdoptError(
-            f"{option} is {size!r}; give pixels, as 512 or 512x768 (width x height): multiples of "
-            f"{MULTIPLE_PX}, at most {LARGEST_PX}"
+            f"{option} is {shown(size, 80)!r}; give pixels, as 512 or 512x768 (width x height): "
+            f"multiples of {MULTIPLE_PX}, at most {LARGEST_PX}"
         )
     return width, height
 
