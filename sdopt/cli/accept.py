@@ -12,6 +12,7 @@ from sdopt.cli.options import Baselines, Json, print_json, shown
 from sdopt.cli.progress import progress
 from sdopt.cli.suite import check_installed
 from sdopt.errors import SdoptError
+from sdopt.util.text import counted
 
 if TYPE_CHECKING:
     from sdopt.bench.judge.verdict import Verdict
@@ -143,12 +144,10 @@ def _row(verdict: Verdict) -> str:
 def _after(found: Review) -> str:
     told = ""
     if found.left_behind:
-        told += f"; {found.left_behind} earlier runs judge its levels no more"
+        judge = "judges" if found.left_behind == 1 else "judge"
+        told += f"; {counted(found.left_behind, 'earlier run')} {judge} its levels no more"
     if found.given.is_partial:
-        told += (
-            "; it left benchmarks out: --benchmark-compare takes the newest whole run, and this "
-            "one counts from the next whole one on"
-        )
+        told += "; it left benchmarks out: other levels are judged by what they were before"
     return told
 
 
