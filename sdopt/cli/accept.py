@@ -85,15 +85,17 @@ def _recover(root: Path, *, write: bool) -> None:
     """Complete what was killed before, so that there is one state to compare with."""
     from sdopt.bench.review.stores import unfinished
     from sdopt.bench.session.leftovers import tidy
+    from sdopt.bench.stored.accepting import in_the_way
 
     if write and root.is_dir():
         for line in tidy(root):
             print(shown(line), file=sys.stderr)
     if left := unfinished(root):
+        changed = " ".join(map(str, in_the_way(root, left[0]))) or root
         raise SdoptError(
             f"{left[0]} says that an accept is under way or was interrupted, and that files are "
             f"partly new; wait for it, run this without --dry-run, or bring the old ones back: git "
-            f"checkout -- {root}"
+            f"checkout -- {changed}"
         )
 
 

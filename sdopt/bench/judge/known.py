@@ -18,7 +18,8 @@ class Known:
     """What a verdict is reached from besides the number itself.
 
     `comparing` is whether a stored run was asked for. `stored` is then that run, as metrics per
-    level, `history` its file, and `later` by level that of a younger run's values; `refusal` says why there is none, and `refusal_hint` what to run.
+    level, `history` its file, and `later` by level that of a younger run's values; `refusal` says
+    why there is none, and `refusal_hint` what to run.
     `redefined` says for a level of the stored run in what it was another one. `command` is what
     started this run, for the commands that verdicts suggest. `device` is 'cuda' or 'cpu'. `levels`
     are those that there are.

@@ -21,6 +21,10 @@ def tidy(root: Path) -> list[str]:
         *lines,
         *(f"sdopt: completed an accept that was killed: {path}" for path in found.completed),
         *(
+            f"sdopt: undid the rest of an accept whose old files were brought back: {path}"
+            for path in found.undone
+        ),
+        *(
             f"sdopt: an interrupted accept left images and latents partly new: {path}"
             for path in found.left
         ),
