@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from sdopt.cli.accept import BASELINES, NOT_CONFIRMED, DryRun, Yes, confirmed
-from sdopt.cli.options import Baselines, Json, print_json, shown
+from sdopt.cli.options import Baselines, Json, named_run, print_json, shown
 from sdopt.cli.suite import check_installed
 from sdopt.errors import SdoptError
+from sdopt.util.text import counted
 
 MIB = 2**20
 
@@ -29,7 +30,7 @@ def list_(baselines: Baselines = BASELINES, as_json: Json = False) -> int:
     from sdopt.bench.review.pruning import pruning
     from sdopt.bench.review.stores import image_sets, places, size, unfinished
 
-    histories = [
+    histories: list[dict[str, Any]] = [
         {
             "hardware": place.hardware,
             "source": place.baseline_set,
@@ -49,15 +50,17 @@ def list_(baselines: Baselines = BASELINES, as_json: Json = False) -> int:
     for row in histories:
         print(
             shown(
-                f"{row['hardware']}, {row['source']}: {row['runs']} runs, "
-                f"{_mib(row['bytes'])}, newest {row['newest']}; {row['prunable']} judge nothing"
+                f"{row['hardware']}, {row['source']}: {counted(row['runs'], 'run')}, "
+                f"{_mib(row['bytes'])}, newest {row['newest']}; "
+                f"{row['prunable']} judge{'s' * (row['prunable'] == 1)} nothing"
             )
         )
     for row in images:
         print(
             shown(
-                f"{row['baseline_set']}: {row['images']} images and {row['latents']} latents of "
-                f"{row['levels']} levels, {_mib(row['bytes'])}; "
+                f"{row['baseline_set']}: {counted(row['images'], 'image')} and "
+                f"{row['latents']} latents of {counted(row['levels'], 'level')}, "
+                f"{_mib(row['bytes'])}; "
                 f"{_there(row['has_counts'], 'counts')}, {_there(row['has_limits'], 'limits')}"
             )
         )
@@ -102,7 +105,8 @@ def show(
                 f"file, or one of: {names or 'none is stored'}"
             )
         path = find_run(places[0].folder, run)
-    found, data = read_run(path)
+    with named_run(path, baselines):
+        found, data = read_run(path)
     rows = {
         level: {name: row[name] for name in METRICS if row.get(name) is not None}
         for level, row in found.metrics.items()
@@ -176,7 +180,9 @@ def prune(
         print_json(told)
     else:
         _print_paths(removed, {path for one in found for path in one.unsaved})
-        print(f"{len(removed)} runs of {_mib(told['bytes'])} may go, {told['kept']} stay")
+        print(
+            f"{counted(len(removed), 'run')} of {_mib(told['bytes'])} may go, {told['kept']} stay"
+        )
     if dry_run or not removed:
         return 0
     if told["unsaved"] and not unsaved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import get_level
-from sdopt.util.files import cause
+from sdopt.util.files import cause, given
 from sdopt.util.text import shown as shown
 
 SOURCE_HELP = (
@@ -20,6 +21,9 @@ SOURCE_HELP = (
     "of the Hugging Face hub."
 )
 LARGEST_PX, MULTIPLE_PX = 4096, 8
+RUN_EXPECTED = (
+    "name what --benchmark-json=FILE wrote, or a stored run: `sdopt baseline list` names the newest"
+)
 MOST_STEPS = 1000
 MOST_SEED = 2**63
 
@@ -102,6 +106,21 @@ def refuse_existing(out: Path, *, force: bool) -> None:
         raise SdoptError(f"{out} is a folder; name a file in it")
     if out.exists() and not force:
         raise SdoptError(f"{out} is there already; name another file, or give --force")
+
+
+def check_baselines(folder: Path, usual: Path) -> None:
+    """Raise SdoptError for a folder that is not there; without the usual one nothing is stored."""
+    if not folder.is_dir() and (folder != usual or folder.exists()):
+        raise SdoptError(
+            f"there is no folder {folder}; name that of the baselines with --baselines"
+        )
+
+
+def named_run(run: Path, baselines: Path) -> AbstractContextManager[None]:
+    """What is wrong with a run that somebody named is told without git, which may have none."""
+    if run.exists() and run.resolve().is_relative_to(baselines.resolve()):
+        return nullcontext()
+    return given(run, RUN_EXPECTED)
 
 
 def lines_of(file: Path, what: str = "prompt") -> list[str]:

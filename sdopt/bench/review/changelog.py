@@ -6,9 +6,17 @@ import re
 from pathlib import Path
 
 from sdopt.errors import BrokenFileError
+from sdopt.util.text import shown
 
 HEAD = "# Changelog\n"
+SPECIAL = re.compile(r"[\\`*<>\[\]|~&]|(?<!\w)_|_(?!\w)")
+"""What means something to Markdown inside of a line."""
 SECTION = re.compile(r"^## ", re.MULTILINE)
+
+
+def plain(text: str) -> str:
+    """The text as Markdown that shows it: no HTML, link or emphasis, and nobody mentioned."""
+    return SPECIAL.sub(r"\\\g<0>", shown(text)).replace("@", "@\u200b")
 
 
 def with_line(path: Path, line: str) -> bytes:

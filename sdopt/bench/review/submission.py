@@ -37,6 +37,11 @@ class Kept:
         """Whether it is a PNG; else latents."""
         return self.path.suffix == ".png"
 
+    @property
+    def kind(self) -> str:
+        """What it is, in words: latents are stored in two precisions."""
+        return "image" if self.is_image else f"{FLOAT64 if self.double else 'float32'} latents"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:

@@ -17,6 +17,7 @@ from sdopt.errors import BrokenFileError
 from sdopt.levels import changed_settings
 from sdopt.util.files import damaged, read_json, write_whole
 from sdopt.util.hardware import Keyed
+from sdopt.util.text import counted
 from sdopt.util.writing import writing
 
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
@@ -25,6 +26,8 @@ PARTIAL = "_partial"
 FIRST_RUNS, NEWEST_RUNS = 5, 40
 """Of those that judge a level, `sdopt baseline prune` keeps the first, which a slow drift is seen
 against (one window of it), and the newest: endless ones would allow chance an eighth less."""
+MOST_CHOICES = 5
+"""In a message."""
 KEPT_RUNS = FIRST_RUNS + NEWEST_RUNS
 
 
@@ -91,7 +94,7 @@ def find_run(folder: Path, wanted: str | None, before: Path | None = None) -> Pa
     With `before`, a run of the folder, only earlier ones count. Raises BrokenFileError that names
     the newest choices if there is none.
     """
-    if wanted and Path(wanted).is_file():
+    if wanted and Path(wanted).is_file() and not _is_later(Path(wanted), before):
         return Path(wanted)
     runs = run_paths(folder)
     if before is not None:
@@ -99,8 +102,10 @@ def find_run(folder: Path, wanted: str | None, before: Path | None = None) -> Pa
     found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
     if not found:
         which = f"run {wanted!r}" if wanted else "stored run"
-        choices = f"; choose from: {', '.join(path.name for path in runs[-5:])}" if runs else ""
-        raise BrokenFileError(f"no {which} for this hardware and source in {folder}{choices}")
+        than = f" before {before.name}" if before is not None and wanted else ""
+        raise BrokenFileError(
+            f"no {which}{than} for this hardware and source in {folder}{_choices(runs)}"
+        )
     whole = [path for path in found if not path.stem.endswith(PARTIAL)]
     return (whole or found)[-1]
 
@@ -153,6 +158,22 @@ def _over(older: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]
     return row if is_other else {**older, **known}
 
 
+def _is_later(path: Path, before: Path | None) -> bool:
+    """Whether it is that run, or a later one of its folder."""
+    if before is None or path.resolve().parent != before.resolve().parent:
+        return False
+    return _number(path) >= _number(before)
+
+
+def _choices(runs: Sequence[Path]) -> str:
+    """The newest runs, and how many more there are."""
+    if not runs:
+        return ""
+    older = runs[:-MOST_CHOICES]
+    more = f", or {counted(len(older), 'older one')} from {older[0].name} on" if older else ""
+    return f"; choose from: {', '.join(path.name for path in runs[-MOST_CHOICES:])}{more}"
+
+
 def _is_called(path: Path, wanted: str) -> bool:
     """Whether `wanted` is the run's number, its name, or how its file name begins."""
     if wanted.isdecimal():
@@ -192,7 +213,8 @@ def load_run(path: Path, hardware: Keyed, baseline_set: str) -> StoredRun:
         if block.get(name) != here:
             raise BrokenFileError(
                 f"{path} is of another {name.replace('_', ' ')}: {block.get(name)!r}, "
-                f"this run is {here!r}"
+                f"this run is {here!r}; only runs of the same are compared: name one of those, or "
+                "store one with --benchmark-autosave"
             )
     return _stored_run(path, data, block)
 

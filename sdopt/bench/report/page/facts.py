@@ -125,6 +125,10 @@ def _history(run: Run, folder: Path | None, against: str | None) -> History:
     before = path if _is_in(path, folder) else None
     if against is not None:
         where = folder or path.parent
+        if Path(against).is_file() and path.exists() and path.samefile(against) and before is None:
+            raise BrokenFileError(
+                f"--against {against} is the run itself; name another one, or drop --against"
+            )
         return Compared(runs=tuple(load_judging(where, against, key, name, before)))
     if folder is None or not folder.is_dir():
         return NotCompared()
