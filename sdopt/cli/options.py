@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import get_level
-from sdopt.util.files import cause, given
+from sdopt.util.files import cause, given, is_whole, read_plain
 from sdopt.util.text import shown as shown
 
 SOURCE_HELP = (
@@ -26,6 +25,9 @@ RUN_EXPECTED = (
 )
 MOST_STEPS = 1000
 MOST_SEED = 2**63
+MOST_GUIDANCE = 1000.0
+"""Far more than any image is of use with; float16 ends at 65504."""
+MOST_TEXT_BYTES = 2**26
 
 Source = Annotated[str, typer.Option("--source", metavar="NAME", help=SOURCE_HELP)]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise.")]
@@ -81,8 +83,10 @@ def check_numbers(
         raise SdoptError(f"--seed is {seed}; give an integer from 0 to 2**63 - 1")
     if steps is not None and not 1 <= steps <= MOST_STEPS:
         raise SdoptError(f"--steps is {steps}; give an integer from 1 to {MOST_STEPS}")
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise SdoptError(f"--guidance is {guidance}; give a number, 0 or more; 1 means none")
+    if guidance is not None and not 0 <= guidance <= MOST_GUIDANCE:
+        raise SdoptError(
+            f"--guidance is {guidance}; give a number from 0 to {MOST_GUIDANCE:g}; 1 means none"
+        )
 
 
 def check_prompt(prompt: str) -> None:
@@ -91,6 +95,8 @@ def check_prompt(prompt: str) -> None:
         raise SdoptError(
             'the prompt is empty (an unset variable?); say what the image shows: "a red star"'
         )
+    if not is_whole(prompt):
+        raise SdoptError(f"the prompt {prompt!r} is no UTF-8 text; give it in UTF-8")
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -126,7 +132,7 @@ def named_run(run: Path, baselines: Path) -> AbstractContextManager[None]:
 def lines_of(file: Path, what: str = "prompt") -> list[str]:
     """The lines of a text file that hold anything. Raises BrokenFileError naming the file."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_plain(file, MOST_TEXT_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenFileError(
             f"{file} cannot be read as text: {cause(error)}; give a file with one {what} a line"

@@ -37,7 +37,7 @@ def report(
             "--against",
             metavar="OTHER",
             help="Judge by that run (a file, or a stored run's number or name) and those before "
-            "it. Default: by the newest whole stored run before this one.",
+            "it. Default: by what was stored before this one.",
         ),
     ] = None,
     out: Annotated[

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sdopt.compile_cache.manifest import MANIFEST, SCHEMA, Manifest, name_problem, parse
 from sdopt.errors import BrokenFileError, SdoptError
@@ -120,7 +121,8 @@ def _opened(file: Path) -> Iterator[tuple[_Bounded, tarfile.TarFile]]:
     check_plain(file)
     with lzma.open(file) as whole:
         stream = _Bounded(whole, MOST_MANIFEST_BYTES + HEADER_BYTES)
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
+        source: Any = stream  # of a file, reading is all that is needed
+        with tarfile.open(fileobj=source, mode="r|") as tar:
             yield stream, tar
 
 

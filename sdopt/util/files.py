@@ -15,6 +15,7 @@ from typing import Any
 from sdopt.errors import BrokenFileError
 from sdopt.util.whole_file import write_whole as write_whole
 
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
 MOST_BYTES = 2**28
 """Of a JSON file: far more than any run has."""
 
@@ -76,14 +77,37 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
     return content
 
 
+def is_whole(text: str) -> bool:
+    """Whether it can be written: JSON and arguments may hold half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def may_be_path(text: str) -> bool:
+    """Whether a file could have that name; to ask for any other one raises an error."""
+    parts = text.encode("utf-8", "surrogateescape") if is_whole(_without_escapes(text)) else b"\0"
+    return b"\0" not in parts and len(parts) < 4096 and max(map(len, parts.split(b"/"))) < 256
+
+
+def _without_escapes(text: str) -> str:
+    """Without what stands for bytes of names that are no UTF-8."""
+    return re.sub("[\udc80-\udcff]", "", text)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BrokenFileError if it is missing, broken or no object."""
     try:
-        data = json.loads(read_plain(path, MOST_BYTES).decode("utf-8"))
+        text = read_plain(path, MOST_BYTES).decode("utf-8")
+        data = json.loads(text)
     except FileNotFoundError as error:
         raise BrokenFileError(_missing(path)) from error
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"cannot be read: {cause(error)}") from error
     if not isinstance(data, dict):
         raise damaged(path, "holds no JSON object")
+    if HALF.search(text) and not is_whole(json.dumps(data, ensure_ascii=False)):
+        raise damaged(path, "holds half a character, which no text can")
     return data

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,61 @@ def test_what_a_file_says_is_shown_in_one_line(
     (clone / "run.json").write_text(json.dumps(data))
     assert main(["baseline", "accept", "run.json", "--dry-run"]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_old_numbers_precisions_and_all_that_is_not_fine_are_told(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(history(clone / "baselines"), "new", a_run(SLOWER, ssim_drift=0.875))
+    submit(clone, a_run(SLOWER, ssim_drift=0.5), seed=9)
+    assert main(["baseline", "accept", "run.json", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"final +ssim_drift +0\.875 +-?0\.\d+ ", told)
+    assert "float32 latents final/red-star: 64 of 64 values" in told
+    refused = refused_accept(capsys)
+    number, named = re.search(r"(\d+) verdicts are not fine: (.*); say why", refused).groups()
+    more = re.search(r"; and (\d+) more, which --dry-run shows", named)
+    assert int(number) == 3 + int(more[1])
+
+
+def refused_accept(capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    capsys.readouterr()
+    assert main(["baseline", "accept", "run.json", "--yes", *more]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_reason_stays_text_in_the_changelog(clone: Path) -> None:
+    evil = "<img src=x> for @octocat [x](http://e.example) `a` *b* \x1b[31m &amp; latency_ms"
+    assert main(["baseline", "accept", "run.json", "--reason", evil, "--yes"]) == 0
+    from markdown_it import MarkdownIt
+
+    parsed = MarkdownIt("commonmark").parse((clone / "CHANGELOG.md").read_text())
+    tokens = [inner for one in parsed for inner in (one, *(one.children or ()))]
+    assert not {"html_inline", "link_open", "em_open", "html_block"} & {one.type for one in tokens}
+    shown = "".join(one.content for one in tokens if one.type == "text")
+    assert (
+        "<img src=x> for @\u200boctocat [x](http://e.example) `a` *b*  [31m &amp; latency_ms"
+        in shown
+    )
+
+
+def test_a_disk_that_is_full_or_read_only_is_named(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(clone)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        told = refused_accept(capsys, "--reason", "meant")
+    assert "No space left on device; make room there" in told
+    assert str(Path("baselines") / "unfinished") in told
+    (clone / "CHANGELOG.md").chmod(0o444)
+    told = refused_accept(capsys, "--reason", "meant")
+    assert "CHANGELOG.md cannot be written: it is read-only; make it writable" in told
+    assert state(clone) == before
 
 
 # list, show, prune

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from sdopt.errors import BrokenFileError
+from sdopt.util.files import MOST_BYTES, read_plain
 from sdopt.util.text import shown
 
 HEAD = "# Changelog\n"
@@ -25,7 +26,8 @@ def with_line(path: Path, line: str) -> bytes:
     Raises BrokenFileError for one that is no text.
     """
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else HEAD
+        text = read_plain(path, MOST_BYTES).decode() if path.exists() else HEAD
+        text = text.replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise BrokenFileError(f"{path} cannot be read: {what}; name another --changelog") from error

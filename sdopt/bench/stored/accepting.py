@@ -56,8 +56,8 @@ def store_held(
     `recover` would not touch.
     """
     _recover_held(root)
-    for path, content in files.items():
-        _check_place(root, path, content)
+    for place, content in files.items():
+        _check_place(root, place, content)
     journal = journal_path(root, baseline_set, name)
     entries = {
         os.path.relpath(path, root): {"before": digest_of(path), "after": digest(content)}
