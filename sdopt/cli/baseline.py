@@ -88,10 +88,11 @@ def show(
     baselines: Baselines = BASELINES,
     as_json: Json = False,
 ) -> int:
-    """Show one stored run: when, of which commit, on what, why accepted, and its metrics."""
+    """Show one stored run: when, of which commit, on what, why accepted, judging what, numbers."""
     check_installed()
     from sdopt.bench.metrics import METRICS
     from sdopt.bench.review.stores import chosen
+    from sdopt.bench.review.timeline import judged_by
     from sdopt.bench.stored.history import find_run, read_run
 
     if Path(run).is_file():
@@ -119,6 +120,7 @@ def show(
         "commit": found.commit,
         "accepted": found.accepted,
         "reason": found.reason,
+        "judges": judged_by(path),
         "environment": dict(found.environment),
     }
     if as_json:
@@ -136,6 +138,8 @@ def show(
 def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {one}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(value) or "nothing"
     return {True: "yes", False: "no", None: "-"}.get(value, str(value))
 
 

@@ -12,8 +12,10 @@ import pytest
 from command import plain, refusal
 from submitted import KEY, LEVEL_NAMES, SET, a_run, a_store, history, state, submit
 
+from sdopt.bench.stored.accepting import digest, journal_path
 from sdopt.bench.stored.history import run_paths, save_run
 from sdopt.cli.app import main
+from sdopt.util.files import write_whole
 
 SLOWER = {"baseline": 100.0, "final": 200.0}
 
@@ -183,12 +185,44 @@ def test_a_run_is_shown(clone: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "0003_nightly.json" in told
     assert "commit       0123456789ab" in told
     assert "accepted     no" in told
+    assert "judges       baseline, final" in told
     assert main(["baseline", "show", "run.json", "--json"]) == 0
     levels = json.loads(capsys.readouterr().out)["levels"]
     assert levels["final"]["latency_ms"] == pytest.approx(200.0)
     assert "no run '77'" in refusal(capsys, "baseline", "show", "77")
     save_run(clone / "baselines/history/gpu/embedded", "a", a_run(SLOWER, {"hardware": "gpu"}))
     assert "--hardware gpu --source embedded" in refusal(capsys, "baseline", "show", "3")
+
+
+def test_what_a_run_judges_is_shown(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the rule of the gate: an accepted run of some levels judges them at once."""
+    folder = history(clone / "baselines")
+    save_run(folder, "a", a_run({"final": 80.0}, {"accepted": True}), partial=True)
+    save_run(folder, "b", a_run({"baseline": 90.0}), partial=True)
+    for number, judges in ((6, "baseline"), (7, "final"), (8, "nothing")):
+        assert main(["baseline", "show", str(number)]) == 0
+        assert f"judges       {judges}\n" in capsys.readouterr().out
+    assert main(["history", "--hardware", KEY, "--metric", "latency_ms"]) == 0
+    told = capsys.readouterr().out
+    assert "(90 ms)  0008_b_partial.json" in told
+    assert "   80 ms  0007_a_partial.json" in told
+
+
+def test_an_interrupted_accept_names_what_is_in_its_way(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = clone / "baselines"
+    journal = journal_path(root, SET, "baseline-accept")
+    about = {"before": digest(b"old"), "after": digest(b"new")}
+    entries = {"../CHANGELOG.md": about, "images/a.png": {**about, "before": None}}
+    write_whole(journal, json.dumps({"levels": ["final"], "files": entries}).encode())
+    write_whole(root / "images" / "a.png", b"new")
+    assert main(["baseline", "accept", "run.json", "--dry-run"]) == 2
+    assert f"git checkout -- {clone / 'CHANGELOG.md'}" in capsys.readouterr().err
+    (clone / "CHANGELOG.md").write_bytes(b"old")
+    assert main(["baseline", "accept", "run.json", "--reason", "meant", "--yes"]) == 0
+    assert "undid the rest of an accept" in capsys.readouterr().err
+    assert not journal.exists()
 
 
 def test_pruning_asks_and_needs_git(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:

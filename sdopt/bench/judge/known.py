@@ -18,7 +18,7 @@ class Known:
     """What a verdict is reached from besides the number itself.
 
     `comparing` is whether a stored run was asked for. `stored` is then that run, as metrics per
-    level, `history` its file, and `later` by level that of a younger run's values; `refusal` says
+    level, `history` its file, and `files` by level that of another run's values; `refusal` says
     why there is none, and `refusal_hint` what to run.
     `redefined` says for a level of the stored run in what it was another one. `command` is what
     started this run, for the commands that verdicts suggest. `device` is 'cuda' or 'cpu'. `levels`
@@ -37,7 +37,7 @@ class Known:
     command: str = RUN
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: str | None = None
-    later: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     refusal: str | None = None
     refusal_hint: str | None = None
     redefined: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Known:
             case Fixed():
                 return None
             case _:
-                return self.later.get(level, self.history)
+                return self.files.get(level, self.history)
 
     def again(self, level: str) -> str:
         """The command that runs this level once more."""

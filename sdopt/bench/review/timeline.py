@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,8 +13,8 @@ from sdopt.bench.judge.statistics import judge_by_history
 from sdopt.bench.metrics import HISTORY_RULES, METRICS
 from sdopt.bench.review.known import device_of, is_redefined, level_of
 from sdopt.bench.review.stores import Place
-from sdopt.bench.stored.history import StoredRun, judging, newest_of, read_runs, series
-from sdopt.errors import UnknownNameError
+from sdopt.bench.stored.history import RUN_NAME, StoredRun, judging, newest_of, read_runs, series
+from sdopt.errors import BrokenFileError, UnknownNameError
 from sdopt.levels import LEVELS
 
 
@@ -115,6 +116,22 @@ def eras(
         level: {name: [int(at) for at in era] for name, era in by_metric.items()}
         for level, by_metric in series(marked, wanted, redefined).items()
     }
+
+
+def judged_by(run: Path) -> list[str] | None:
+    """The levels that a run of a history judges; None for another file, or a broken history."""
+    if not RUN_NAME.fullmatch(run.name):
+        return None
+    try:
+        runs = judging(read_runs(run.parent))
+    except BrokenFileError:
+        return None
+    here = {number for number, one in enumerate(runs) if one.path.name == run.name}
+    return [
+        level
+        for level, by_metric in eras(runs).items()
+        if any(here & {*era} for era in by_metric.values())
+    ]
 
 
 def _marked(metrics: Mapping[str, Mapping[str, Any]], at: int) -> dict[str, dict[str, Any]]:

@@ -51,8 +51,8 @@ class Compared:
         return newest_of(self.runs)
 
     @property
-    def later(self) -> dict[str, Path]:
-        """By level the file of its stored values, where that is a younger one than `newest`'s."""
+    def files(self) -> dict[str, Path]:
+        """By level the file of its stored values, where that is another one than `newest`'s."""
         found = {name: newest_with(self.runs, name).path for name in self.newest.metrics}
         return {name: path for name, path in found.items() if path != self.newest.path}
 
@@ -92,7 +92,7 @@ def take(known: Known, found: Compared, redefined: Redefined) -> None:
     newest = found.newest
     known.comparing = True
     known.stored, known.history, known.commit = newest.metrics, str(newest.path), newest.commit
-    known.later = {name: str(path) for name, path in found.later.items()}
+    known.files = {name: str(path) for name, path in found.files.items()}
     changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
     known.redefined = {name: what for name, what in changes.items() if what}
     known.series = series(found.runs, HISTORY_RULES, redefined)

@@ -126,18 +126,20 @@ def newest_of(runs: Sequence[StoredRun]) -> StoredRun:
     """What is stored by now, of runs that judge: the newest whole one, with what came after it.
 
     A level of a younger run has its values, and where it lacks one the older value of the same
-    definition.
+    definition. All else is told of the whole run or, where there is none or a run of some levels
+    was named, of the newest one.
     """
-    whole = _newest_whole(runs) or 0
-    newest = runs[whole]
-    for run in runs[whole + 1 :]:
+    whole = _newest_whole(runs)
+    newest = runs[whole or 0]
+    for run in runs[(whole or 0) + 1 :]:
         rows = {name: _over(newest.metrics.get(name, {}), row) for name, row in run.metrics.items()}
         newest = replace(
             newest,
             metrics={**newest.metrics, **rows},
             judged=tuple(dict.fromkeys((*newest.judged, *run.judged))),
         )
-    return newest
+    about = runs[-1] if whole is None or not runs[-1].accepted else runs[whole]
+    return replace(about, metrics=newest.metrics, judged=newest.judged)
 
 
 def newest_with(runs: Sequence[StoredRun], level: str) -> StoredRun:
