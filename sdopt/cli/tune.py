@@ -83,5 +83,6 @@ def tune(
     if static:
         return programs.check_machine_code(wanted)
     if not (missing or known):
+        programs.capability()  # before the file: where there is no GPU, no other one helps
         refuse_existing(wanted.out, force=force)
     return programs.tune_levels(wanted)
