@@ -1,4 +1,4 @@
-"""The tables of reference/ that the code decides: `python docs/tables.py` writes them anew."""
+"""The tables and schemas in reference/ that the code decides: `python docs/tables.py` writes them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import typer
 
 from sdopt.bench import plugin
 from sdopt.bench.report.results import write_table
+from sdopt.bench.stored import schema
 from sdopt.bench.stored.baselines import read_limits
 from sdopt.cli.app import app
 from sdopt.levels import LEVELS, Level
+from sdopt.util.files import write_whole
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "reference"
+SCHEMAS = REFERENCE / "schemas"
 LIMITS = DOCS.parent / "baselines" / "images" / "embedded" / "limits.json"
 
 
@@ -133,10 +136,14 @@ TABLES: dict[str, tuple[Path, Callable[[], list[str]]]] = {
 
 
 def main() -> int:
-    """Write every table into its page."""
+    """Write every table into its page, and every schema."""
     for name, (page, lines) in TABLES.items():
         write_table(page, lines(), name)
         print(f"wrote {name} into {page}")
+    for name in schema.NAMES:
+        path = SCHEMAS / f"{name}.json"
+        write_whole(path, schema.published(name).encode())
+        print(f"wrote {path}")
     return 0
 
 
