@@ -8,6 +8,7 @@ PEAK_PAIRS = Pairs(matters={"cuda": 0.01}, least_effect=0.005)
 PEAK_RULE = ByHistory(priors={"cuda": Prior(spread=0.0005, least_effect=0.005)}, pairs=PEAK_PAIRS)
 PEAK = Metric(
     name="peak_allocated_mib",
+    about="peak of allocated CUDA memory of one image",
     unit="MiB",
     of=Subject.MEMORY,
     needed=True,
@@ -18,6 +19,7 @@ METRICS = (
     PEAK,
     Metric(
         name="peak_reserved_mib",
+        about="peak that PyTorch's allocator reserved",
         unit="MiB",
         of=Subject.MEMORY,
         rule=Shown("the allocator's blocks depend on what ran before"),
@@ -25,6 +27,7 @@ METRICS = (
     ),
     Metric(
         name="device_used_mib",
+        about="memory in use on the whole device",
         unit="MiB",
         of=Subject.MEMORY,
         rule=Shown("other processes and the driver are in it"),

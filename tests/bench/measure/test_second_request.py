@@ -21,7 +21,9 @@ def plain(micro_source: Source) -> LevelPipeline:
     return build(micro_source, PLAIN)
 
 
-@pytest.mark.parametrize("level", [PLAIN, replace(TURBO, steps=6)], ids=lambda level: level.name)
+@pytest.mark.parametrize(
+    "level", [PLAIN, replace(TURBO, steps=6, cfg_cutoff=0.4)], ids=lambda level: level.name
+)
 def test_a_healthy_level_keeps_nothing(
     level: Level, micro_source: Source, micro_request: Request
 ) -> None:
