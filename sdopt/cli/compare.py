@@ -149,5 +149,5 @@ def _tell(out: Path, made: list[Made], likeness: list[float | None], as_json: bo
         memory = f"{row['peak_memory_mib']:.0f} MiB"
         print(f"{row['level']:18s} {row['ms']:9.1f} ms with compiling  {memory}{ssim}")
     if likeness[1] is None:
-        print("no SSIM: pip install 'sdopt[bench]' brings scikit-image")
+        print("no SSIM: pip install -e '.[bench]' in a clone brings scikit-image")
     print(f"wrote {out}; its reference is {made[0].recipe.level}")

@@ -233,7 +233,7 @@ def test_a_plain_installation_runs_all_but_the_suite(tmp_path: Path) -> None:
     names = ("--levels", "express,turbo", "--source", "embedded")
     done = plain("compare", RING, *names, "--size", "64", "-o", out)
     assert (done.returncode, out.is_file()) == (0, True), done.stderr
-    assert "no SSIM: pip install 'sdopt[bench]'" in done.stdout
+    assert "no SSIM: pip install -e '.[bench]'" in done.stdout
     for command in ("levels", "doctor"):
         done = plain(command, "--json")
         assert done.returncode == 0, done.stderr
@@ -245,7 +245,7 @@ def test_the_suite_says_what_it_needs(
 ) -> None:
     monkeypatch.setattr(suite, "find_spec", lambda name: None if name == "pytest" else name)
     told = refusal(capsys, "bench")
-    assert "the suite needs pytest; pip install sdopt[bench]" in told
+    assert "the suite needs pytest; pip install -e '.[bench]'" in told
 
 
 # bench

@@ -10,7 +10,7 @@ from _pytest.junitxml import xml_key
 
 from sdopt.bench.judge.verdict import exit_code
 from sdopt.bench.plugin import raised, unfinished
-from sdopt.bench.plugin.keys import COMPARISON, SESSION, STORING
+from sdopt.bench.plugin.keys import COMPARISON, REACHED, SESSION, STORING
 from sdopt.bench.report.verdicts import write_verdicts
 from sdopt.bench.session import Session
 
@@ -26,7 +26,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     try:
         yield
     finally:
-        reached = session.gate.verdicts[before:]
+        reached = item.stash[REACHED] = session.gate.verdicts[before:]
         if reached:
             session.judged.append(item.nodeid)
         if any(not verdict.passed for verdict in reached):
