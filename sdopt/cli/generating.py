@@ -54,8 +54,9 @@ class Recipe:
 class Made:
     """An image, the time of its call, and the most memory that was in use meanwhile.
 
-    The first image of a pipeline includes compiling and capturing. `memory_of` says whose memory
-    it is: reserved on the GPU (with the pools of CUDA graphs), or the process on a CPU.
+    `once` names what the first image of such a pipeline includes: compiling, capturing, or nothing
+    of its own. `memory_of` says whose memory it is: reserved on the GPU (with the pools of CUDA
+    graphs), or the process on a CPU.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Made:
     ms: float
     peak_memory_mib: float
     memory_of: str
+    once: str
 
 
 def lasting_name(given: str, source: Source) -> str:
@@ -177,7 +179,20 @@ def _made(pipeline: LevelPipeline, recipe: Recipe) -> Made:
         raise SdoptError(f"level {recipe.level!r} made an image of NaN; try another --guidance")
     image: Image = pipeline.numpy_to_pil(array)[0]
     memory_mib, memory_of = peak()
-    return Made(recipe=recipe, image=image, ms=ms, peak_memory_mib=memory_mib, memory_of=memory_of)
+    return Made(
+        recipe=recipe,
+        image=image,
+        ms=ms,
+        peak_memory_mib=memory_mib,
+        memory_of=memory_of,
+        once=_once(pipeline),
+    )
+
+
+def _once(pipeline: LevelPipeline) -> str:
+    if pipeline.level.compiled:
+        return "compiling"
+    return "capturing" if pipeline.engine and pipeline.device.type == "cuda" else ""
 
 
 def _or_refused(call: Callable[[], Any]) -> Any:

@@ -13,6 +13,6 @@ def check_installed() -> None:
     """Raise MissingToolError naming what is not installed."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingToolError(
-            f"the suite needs {', '.join(missing)}; "
-            "pip install -e '.[bench]' in a clone brings them"
+            f"the suite needs {', '.join(missing)}; in a clone of sdopt, "
+            "pip install -c constraints.txt -e '.[bench]' brings them"
         )
