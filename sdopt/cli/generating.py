@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdopt.cli.progress import Steps, progress
 from sdopt.errors import BrokenFileError, MissingToolError, SdoptError, SourceError
 from sdopt.util.files import cause, read_plain
+from sdopt.util.unsaid import unsaid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 MOST_LORA_BYTES = 2**32
+LORA_LOGGERS = ("diffusers.loaders.lora_base", "diffusers.loaders.peft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,8 @@ def _put_on(pipeline: LevelPipeline, file: str, weights: dict[str, Any]) -> None
     if not is_peft_available():
         raise MissingToolError("--lora needs peft, which is not installed; pip install peft")
     try:
-        pipeline.load_lora_weights(dict(weights))
+        with unsaid("No LoRA keys associated", *LORA_LOGGERS):  # of the part that it leaves alone
+            pipeline.load_lora_weights(dict(weights))
         adapters = pipeline.get_active_adapters()
     except Exception as error:  # peft and diffusers raise nearly anything for what does not fit
         raise SourceError(

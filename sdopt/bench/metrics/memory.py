@@ -23,7 +23,7 @@ METRICS = (
         unit="MiB",
         of=Subject.MEMORY,
         rule=Shown("the allocator's blocks depend on what ran before"),
-        columns=(Column(heading="reserved", form=".0f", place=60, optional=True),),
+        columns=(Column(heading="reserved MiB", form=".0f", place=60, optional=True),),
     ),
     Metric(
         name="device_used_mib",
@@ -31,6 +31,6 @@ METRICS = (
         unit="MiB",
         of=Subject.MEMORY,
         rule=Shown("other processes and the driver are in it"),
-        columns=(Column(heading="used", form=".0f", place=70, optional=True),),
+        columns=(Column(heading="used MiB", form=".0f", place=70, optional=True),),
     ),
 )
