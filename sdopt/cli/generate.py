@@ -251,7 +251,7 @@ def _recipes_again(
         raise BrokenFileError(f"{error}; say with --lora where the file lies now") from error
     if found.sha256 != first.lora.sha256:
         raise BrokenFileError(
-            f"{file} is not the file that {job.like} was made with: its SHA-256 is another one; "
+            f"{file} is not the file that {job.like} was made with: its SHA-256 differs; "
             "name the right one with --lora"
         )
     return tuple(replace(recipe, source=source, lora=found) for recipe in recipes), weights
