@@ -1,4 +1,4 @@
-"""The tables of reference/ that the code decides: `python docs/tables.py` writes them anew."""
+"""What reference/ takes from the code: `python docs/tables.py` writes tables and schemas anew."""
 
 from __future__ import annotations
 
@@ -10,13 +10,27 @@ from typing import Any
 import typer
 
 from sdopt.bench import plugin
+from sdopt.bench.metrics import METRICS
+from sdopt.bench.metrics.metric import (
+    AsAccepted,
+    Better,
+    ByHistory,
+    Fixed,
+    Measured,
+    Metric,
+    Shown,
+    Subject,
+)
 from sdopt.bench.report.results import write_table
+from sdopt.bench.stored import schema
 from sdopt.bench.stored.baselines import read_limits
 from sdopt.cli.app import app
 from sdopt.levels import LEVELS, Level
+from sdopt.util.files import write_whole
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "reference"
+SCHEMAS = REFERENCE / "schemas"
 LIMITS = DOCS.parent / "baselines" / "images" / "embedded" / "limits.json"
 
 
@@ -60,6 +74,86 @@ def _likeness(name: str, limits: Mapping[str, Any]) -> list[str]:
     none = "not comparable" if LEVELS[name].reference else "-"
     cost = f"{limits['cost']['measured']:.4f}" if "cost" in limits else none
     return [f"`{name}`", cost, f"{limits['ground_truth']['measured']:.4f}"]
+
+
+BENCHMARKS = {
+    Subject.LATENCY: ["test_latency"],
+    Subject.MEMORY: ["test_memory"],
+    Subject.STORED: ["test_drift"],
+    Subject.LATENTS: ["test_latents"],
+    Subject.FLOAT64: ["test_latents_float64"],
+    Subject.REFERENCE: ["test_cost"],
+    Subject.GROUND_TRUTH: ["test_ground_truth"],
+    Subject.WORK: ["test_work"],
+    Subject.LEVEL: ["test_effect", "test_repeat"],
+}
+"""What judges the metrics of a subject; of a level as a whole, each its own."""
+
+
+def _by_subject() -> list[Metric]:
+    order = list(BENCHMARKS)
+    return sorted(METRICS.values(), key=lambda metric: order.index(metric.of))
+
+
+def judged() -> list[str]:
+    """Each metric that a run can fail by."""
+    rows = [
+        [f"`{one.name}`", one.unit or "-", one.about, _has_to_be(one), _when(one)]
+        for one in _by_subject()
+        if not isinstance(one.rule, Shown)
+    ]
+    return table(
+        "| metric | unit | what is measured | has to be | judged |", "|---" * 5 + "|", rows
+    )
+
+
+def _when(metric: Metric) -> str:
+    return "with `--benchmark-compare`" if isinstance(metric.rule, ByHistory) else "always"
+
+
+def _has_to_be(metric: Metric) -> str:
+    """What passes, from the metric's rule."""
+    rule = metric.rule
+    if isinstance(rule, ByHistory):
+        return _by_history(rule)
+    if isinstance(rule, AsAccepted):
+        return "equal to the stored count"
+    if isinstance(rule, Measured):
+        bound = "least" if metric.better is Better.HIGHER else "most"
+        default = "" if rule.default is None else f"{rule.default:g}".replace("e-0", "e-")
+        where = f" ({default} for a set that nobody measured)" if default else ""
+        return f"at {bound} `{rule.kind}` of `limits.json`{where}"
+    if isinstance(rule, Fixed):
+        cpu, cuda = (f"{rule.by_device[device]:g}" for device in ("cpu", "cuda"))
+        return f"at most {cpu}" if cpu == cuda else f"at most {cpu} on a CPU, {cuda} on CUDA"
+    return "none"
+
+
+def _by_history(rule: ByHistory) -> str:
+    spread, exact = "within the spread of the stored runs", "not more than in the newest stored run"
+    exacts = {rule.prior("cuda", level) is None for level in LEVELS.values()}
+    if len(exacts) == 1:
+        return exact if exacts.pop() else spread
+    return f"{exact}; {spread} under cuDNN's search"
+
+
+def recorded() -> list[str]:
+    """Each metric that nothing fails by."""
+    shown = [one for one in _by_subject() if isinstance(one.rule, Shown)]
+    rows = [[f"`{one.name}`", one.unit or "-", one.about] for one in shown]
+    return table("| metric | unit | what |", "|---|---|---|", rows)
+
+
+def benchmarks() -> list[str]:
+    """Which benchmark judges which metrics."""
+    judged = [one for one in METRICS.values() if not isinstance(one.rule, Shown)]
+    rows = []
+    for subject, tests in BENCHMARKS.items():
+        names = [one.name for one in judged if one.of is subject]
+        for test in tests:
+            own = names if len(tests) == 1 else [test.removeprefix("test_")]
+            rows.append([f"`{test}`", ", ".join(f"`{name}`" for name in own)])
+    return table("| benchmark | metrics |", "|---|---|", rows)
 
 
 class _Recorder:
@@ -126,6 +220,9 @@ TABLES: dict[str, tuple[Path, Callable[[], list[str]]]] = {
     "levels": (REFERENCE / "levels.md", levels),
     "whys": (REFERENCE / "levels.md", whys),
     "likeness": (REFERENCE / "levels.md", likeness),
+    "judged": (REFERENCE / "metrics.md", judged),
+    "recorded": (REFERENCE / "metrics.md", recorded),
+    "benchmarks": (REFERENCE / "metrics.md", benchmarks),
     "options": (REFERENCE / "options.md", options),
     "commands": (REFERENCE / "commands.md", commands),
 }
@@ -133,10 +230,14 @@ TABLES: dict[str, tuple[Path, Callable[[], list[str]]]] = {
 
 
 def main() -> int:
-    """Write every table into its page."""
+    """Write every table into its page, and every schema."""
     for name, (page, lines) in TABLES.items():
         write_table(page, lines(), name)
         print(f"wrote {name} into {page}")
+    for name in schema.NAMES:
+        path = SCHEMAS / f"{name}.json"
+        write_whole(path, schema.published(name).encode())
+        print(f"wrote {path}")
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.util.startup import collector_paused
+from sdopt.util.unsaid import unsaid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,9 @@ def load_pipeline(
     loaded and OutOfMemoryError for a level that does not fit on the device.
     """
     chosen = get_level(level)  # a misspelt one is refused before the seconds of imports
-    with collector_paused():
+    # diffusers imports image processors that no level uses, and transformers misses torchvision.
+    torchvision = unsaid("requires torchvision", "transformers.utils.import_utils")
+    with collector_paused(), torchvision:
         from sdopt.engine.prepare import prepared  # imports torch, which its thread needs whole
 
         with prepared(chosen, device):

@@ -50,6 +50,8 @@ def load():
             pipeline.vae.decoder.conv_out.bias.add_(0.2)
     if FAULT == "raises":
         raise RuntimeError("no such model")
+    if FAULT == "returns nothing":
+        return
     return pipeline
 '''
 CONFTEST = """

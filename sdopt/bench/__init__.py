@@ -1,1 +1,1 @@
-"""The regression suite: measure, store, judge, report. Needs `pip install sdopt[bench]`."""
+"""The regression suite: measure, store, judge, report. Needs the extra `bench`."""

@@ -126,7 +126,7 @@ def _print_review(found: Review) -> None:
         before = found.before.get(verdict.level, {}).get(verdict.metric)
         print(shown(f"  {_row(verdict, before)}"))
     if not given.has_kept:
-        print("images, latents and counts: the run left none, so they stay")
+        print("images, latents and counts: the run left none, so the stored ones stay")
     for change in found.changes:
         print(
             shown(f"  {change.kept.kind} {change.kept.level}/{change.kept.prompt}: {change.what}")
@@ -134,7 +134,7 @@ def _print_review(found: Review) -> None:
     for level, what in found.counts.items():
         print(shown(f"  counts {level}: {what}"))
     if given.has_kept and not (found.changes or found.counts):
-        print("images, latents and counts: as they are stored")
+        print("images, latents and counts: the same as the stored ones")
 
 
 def _row(verdict: Verdict, before: float | None) -> str:
@@ -152,9 +152,9 @@ def _after(found: Review) -> str:
     told = ""
     if found.left_behind:
         judge = "judges" if found.left_behind == 1 else "judge"
-        told += f"; {counted(found.left_behind, 'earlier run')} {judge} its levels no more"
+        told += f"; {counted(found.left_behind, 'earlier run')} no longer {judge} its levels"
     if found.given.is_partial:
-        told += "; it left benchmarks out: other levels are judged by what they were before"
+        told += "; it left benchmarks out: other levels are judged as before"
     return told
 
 

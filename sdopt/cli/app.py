@@ -37,8 +37,6 @@ _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
 app = typer.Typer(
     **_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, serve, measure, tune."
 )
-cache = typer.Typer(**_PLAIN, help="Keep compiled code in one file: pack, check, unpack.")
-baseline = typer.Typer(**_PLAIN, help="Stored baselines: accept, list, show, prune.")
 CONFIRMED = f"{CODES}; 1 not confirmed, and nothing written"
 
 
@@ -57,17 +55,39 @@ def _options(
     """Nothing: the options act by themselves."""
 
 
-def _add(to: typer.Typer, command: Callable[..., int], examples: str, codes: str = CODES) -> None:
+def _epilog(examples: str, codes: str) -> str:
     told = "\n".join(f"  {line}" for line in examples.splitlines())
-    to.command(
-        command.__name__.rstrip("_"), epilog=f"\b\nExample:\n{told}\n\nExit codes: {codes}."
-    )(command)
+    return f"\b\nExample:\n{told}\n\nExit codes: {codes}."
 
 
-_add(app, levels, "sdopt levels\nsdopt levels --json")
+def _add(
+    to: typer.Typer, command: Callable[..., int], short: str, examples: str, codes: str = CODES
+) -> None:
+    """`short` is its line in the list of commands, which cuts what does not fit into 80 columns."""
+    name = command.__name__.rstrip("_")
+    to.command(name, short_help=short, epilog=_epilog(examples, codes))(command)
+
+
+cache = typer.Typer(
+    **_PLAIN,
+    help="Keep compiled code in one file: pack, check, unpack.",
+    epilog=_epilog(
+        "sdopt cache pack turbo.tar.xz --levels turbo,express\n"
+        "sdopt cache unpack turbo.tar.xz compiled/",
+        CODES,
+    ),
+)
+baseline = typer.Typer(
+    **_PLAIN,
+    help="Stored baselines: accept, list, show, prune.",
+    epilog=_epilog("sdopt baseline list\nsdopt baseline accept run.json --dry-run", CONFIRMED),
+)
+
+_add(app, levels, "Show the ladder and what runs here.", "sdopt levels\nsdopt levels --json")
 _add(
     app,
     generate,
+    "Generate an image, or a grid of several.",
     'sdopt generate "a large red star at the center on a blue background" --seed 1 -o star.png\n'
     "sdopt generate --like star.png",
     f"{CODES}; 1 with --like: the image is not the same, bit for bit",
@@ -75,11 +95,13 @@ _add(
 _add(
     app,
     compare,
+    "Generate one prompt with several levels, side by side.",
     'sdopt compare "a small blue ring at the center on a white background" --levels final,turbo',
 )
 _add(
     app,
     serve,
+    "Serve images over HTTP, as OpenAI's API has them.",
     "sdopt serve --level turbo\nsdopt serve --devices cuda:0,cuda:1 --sizes 512x512,512x768",
     "0 ended by SIGTERM or Ctrl-C, after what was queued; 2 a mistake in the arguments, or no "
     "worker can be had",
@@ -87,45 +109,78 @@ _add(
 _add(
     app,
     bench,
+    "Measure and judge the levels; ends with the suite's exit code.",
     "sdopt bench --level turbo --compare\nsdopt bench --ab origin/main --level final",
     "those of the suite: 0 pass; 1 regression; 2 a fault, a mistake in the arguments, or nothing "
     "to run it with; 10 too noisy for an answer; 3 and 5 pytest's own, without a verdict",
 )
-_add(app, history, "sdopt history\nsdopt history --level turbo --metric latency_ms --json")
+_add(
+    app,
+    history,
+    "Show the stored runs of this machine.",
+    "sdopt history\nsdopt history --level turbo --metric latency_ms --json",
+)
 app.add_typer(baseline, name="baseline")
 _add(
     baseline,
     accept,
+    "Make a run the new baseline, after showing old against new.",
     "sdopt baseline accept run.json --dry-run\n"
     'sdopt baseline accept run.json --reason "a decoder of better quality, 3 % slower"',
     CONFIRMED,
 )
-_add(baseline, list_, "sdopt baseline list")
+_add(baseline, list_, "List the stored histories and images.", "sdopt baseline list")
 _add(
     baseline,
     show,
+    "Show one stored run and its metrics.",
     "sdopt baseline show 0015 --hardware nvidia-h100-80gb-hbm3-79gib-700-w --source sd15-random",
 )
-_add(baseline, prune, "sdopt baseline prune --dry-run", CONFIRMED)
+_add(
+    baseline,
+    prune,
+    "Remove stored runs that judge nothing any more.",
+    "sdopt baseline prune --dry-run",
+    CONFIRMED,
+)
 _add(
     app,
     report,
+    "Judge a run and show it as an HTML page or Markdown.",
     "sdopt report run.json -o run.html --markdown\nsdopt report run.json --against 0009",
     f"{CODES}; a regression in the run is no mistake of the report: 0",
 )
 app.add_typer(cache, name="cache")
-_add(cache, pack, "sdopt cache pack turbo.tar.xz --levels turbo,express")
-_add(cache, check, "sdopt cache check turbo.tar.xz")
-_add(cache, unpack, "sdopt cache unpack turbo.tar.xz compiled/")
+_add(
+    cache,
+    pack,
+    "Compile levels in a fresh process and pack the result.",
+    "sdopt cache pack turbo.tar.xz --levels turbo,express",
+)
+_add(
+    cache,
+    check,
+    "Say whether a file is whole and fits this machine.",
+    "sdopt cache check turbo.tar.xz\nsdopt cache check turbo.tar.xz --json",
+)
+_add(
+    cache,
+    unpack,
+    "Unpack into an empty folder; prints how to use it.",
+    "sdopt cache unpack turbo.tar.xz compiled/",
+)
 _add(
     app,
     tune,
+    "Measure the best tiles of each kernel on this GPU, or prove them.",
     "sdopt tune --missing\nsdopt tune --prove",
-    f"{CODES}; 1 with --prove or --static: a tile fails",
+    f"{CODES}; 1 with --prove or --static: a tile fails. The result is a JSON file, the table in "
+    "--out",
 )
 _add(
     app,
     doctor,
+    "Say what is installed here and what has to be fixed.",
     "sdopt doctor\nsdopt doctor --json",
     f"{CODES}; 1 something has to be fixed",
 )

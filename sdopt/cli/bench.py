@@ -65,7 +65,10 @@ def bench(
         typer.Argument(metavar="[-- PYTEST...]", help="After --: anything else for pytest."),
     ] = None,
 ) -> int:
-    """Measure the levels, judge them, and end with the suite's exit code."""
+    """Measure the levels, judge them, and end with the suite's exit code.
+
+    The verdicts stand in verdicts.json in the clone's root folder, for programs.
+    """
     names = [get_level(name).name for name in levels or []]
     check_installed()
     if not folder.is_dir():

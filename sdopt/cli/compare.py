@@ -137,7 +137,13 @@ def _ssim(image: Image, other: Image) -> float | None:
 
 def _tell(out: Path, made: list[Made], likeness: list[float | None], as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
-        {**asdict(one.recipe), "ms": one.ms, "peak_memory_mib": one.peak_memory_mib, "ssim": ssim}
+        {
+            **asdict(one.recipe),
+            "ms": one.ms,
+            "ms_includes": one.once,
+            "peak_memory_mib": one.peak_memory_mib,
+            "ssim": ssim,
+        }
         for one, ssim in zip(made, likeness, strict=True)
     ]
     if as_json:
@@ -147,7 +153,8 @@ def _tell(out: Path, made: list[Made], likeness: list[float | None], as_json: bo
     for row in rows:
         ssim = "" if row["ssim"] is None else f"  SSIM {row['ssim']:.4f}"
         memory = f"{row['peak_memory_mib']:.0f} MiB"
-        print(f"{row['level']:18s} {row['ms']:9.1f} ms with compiling  {memory}{ssim}")
+        once = f"with {row['ms_includes']}" if row["ms_includes"] else ""
+        print(f"{row['level']:18s} {row['ms']:9.1f} ms {once:14s}  {memory}{ssim}")
     if likeness[1] is None:
-        print("no SSIM: pip install 'sdopt[bench]' brings scikit-image")
+        print("no SSIM: it needs scikit-image; pip install scikit-image")
     print(f"wrote {out}; its reference is {made[0].recipe.level}")

@@ -231,7 +231,9 @@ def _notes(device: torch.device, found: dict[str, Any]) -> Iterator[str]:
     if find_spec("peft") is None:
         yield "no peft: --lora needs it; pip install peft"
     if find_spec("pytest_benchmark") is None:
-        yield "no suite: `sdopt bench` needs pip install 'sdopt[bench]'"
+        yield (
+            "no suite: `sdopt bench` needs pip install -c constraints.txt -e '.[bench]' in a clone"
+        )
     if shutil.which("git") is None:
         yield "no git: `sdopt bench --ab` needs it"
 

@@ -195,7 +195,8 @@ def _tell(out: Path, made: Sequence[Made], as_json: bool, **more: Any) -> None:
         print_json({"file": str(out), "images": rows, **memory, **more})
         return
     for number, one in enumerate(made):
-        first = " (the first: with all that is done once)" if number == 0 else ""
+        included = f", includes {one.once}" if one.once else ""
+        first = f"  (first image{included})" if number == 0 else ""
         print(f"{one.ms:9.1f} ms  {shown(one.recipe.prompt, 60)}{first}")
     print(f"peak memory {peak:.0f} MiB {made[0].memory_of}; wrote {out}")
 
@@ -250,7 +251,7 @@ def _recipes_again(
         raise BrokenFileError(f"{error}; say with --lora where the file lies now") from error
     if found.sha256 != first.lora.sha256:
         raise BrokenFileError(
-            f"{file} is not the file that {job.like} was made with: its SHA-256 is another one; "
+            f"{file} is not the file that {job.like} was made with: its SHA-256 differs; "
             "name the right one with --lora"
         )
     return tuple(replace(recipe, source=source, lora=found) for recipe in recipes), weights

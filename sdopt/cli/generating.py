@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdopt.cli.progress import Steps, progress
 from sdopt.errors import BrokenFileError, MissingToolError, SdoptError, SourceError
 from sdopt.util.files import cause, read_plain
+from sdopt.util.unsaid import unsaid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 MOST_LORA_BYTES = 2**32
+LORA_LOGGERS = ("diffusers.loaders.lora_base", "diffusers.loaders.peft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,9 @@ class Recipe:
 class Made:
     """An image, the time of its call, and the most memory that was in use meanwhile.
 
-    The first image of a pipeline includes compiling and capturing. `memory_of` says whose memory
-    it is: reserved on the GPU (with the pools of CUDA graphs), or the process on a CPU.
+    `once` names what the first image of such a pipeline includes: compiling, capturing, or nothing
+    of its own. `memory_of` says whose memory it is: reserved on the GPU (with the pools of CUDA
+    graphs), or the process on a CPU.
     """
 
     recipe: Recipe
@@ -63,6 +66,7 @@ class Made:
     ms: float
     peak_memory_mib: float
     memory_of: str
+    once: str
 
 
 def lasting_name(given: str, source: Source) -> str:
@@ -115,7 +119,8 @@ def _put_on(pipeline: LevelPipeline, file: str, weights: dict[str, Any]) -> None
     if not is_peft_available():
         raise MissingToolError("--lora needs peft, which is not installed; pip install peft")
     try:
-        pipeline.load_lora_weights(dict(weights))
+        with unsaid("No LoRA keys associated", *LORA_LOGGERS):  # of the part that it leaves alone
+            pipeline.load_lora_weights(dict(weights))
         adapters = pipeline.get_active_adapters()
     except Exception as error:  # peft and diffusers raise nearly anything for what does not fit
         raise SourceError(
@@ -177,7 +182,20 @@ def _made(pipeline: LevelPipeline, recipe: Recipe) -> Made:
         raise SdoptError(f"level {recipe.level!r} made an image of NaN; try another --guidance")
     image: Image = pipeline.numpy_to_pil(array)[0]
     memory_mib, memory_of = peak()
-    return Made(recipe=recipe, image=image, ms=ms, peak_memory_mib=memory_mib, memory_of=memory_of)
+    return Made(
+        recipe=recipe,
+        image=image,
+        ms=ms,
+        peak_memory_mib=memory_mib,
+        memory_of=memory_of,
+        once=_once(pipeline),
+    )
+
+
+def _once(pipeline: LevelPipeline) -> str:
+    if pipeline.level.compiled:
+        return "compiling"
+    return "capturing" if pipeline.engine and pipeline.device.type == "cuda" else ""
 
 
 def _or_refused(call: Callable[[], Any]) -> Any:

@@ -76,7 +76,8 @@ def report(
     check_baselines(baselines, BASELINES)
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingToolError(
-            f"a report needs {', '.join(missing)}; pip install 'sdopt[report]' brings them"
+            f"a report needs {', '.join(missing)}; in a clone of sdopt, "
+            "pip install -c constraints.txt -e '.[report]' brings them"
         )
     from sdopt.bench.report.page import charts, html
     from sdopt.bench.report.page import markdown as text

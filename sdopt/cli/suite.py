@@ -13,5 +13,6 @@ def check_installed() -> None:
     """Raise MissingToolError naming what is not installed."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingToolError(
-            f"the suite needs {', '.join(missing)}; pip install sdopt[bench] brings them"
+            f"the suite needs {', '.join(missing)}; in a clone of sdopt, "
+            "pip install -c constraints.txt -e '.[bench]' brings them"
         )

@@ -69,6 +69,14 @@ def page(chromium: Any, report: Path) -> Any:
     return opened(chromium, report, viewport=DESKTOP)
 
 
+def test_no_column_of_the_ladder_is_cut_on_a_laptop(page: Any) -> None:
+    widths = (
+        "(one => [one.scrollWidth, one.clientWidth])(document.querySelector('#ladder .scroll'))"
+    )
+    whole, visible = page.evaluate(widths)
+    assert whole <= visible
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_nothing_is_wrong_and_nothing_is_asked_for(
     scheme: str, chromium: Any, report: Path

@@ -277,4 +277,4 @@ def test_without_the_suite_they_say_what_they_need() -> None:
         done = plain(*command.split())
         assert done.returncode == 2
         assert "the suite needs " in done.stderr
-        assert "pip install sdopt[bench]" in done.stderr
+        assert "pip install -c constraints.txt -e '.[bench]'" in done.stderr

@@ -46,6 +46,17 @@ def test_each_command_helps_with_an_example_and_its_exit_codes(
     assert "Exit codes: " in told
 
 
+@pytest.mark.parametrize("group", ["", "baseline", "cache"])
+def test_no_summary_is_cut_at_80_columns(
+    group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*group.split(), "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "..." not in told.split("Commands:\n")[1]
+    assert ("Example:\n" in told and "Exit codes: " in told) or not group
+
+
 @pytest.mark.parametrize("name", all_commands())
 def test_each_option_stands_in_the_reference(name: str) -> None:
     page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
@@ -233,7 +244,7 @@ def test_a_plain_installation_runs_all_but_the_suite(tmp_path: Path) -> None:
     names = ("--levels", "express,turbo", "--source", "embedded")
     done = plain("compare", RING, *names, "--size", "64", "-o", out)
     assert (done.returncode, out.is_file()) == (0, True), done.stderr
-    assert "no SSIM: pip install 'sdopt[bench]'" in done.stdout
+    assert "no SSIM: it needs scikit-image; pip install scikit-image" in done.stdout
     for command in ("levels", "doctor"):
         done = plain(command, "--json")
         assert done.returncode == 0, done.stderr
@@ -245,7 +256,10 @@ def test_the_suite_says_what_it_needs(
 ) -> None:
     monkeypatch.setattr(suite, "find_spec", lambda name: None if name == "pytest" else name)
     told = refusal(capsys, "bench")
-    assert "the suite needs pytest; pip install sdopt[bench]" in told
+    assert (
+        "the suite needs pytest; in a clone of sdopt, pip install -c constraints.txt -e '.[bench]'"
+        in told
+    )
 
 
 # bench

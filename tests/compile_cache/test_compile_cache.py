@@ -670,6 +670,26 @@ def test_pack_check_and_unpack(
     assert files.kept(folder) == archive.read(file)[1]
 
 
+def test_what_is_packed_is_told_to_programs_as_well(
+    generated: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = tmp_path / "cache.tar.xz", tmp_path / "unpacked"
+    pack = ["cache", "pack", str(file), "--levels", "final", "--source", "embedded"]
+    told = []
+    for command in (
+        pack,
+        ["cache", "check", str(file)],
+        ["cache", "unpack", str(file), str(folder)],
+    ):
+        assert main([*command, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    packed, checked, unpacked = told
+    assert packed == checked
+    assert (packed["levels"], packed["source"], packed["files"]) == (["final"], "embedded", 6)
+    assert unpacked["environment"]["TRITON_CACHE_DIR"] == str(folder / "triton")
+    assert {**unpacked, "environment": None} == {**packed, "environment": None}
+
+
 def test_check_and_unpack_of_what_does_not_fit_exit_with_2(
     packed: Path, here: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,8 +27,8 @@ from sdopt.pipelines.workload import Request, generate
 from sdopt.weights.sources import Source
 
 PLAIN = replace(BASELINE, steps=2)
-EAGER_CUTOFF = replace(DPM_20_CUTOFF, compiled=False, steps=5)
-EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
+EAGER_CUTOFF = replace(DPM_20_CUTOFF, compiled=False, steps=5, cfg_cutoff=0.4)
+EAGER_FINAL = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
 
 
 @pytest.fixture(scope="module")

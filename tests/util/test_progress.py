@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from sdopt.util import progress
-from sdopt.util.progress import FIRST_LINE_S, NEXT_LINES_S, Progress
+from sdopt.util.progress import FIRST_LINE_S, NEXT_LINES_S, Progress, Steps
 
 PATIENCE_S = 60.0
 
@@ -37,10 +37,14 @@ class Signalling(io.StringIO):
         self.flushed.set()
 
 
-def report(waits: int) -> tuple[str, list[float]]:
+def report(
+    waits: int, own: Steps | None = None, tests: Steps | None = None
+) -> tuple[str, list[float]]:
     """What is written about something that lasts that many pauses, and those pauses."""
     stream, done = io.StringIO(), DoneAfter(waits)
-    Progress(stream)._report("[final] compiling", done)  # type: ignore[arg-type]
+    progressing = Progress(stream)
+    progressing.tests = tests or Steps()
+    progressing._report("[final] compiling", done, own or Steps())  # type: ignore[arg-type]
     return stream.getvalue(), done.pauses
 
 
@@ -50,6 +54,30 @@ def test_the_first_line_comes_early_and_the_next_ones_seldom() -> None:
 
 def test_a_line_says_what_and_for_how_long() -> None:
     assert report(1)[0] == "\n  [final] compiling: 0 s ...\n"
+
+
+def steps(total: int, done: int, seconds: float) -> Steps:
+    """So many of them done in that time."""
+    made = Steps(total)
+    made.done, made.start = done, made.start - seconds
+    return made
+
+
+def test_a_line_says_what_is_left_where_the_number_of_steps_is_known() -> None:
+    told, _ = report(1, own=steps(5, 2, 20.0), tests=steps(11, 1, 30.0))
+    assert told == (
+        "\n  [final] compiling: 20 s, 3 of 5, about 30 s left, test 2 of 11, about 5 min left\n"
+    )
+    assert report(1, tests=steps(11, 0, 9.0))[0].endswith("compiling: 0 s, test 1 of 11\n")
+
+
+def test_whoever_is_reported_on_counts_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.2)
+    stream = Signalling()
+    with Progress(stream).during("[final] images", 3) as advance:
+        advance()
+        assert stream.flushed.wait(PATIENCE_S)
+    assert "[final] images: 0 s, 2 of 3, about 0 s left" in stream.getvalue()
 
 
 def test_only_the_first_line_leaves_pytests_own() -> None:

@@ -15,7 +15,7 @@ from sdopt.bench.ab.rounds import BLOCK_ROUNDS, BLOCKS, Side, in_order, schedule
 from sdopt.bench.metrics import PAIRED
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import changed_settings
-from sdopt.util.progress import Progress
+from sdopt.util.progress import Progress, Steps
 
 if TYPE_CHECKING:
     from sdopt.bench.judge.verdict import Verdict
@@ -57,6 +57,7 @@ class _Run:
     new: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     work: dict[str, dict[Side, Mapping[str, Any]]] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
 
     def measure_pair(self, number: int, keeper: Janitor) -> None:
         """Both workers, started afresh, and every level that is left."""
@@ -74,9 +75,11 @@ class _Run:
                 self.pairs.append(_Match(self, number, level, workers).measured())
         self._judge()
 
-    def during(self, number: int, what: str) -> AbstractContextManager[None]:
+    def during(self, number: int, what: str) -> AbstractContextManager[object]:
         """Report on what takes long."""
-        return self.progress.during(f"pair {number} of at most {self.spec.max_pairs}: {what}")
+        self.steps.total, self.steps.done = self.spec.max_pairs, number - 1
+        pair = f"pair {number} of at most {self.spec.max_pairs}{self.steps.left('at most')}"
+        return self.progress.during(f"{pair}: {what}")
 
     def _choose_levels(self, hellos: Mapping[Side, dict[str, Any]]) -> None:
         base, head = hellos["base"]["levels"], hellos["head"]["levels"]

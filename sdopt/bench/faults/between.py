@@ -38,7 +38,7 @@ def request_faults() -> list[Fault]:
             _keeping("num_inference_steps"),
             "its number of steps was not used",
         ),
-        "some of the last noise": (_blending, "after another request its image is another one"),
+        "some of the last noise": (_blending, "after another request its image differs"),
     }
     return [
         Fault(group="request", name="none (control)", inject=nullcontext, caught_by=None),

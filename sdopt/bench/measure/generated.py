@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sdopt.bench.measure.double import double_latents
@@ -36,10 +36,15 @@ class Generated:
         return None
 
 
-def generate_all(pipeline: LevelPipeline, requests: Sequence[Request]) -> Generated:
-    """Every request in turn, then the first one again."""
+def generate_all(
+    pipeline: LevelPipeline, requests: Sequence[Request], advance: Callable[[], None] = lambda: None
+) -> Generated:
+    """Every request in turn, then the first one again; `advance` is called after each."""
     first = requests[0]
-    generated = {request.name: generate_with_latents(pipeline, request) for request in requests}
+    generated = {}
+    for request in requests:
+        generated[request.name] = generate_with_latents(pipeline, request)
+        advance()
     repeat = repeat_of(first.name, generated[first.name], generate_with_latents(pipeline, first))
     double = double_latents(pipeline, first)
     return Generated(

@@ -141,6 +141,6 @@ def _differing(when: str, image: Image, again: Image, tolerance: float) -> list[
     if difference <= tolerance:  # NaN is no likeness
         return []
     return [
-        f"second request: {when} its image is another one, by {difference:.2g} "
+        f"second request: {when} its image differs, by {difference:.2g} "
         f"({tolerance:g} may be): something was kept from an earlier request"
     ]

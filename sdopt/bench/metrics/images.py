@@ -62,6 +62,7 @@ def _other_noise(row: Row) -> bool:
 
 SSIM_DRIFT = Metric(
     name="ssim_drift",
+    about="SSIM of the worst prompt's image to the level's own stored one",
     of=Subject.STORED,
     better=Better.HIGHER,
     least=-1.0,
@@ -77,6 +78,10 @@ SSIM_DRIFT = Metric(
 )
 BLOCK_DRIFT = Metric(
     name="block_drift",
+    about=(
+        "mean difference of the worst block of 4 x 4 pixels, which a mean over the image hides, as "
+        "a share of the full range"
+    ),
     of=Subject.STORED,
     compare=worst_block,
     rule=Fixed(by_device={"cpu": BLOCK_DRIFT_LIMIT, "cuda": BLOCK_DRIFT_LIMIT}),
@@ -85,6 +90,7 @@ BLOCK_DRIFT = Metric(
 )
 SSIM_COST = Metric(
     name="ssim_cost",
+    about="mean SSIM over the prompts to the level's reference, if the two are comparable",
     of=Subject.REFERENCE,
     better=Better.HIGHER,
     least=-1.0,
@@ -97,6 +103,10 @@ SSIM_COST = Metric(
 )
 SSIM_TRUTH = Metric(
     name="ssim_ground_truth",
+    about=(
+        "mean SSIM over the prompts to the ground truth of their captions, for captions of the "
+        "miniature"
+    ),
     of=Subject.GROUND_TRUTH,
     better=Better.HIGHER,
     least=-1.0,

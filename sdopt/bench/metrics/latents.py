@@ -39,6 +39,10 @@ def distance(values: NDArray[Any], others: NDArray[Any]) -> Seen:
 
 LATENT_DRIFT = Metric(
     name="latent_drift",
+    about=(
+        "final latents of the worst prompt, as the decoder gets them, against the level's own "
+        "stored ones (relative L2)"
+    ),
     of=Subject.LATENTS,
     compare=distance,
     # What may always pass is a few roundings of float32.
@@ -48,6 +52,10 @@ LATENT_DRIFT = Metric(
 )
 LATENT_DRIFT_FLOAT64 = Metric(
     name="latent_drift_float64",
+    about=(
+        "the same for the first prompt, generated in five steps in float64 by a copy of the "
+        "level's modules, on a CPU"
+    ),
     of=Subject.FLOAT64,
     compare=distance,
     # Two values of the engine's float32 sample that round the other way.

@@ -66,6 +66,10 @@ def lpips(image: NDArray[Any], other: NDArray[Any]) -> Seen:
 METRICS = (
     Metric(
         name="lpips_drift",
+        about=(
+            "LPIPS (AlexNet) of the worst prompt's image to the level's own stored one; only where "
+            "torchvision, torchmetrics or lpips, and AlexNet's weights are there already"
+        ),
         of=Subject.STORED,
         compare=lpips,
         rule=Shown("its spread between machines was not measured, and few have its weights"),

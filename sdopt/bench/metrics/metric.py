@@ -181,7 +181,8 @@ class Column:
 class Metric:
     """One number of a level, from how it is measured to what a reader does about it.
 
-    `name` is its key in stored runs and verdicts, with the unit in it. `take` gets it from the
+    `name` is its key in stored runs and verdicts, with the unit in it. `about` says what is
+    measured, for docs/reference/metrics.md. `take` gets it from the
     record of its subject, by default what has its name there; None means that it is not known
     here, which is a fault of a `needed` one. Of images (height, width, 3), uint8, and of latents
     `compare` makes it instead, of ours and of the other. `what` words the reason: {count} prompts,
@@ -193,6 +194,7 @@ class Metric:
     name: str
     of: Subject
     rule: Rule
+    about: str = ""
     better: Better = Better.LOWER
     unit: str = ""
     take: Callable[[Any], Any] | None = None

@@ -26,9 +26,10 @@ def psnr(image: NDArray[Any], other: NDArray[Any]) -> Seen:
     return Seen(min(10 * math.log10(255**2 / error), PSNR_CAP_DB) if error else PSNR_CAP_DB)
 
 
-def _psnr(name: str, of: Subject, *columns: Column) -> Metric:
+def _psnr(name: str, of: Subject, about: str, *columns: Column) -> Metric:
     return Metric(
         name=name,
+        about=about,
         unit="dB",
         of=of,
         better=Better.HIGHER,
@@ -43,8 +44,17 @@ METRICS = (
     _psnr(
         "psnr_drift_db",
         Subject.STORED,
+        "PSNR of the worst prompt's image to the level's own stored one",
         Column(heading="PSNR dB", form=".1f", place=95, optional=True),
     ),
-    _psnr("psnr_cost_db", Subject.REFERENCE),
-    _psnr("psnr_ground_truth_db", Subject.GROUND_TRUTH),
+    _psnr(
+        "psnr_cost_db",
+        Subject.REFERENCE,
+        "mean PSNR over the prompts to the level's reference",
+    ),
+    _psnr(
+        "psnr_ground_truth_db",
+        Subject.GROUND_TRUTH,
+        "mean PSNR over the prompts to the ground truth",
+    ),
 )

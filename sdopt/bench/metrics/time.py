@@ -55,6 +55,7 @@ LATENCY_RULE = ByHistory(
 )
 LATENCY = Metric(
     name="latency_ms",
+    about="wall time of one whole image, median of the rounds",
     unit="ms",
     of=Subject.LATENCY,
     take=attrgetter("median_ms"),
@@ -73,12 +74,14 @@ METRICS = (
     LATENCY,
     Metric(
         name="graphs_in_rounds",
+        about="graphs compiled or captured in the timed rounds",
         of=Subject.LATENCY,
         rule=Never(),
         remedy=WHERE_IT_COMPILES,
     ),
     Metric(
         name="growth_mib",
+        about="memory that each image leaves behind",
         unit="MiB",
         of=Subject.LATENCY,
         rule=Fixed(by_device=GROWTH_LIMIT_MIB),

@@ -29,10 +29,23 @@ def search_class(device: str, level: Level) -> str:
 
 
 METRICS = (
-    Metric(name="recompiles", of=Subject.WORK, rule=Never(), remedy=WHERE_IT_COMPILES),
-    Metric(name="graph_breaks", of=Subject.WORK, rule=Never(), remedy=WHERE_IT_COMPILES),
+    Metric(
+        name="recompiles",
+        about="recompilations after warm-up",
+        of=Subject.WORK,
+        rule=Never(),
+        remedy=WHERE_IT_COMPILES,
+    ),
+    Metric(
+        name="graph_breaks",
+        about="graph breaks after warm-up",
+        of=Subject.WORK,
+        rule=Never(),
+        remedy=WHERE_IT_COMPILES,
+    ),
     Metric(
         name="unet_evaluations",
+        about="whole UNets for one image",
         of=Subject.WORK,
         rule=AsAccepted(),
         better=Better.NEITHER,
@@ -41,6 +54,7 @@ METRICS = (
     ),
     Metric(
         name="tflop",
+        about="floating-point operations of one image, counted on the meta device",
         unit="1e12",
         of=Subject.WORK,
         rule=AsAccepted(),
@@ -49,6 +63,7 @@ METRICS = (
     ),
     Metric(
         name="gpu_busy_ms",
+        about="time in which the GPU is busy for one image",
         unit="ms",
         of=Subject.WORK,
         rule=ByHistory(priors={"cuda": Prior(spread=0.005, least_effect=0.01)}),
@@ -56,11 +71,17 @@ METRICS = (
     ),
     Metric(
         name="kernel_launches",
+        about="kernels of one image, on a GPU",
         of=Subject.WORK,
         rule=ByHistory(priors={"cuda": Prior(spread=0.005, least_effect=0.02)}, noise=search_class),
         columns=(Column(heading="kernels", form="d", place=40, optional=True),),
     ),
-    Metric(name="host_syncs", of=Subject.WORK, rule=ByHistory()),
+    Metric(
+        name="host_syncs",
+        about="times the host waits for the GPU",
+        of=Subject.WORK,
+        rule=ByHistory(),
+    ),
 )
 ACCEPTED_COUNTS = tuple(m.name for m in METRICS if isinstance(m.rule, AsAccepted))
 """What is stored of the work of one image, for all machines."""

@@ -100,10 +100,7 @@ def build(level: OwnLevel, source: Source, device: Any) -> OwnPipeline:
     inner = level.build()
     has_parts = denoiser_name(inner) and hasattr(getattr(inner, "vae", None), "decoder")
     if not has_parts or not hasattr(getattr(inner, "scheduler", None), "step"):
-        raise SdoptError(
-            f"level {level.name!r}: build returned {type(inner).__name__}, which does not have "
-            f"what is measured: {NEEDED}"
-        )
+        raise SdoptError(f"level {level.name!r}: build returned {_told(inner)}")
     pipeline = OwnPipeline(inner, level, source)
     if pipeline.device.type != device.type:
         raise SdoptError(
@@ -113,6 +110,12 @@ def build(level: OwnLevel, source: Source, device: Any) -> OwnPipeline:
     if hasattr(inner, "set_progress_bar_config"):
         inner.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _told(inner: Any) -> str:
+    if inner is None:
+        return "None; let it end with `return pipeline`"
+    return f"{type(inner).__name__}, which does not have what is measured: {NEEDED}"
 
 
 def denoiser_name(inner: Any) -> str:

@@ -31,6 +31,7 @@ from sdopt.bench.plugin.fixtures import (
 from sdopt.bench.plugin.outcome import (
     pytest_collection_finish,
     pytest_runtest_call,
+    pytest_runtest_protocol,
     pytest_sessionfinish,
 )
 from sdopt.bench.plugin.selection import pytest_collection_modifyitems
@@ -74,6 +75,7 @@ __all__ = [
     "pytest_generate_tests",
     "pytest_report_header",
     "pytest_runtest_call",
+    "pytest_runtest_protocol",
     "pytest_sessionfinish",
     "pytest_sessionstart",
     "pytest_terminal_summary",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sdopt.bench.judge.verdict import Verdict
 from sdopt.bench.plugin import ab, refusals
 from sdopt.bench.session import Session
 
@@ -17,4 +18,6 @@ SESSION = pytest.StashKey[Session]()
 STORING = pytest.StashKey[refusals.NothingStored]()
 COMPARISON = pytest.StashKey[ab.Comparison]()
 BENCH = pytest.StashKey["Bench"]()
+REACHED = pytest.StashKey[list[Verdict]]()
+"""On an item: the verdicts that its test reached."""
 DESELECTED = pytest.StashKey[Collection[str]]()

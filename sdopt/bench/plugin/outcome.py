@@ -10,9 +10,10 @@ from _pytest.junitxml import xml_key
 
 from sdopt.bench.judge.verdict import exit_code
 from sdopt.bench.plugin import raised, unfinished
-from sdopt.bench.plugin.keys import COMPARISON, SESSION, STORING
+from sdopt.bench.plugin.keys import COMPARISON, REACHED, SESSION, STORING
 from sdopt.bench.report.verdicts import write_verdicts
 from sdopt.bench.session import Session
+from sdopt.util.progress import Steps
 
 
 @pytest.hookimpl(wrapper=True)
@@ -26,7 +27,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     try:
         yield
     finally:
-        reached = session.gate.verdicts[before:]
+        reached = item.stash[REACHED] = session.gate.verdicts[before:]
         if reached:
             session.judged.append(item.nodeid)
         if any(not verdict.passed for verdict in reached):
@@ -47,6 +48,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     shows = unfinished.only_shows(session.config.option)
     if any(map(_judges, session.items)) and not shows:
         unfinished.mark(session.config)
+        if not os.environ.get("PYTEST_XDIST_WORKER"):  # which shares them with others
+            session.config.stash[SESSION].run.progress.tests = Steps(len(session.items))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Count what is done, for the time left."""
+    result = yield
+    item.config.stash[SESSION].run.progress.tests.done += 1
+    return result
 
 
 class Unjudged:

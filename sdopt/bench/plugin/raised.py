@@ -1,4 +1,4 @@
-"""A level whose pipeline raises: one verdict and one traceback, and a line for its other tests."""
+"""How a failure is shown: a verdict by its message, a raising level by one traceback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sdopt.bench.plugin.keys import REACHED
 from sdopt.errors import OutOfMemoryError, SdoptError, SourceError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ OF_A_LEVEL = "sdopt_level_raised"
 
 
 class Raised:
-    """Tells failures of a level from those of the suite."""
+    """Tells failures of a level from those of the suite, and shows both without what hides them."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -34,6 +35,8 @@ class Raised:
             level = raising_level(call.excinfo)
             if level is not None:
                 self._note(level, call.excinfo.value, item, report)
+            elif item.config.option.tbstyle != "long":
+                _shorten(call.excinfo, item, report)
         return report
 
     def _note(self, level: str, error: BaseException, item: pytest.Item, report: Any) -> None:
@@ -54,6 +57,26 @@ class Raised:
             item.user_properties.append((f"sdopt {verdict.metric}", verdict.outcome.value))
             report.sections.append(("verdict", verdict.message))
         self.session.judged.append(item.nodeid)
+
+
+def _shorten(excinfo: pytest.ExceptionInfo[Any], item: pytest.Item, report: Any) -> None:
+    """Show what a verdict or a named error says alone, whatever --tb the project has.
+
+    Its traceback is the suite's, and pytest's account of an `assert` prints whole arrays.
+    """
+    failed = [one.message for one in item.stash.get(REACHED, []) if not one.passed]
+    firsts = [message.partition("\n")[0] for message in failed]  # pytest indents the others
+    if isinstance(excinfo.value, AssertionError) and any(m in str(excinfo.value) for m in firsts):
+        said = "\n".join(failed)
+    elif isinstance(excinfo.value, SdoptError):
+        said = str(excinfo.value)
+    else:
+        return
+    shown: Any = excinfo.getrepr(style="value")
+    shown.reprtraceback.reprentries[-1].lines[:] = said.splitlines()
+    if shown.reprcrash is not None:
+        shown.reprcrash.message = said.partition("\n")[0]
+    report.longrepr = shown
 
 
 def raising_level(excinfo: pytest.ExceptionInfo[BaseException]) -> str | None:

@@ -97,7 +97,7 @@ def blind_note(verdicts: Sequence[Verdict], store: str) -> list[str]:
         return []
     sees = ", ".join(f"{verdict.level} {_least(verdict.detectable or 0)}" for verdict in blind)
     return [
-        f"slowdowns seen in 4 of 5 runs, so that a pass says little below: {sees}",
+        f"a pass may hide a slowdown; 4 of 5 runs would show one of: {sees}",
         f"  more stored runs see more: {store}",
     ]
 

@@ -153,7 +153,7 @@ def _read(folder: Path, name: str, wanted: str) -> tuple[Path, bytes]:
         raise BrokenFileError(f"{place} cannot be read: {error.strerror}") from error
     if digest(content) != wanted:
         raise BrokenFileError(
-            f"{place} is not what the run wrote: its SHA-256 is another one; copy {folder.name}/ "
+            f"{place} is not what the run wrote: its SHA-256 differs; copy {folder.name}/ "
             "and the JSON of the same run"
         )
     return place, content

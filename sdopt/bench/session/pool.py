@@ -122,8 +122,9 @@ class PipelinePool:
         from sdopt.bench.measure.generated import generate_all
 
         if level.name not in self._generated:
-            with self.run.progress.during(f"[{level.name}] images"):
-                made = generate_all(pipeline, self.run.workload.requests)
+            requests = self.run.workload.requests
+            with self.run.progress.during(f"[{level.name}] images", len(requests)) as advance:
+                made = generate_all(pipeline, requests, advance)
             self._generated[level.name] = made
         return self._generated[level.name]
 

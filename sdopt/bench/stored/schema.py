@@ -1,18 +1,28 @@
-"""Checks of JSON files against their published schemas, `schemas/*.json` beside this file."""
+"""Checks of JSON files against their published schemas.
+
+`schemas/*.json` beside this file holds them but for the metrics and a level's fields, which are
+the code's: `python docs/tables.py` publishes both together.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from sdopt.bench.metrics import METRICS
+from sdopt.bench.metrics.metric import Metric
+from sdopt.levels import Level
 from sdopt.util.files import damaged
 
 FOLDER = Path(__file__).parent / "schemas"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 MOST_SHOWN = 60
 """Characters of a value: it may be a whole object."""
 WORDS = {
@@ -44,9 +54,45 @@ def check(path: Path, data: Mapping[str, Any], name: str) -> None:
 
 
 def load(name: str) -> dict[str, Any]:
-    """The schema of that name."""
+    """The schema of that name, with what the code knows of metrics and levels."""
     schema: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    if name == "run":
+        measured = schema["$defs"]["measured"]["properties"]
+        measured["level_fields"]["properties"] = _level_fields()
+        measured.update(_metrics())
     return schema
+
+
+def published(name: str) -> str:
+    """The text of the schema as docs/reference/schemas/ shows it."""
+    return f"{json.dumps(load(name), indent=1, ensure_ascii=False)}\n"
+
+
+def _metrics() -> dict[str, dict[str, Any]]:
+    """Each metric by name; latency is made from the rounds, which the schema has."""
+    stored = (metric for metric in METRICS.values() if metric.name != "latency_ms")
+    return {metric.name: _metric(metric) for metric in sorted(stored, key=lambda one: one.name)}
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    bounds = {"minimum": metric.least, "maximum": metric.most}
+    told: dict[str, Any] = {"type": "number"}
+    told |= {key: int(bound) for key, bound in bounds.items() if math.isfinite(bound)}
+    return {**told, "description": metric.unit} if metric.unit else told
+
+
+def _level_fields() -> dict[str, dict[str, Any]]:
+    hints = get_type_hints(Level)
+    return {field.name: {"type": _type(hints[field.name])} for field in fields(Level)}
+
+
+def _type(hint: Any) -> str | list[str]:
+    """JSON's name of a type; several of a union, and that of its values of a Literal."""
+    if hint in TYPES:
+        return TYPES[hint]
+    parts = (part if part in TYPES else type(part) for part in get_args(hint))
+    names = list(dict.fromkeys(TYPES[part] for part in parts))
+    return names[0] if len(names) == 1 else names
 
 
 @cache

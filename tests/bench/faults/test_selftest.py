@@ -53,7 +53,7 @@ from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import Request, generate
 from sdopt.weights.sources import Source
 
-EAGER: Level = replace(FINAL, compiled=False, steps=6)
+EAGER: Level = replace(FINAL, compiled=False, steps=6, cfg_cutoff=0.4)
 IMAGE_FAULTS = {fault.name: fault for fault in image_faults()}
 
 

@@ -89,6 +89,7 @@ def noise(spread: float) -> Prior:
 # (a) False alarms by history
 
 
+@pytest.mark.slow
 @repeatable(60)
 @given(spread=spreads, ratio=st.floats(0.05, 2.0), runs=run_counts, seed=seeds)
 def test_a_healthy_run_is_rarely_blamed_if_the_prior_is_right_within_a_factor_of_2(
@@ -126,6 +127,7 @@ def test_a_machine_whose_mood_outlasts_a_run_is_rarely_blamed(
     assert blamed / number <= at_most(rate, number)
 
 
+@pytest.mark.slow
 @repeatable(60)
 @given(spread=spreads, ratio=st.floats(0.05, 50.0), runs=st.integers(8, 60), seed=seeds)
 def test_from_8_runs_on_a_healthy_run_is_rarely_blamed_whatever_the_prior(
@@ -149,6 +151,7 @@ def test_with_a_prior_that_is_no_too_small_the_error_is_never_exceeded(
 # (b) Comparisons share the error
 
 
+@pytest.mark.slow
 @repeatable(45)
 @given(
     spread=spreads,
@@ -284,6 +287,7 @@ def test_a_history_that_is_calmer_than_assumed_narrows_the_limit() -> None:
 # (d) The detectable change
 
 
+@pytest.mark.slow
 @repeatable(75)
 @given(spread=spreads, runs=run_counts, comparisons=st.sampled_from([1, 9, 36]), seed=seeds)
 def test_a_change_of_the_detectable_size_is_seen_in_4_of_5_runs(
@@ -321,6 +325,7 @@ def drifts(slope: float, spread: float, comparisons: int, number: int, seed: int
     return counts
 
 
+@pytest.mark.slow
 @repeatable(24)
 @given(
     slope=st.floats(0.25, 1.0), spread=spreads, comparisons=st.sampled_from([1, 9, 36]), seed=seeds
@@ -335,6 +340,7 @@ def test_a_slow_drift_is_reported_though_none_of_its_steps_is(
     assert counts["one step"] <= at_most(0.06, number) * number
 
 
+@pytest.mark.slow
 @repeatable(18)
 @given(spread=spreads, comparisons=st.sampled_from([1, 9, 36]), seed=seeds)
 def test_without_a_drift_none_is_reported(spread: float, comparisons: int, seed: int) -> None:
@@ -380,6 +386,7 @@ def widening(spread: float, prior: Prior, runs: int, size: float, where: int, se
     return np.asarray(factors)
 
 
+@pytest.mark.slow
 @repeatable(45)
 @given(
     spread=spreads,
@@ -444,6 +451,7 @@ def answers(
     return {str(answer): count / number for answer, count in found.items()}
 
 
+@pytest.mark.slow
 @repeatable(48)
 @given(spread=spreads, comparisons=st.sampled_from([1, 9]), seed=seeds)
 def test_pairs_of_the_same_code_are_rarely_blamed_over_all_looks(
@@ -456,6 +464,7 @@ def test_pairs_of_the_same_code_are_rarely_blamed_over_all_looks(
     assert found.get("improvement", 0) <= allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comparisons", [1, 9])
 @pytest.mark.parametrize("spread", [0.01, 0.05, 0.2])
 def test_no_look_of_a_noisy_comparison_spends_more_than_its_share(
@@ -479,6 +488,7 @@ def test_the_same_code_passes_where_pairs_are_calm(spread: float) -> None:
     assert answers(spread, 0.0, 1500, comparisons=9)["pass"] >= 0.99
 
 
+@pytest.mark.slow
 @repeatable(36)
 @given(
     spread=st.floats(0.0001, 0.2),

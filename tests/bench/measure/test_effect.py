@@ -24,10 +24,10 @@ from sdopt.pipelines.workload import Request
 from sdopt.weights.sources import Source
 
 PLAIN = replace(BASELINE, steps=2)
-EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
+EAGER_FINAL = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
 SHORT_FUSED = replace(FUSED, steps=2)
 SHORT_HOISTED = replace(HOISTED, steps=2)
-SHORT_TURBO = replace(TURBO, steps=5)
+SHORT_TURBO = replace(TURBO, steps=5, cfg_cutoff=0.4)
 
 
 def missing(level: Level, pipeline: LevelPipeline, request: Request) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from micro import LATENT_PX, TEXT_WIDTH, WIDTH, Rung
 
 from sdopt.bench.measure import observe
 from sdopt.bench.measure.observation import is_channels_last, parts
-from sdopt.levels import BASELINE, FINAL, FUSED, TURBO
+from sdopt.levels import BASELINE, FINAL, FUSED, LEVELS, TURBO
 from sdopt.miniature.tokenizer import MAX_TOKENS
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import Request, generate
@@ -45,7 +45,7 @@ def test_calls_carry_part_shapes_and_dtype(pipeline: LevelPipeline, micro_reques
 
 
 def test_settings_of_a_tuned_level_are_seen(micro_source: Source, micro_request: Request) -> None:
-    level = replace(FINAL, compiled=False, steps=5)
+    level = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
     seen = observe(build(micro_source, level), micro_request)
     assert seen.unet_batches == (2, 2, 2, 1, 1)
     assert seen.channels_last == {"unet": True, "decoder": True}
@@ -57,7 +57,7 @@ def test_settings_of_a_tuned_level_are_seen(micro_source: Source, micro_request:
 def test_an_image_of_the_engine_is_seen_call_by_call(
     micro_source: Source, micro_request: Request
 ) -> None:
-    level = replace(TURBO, steps=5)
+    level = replace(TURBO, steps=5, cfg_cutoff=0.4)
     pipeline = build(micro_source, level)
     seen = observe(pipeline, micro_request)
     assert [call.part for call in seen.calls] == [
@@ -137,4 +137,4 @@ def test_compiled_calls_run_one_graph_each(ladder: dict[str, Rung]) -> None:
     seen = ladder["final"].seen
     assert {call.graphs for call in seen.calls if call.part != "text_encoder"} == {1}
     assert {call.graphs for call in seen.calls_of("text_encoder")} == {0}
-    assert seen.unet_batches == (2,) * 9 + (1,) * 11
+    assert seen.unet_batches == LEVELS["final"].unet_batches()

@@ -23,9 +23,9 @@ from sdopt.pipelines.workload import Request
 from sdopt.weights.sources import Source, resolve
 
 PLAIN = replace(BASELINE, steps=3)
-EAGER = replace(FINAL, compiled=False, steps=5)
+EAGER = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
 ENGINE = replace(HOISTED, steps=3)
-LEVELS_OF_EACH_KIND = [PLAIN, EAGER, ENGINE, replace(TURBO, steps=5)]
+LEVELS_OF_EACH_KIND = [PLAIN, EAGER, ENGINE, replace(TURBO, steps=5, cfg_cutoff=0.4)]
 
 
 def broken(level: Level, pipeline: LevelPipeline, request: Request) -> tuple[str, ...]:

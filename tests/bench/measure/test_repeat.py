@@ -21,12 +21,12 @@ from sdopt.pipelines.pipeline import build
 from sdopt.pipelines.workload import Request
 from sdopt.weights.sources import Source
 
-EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
+EAGER_FINAL = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
 SHORT = [
     replace(BASELINE, steps=2),
     EAGER_FINAL,
     replace(HOISTED, steps=2),
-    replace(TURBO, steps=5),
+    replace(TURBO, steps=5, cfg_cutoff=0.4),
 ]
 
 

@@ -25,7 +25,8 @@ from sdopt.pipelines.workload import Request, generate
 from sdopt.weights.sources import Source
 
 PLAIN = replace(BASELINE, steps=2)
-EAGER_FINAL = replace(FINAL, compiled=False)
+EAGER_FINAL = replace(FINAL, compiled=False, steps=20, cfg_cutoff=0.4)
+CACHED = replace(TURBO, steps=20, cfg_cutoff=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def counted_on_the_cpu(model: Any, *args: Any, **kwargs: Any) -> int:
     return int(counter.get_total_flops())
 
 
-def test_final_makes_29_evaluations(micro_source: Source, micro_request: Request) -> None:
+def test_20_steps_of_which_9_are_guided_make_29_evaluations(
+    micro_source: Source, micro_request: Request
+) -> None:
     pipeline = build(micro_source, EAGER_FINAL)
     work = work_of(pipeline, observe(pipeline, micro_request))
     assert (work.unet_evaluations, work.recompiles, work.graph_breaks) == (29, 0, 0)
@@ -173,7 +176,7 @@ def full_evaluations(level: Level) -> int:
 def test_shallow_calls_of_turbo_are_counted_apart(
     micro_source: Source, micro_request: Request
 ) -> None:
-    pipeline = build(micro_source, TURBO)
+    pipeline = build(micro_source, CACHED)
     work = work_of(pipeline, observe(pipeline, micro_request))
     assert work.unet_evaluations == 8
     assert work.calls == {"text_encoder": 1, "unet": 5, "shallow": 15, "decoder": 1}
@@ -188,7 +191,7 @@ def test_shallow_calls_of_turbo_are_counted_apart(
 def test_a_shallow_call_of_plain_torch_is_counted_by_its_text(
     micro_source: Source, micro_request: Request
 ) -> None:
-    pipeline = build(micro_source, TURBO)
+    pipeline = build(micro_source, CACHED)
     own, features = type(pipeline.unet).forward.__get__(pipeline.unet), torch.zeros(2, 8, 8, 8)
 
     def unfused(
@@ -215,7 +218,7 @@ def test_a_shallow_call_of_plain_torch_is_counted_by_its_text(
 def test_the_ladder_does_less_work_rung_by_rung(ladder: dict[str, Rung]) -> None:
     evaluations = {name: rung.work.unet_evaluations for name, rung in ladder.items()}
     assert evaluations == {name: full_evaluations(level) for name, level in LEVELS.items()}
-    assert (evaluations["final"], evaluations["express"], evaluations["turbo"]) == (29, 29, 8)
+    assert evaluations["final"] == evaluations["express"] > evaluations["turbo"]
     tflop = {name: rung.work.tflop for name, rung in ladder.items()}
     assert tflop["baseline"] == tflop["tuned"] == tflop["compiled"]
     assert tflop["compiled"] > tflop["compiled-tiny-vae"] > tflop["euler-20"] == tflop["dpm-20"]

@@ -78,6 +78,10 @@ def test_a_fault_fails_by_its_name(fault: str, metrics: set[str], project: Third
     done = project.run('--benchmark-compare -k "[quick]"', fault)
     assert done.returncode == 1, done.stdout
     assert project.failed() >= {f"quick: {metric}" for metric in metrics}
+    for metric in metrics - {"pipeline"}:
+        assert f"\n[quick] {metric}: regression: " in done.stdout
+    assert "AssertionError" not in done.stdout
+    assert "+  where" not in done.stdout
     assert "quick: latency_ms" not in project.failed()
     if fault == "another image":
         assert "quick: latent_drift" not in project.failed()
@@ -85,6 +89,20 @@ def test_a_fault_fails_by_its_name(fault: str, metrics: set[str], project: Third
         assert "text_encoder called 2 -> 3 times" in done.stdout
     if fault == "another seed":
         assert "its seed was not used" in done.stdout
+
+
+def test_a_level_without_a_pipeline_is_one_line(project: ThirdParty) -> None:
+    done = project.run('-k "[quick] and drift"', "returns nothing")
+    assert done.returncode == 2, done.stdout
+    said = "level 'quick': build returned None; let it end with `return pipeline`"
+    assert f"\n{said}\n" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert ".py:" not in done.stdout.split("= ERRORS")[1].split("short test summary")[0]
+
+
+def test_tb_long_shows_the_whole_traceback(project: ThirdParty) -> None:
+    done = project.run('-k "[quick] and test_drift" --tb=long', "another image")
+    assert "AssertionError" in done.stdout
 
 
 def test_a_slowdown_fails_by_its_name(project: ThirdParty) -> None:

@@ -379,8 +379,8 @@ def test_an_image_of_another_request_is_named_with_both(
 @pytest.mark.parametrize(
     ("level", "guidance_scale", "change"),
     [
-        (replace(FINAL, steps=15), 7.5, "steps 20 -> 15"),
-        (replace(FINAL, cfg_cutoff=None), 7.5, "cfg_cutoff 0.4 -> None"),
+        (replace(FINAL, steps=15), 7.5, f"steps {FINAL.steps} -> 15"),
+        (replace(FINAL, cfg_cutoff=None), 7.5, f"cfg_cutoff {FINAL.cfg_cutoff} -> None"),
         (FINAL, 7.0, "guidance_scale 7.5 -> 7.0"),
     ],
     ids=str,

@@ -33,8 +33,8 @@ from sdopt.pipelines.workload import Request, generate
 from sdopt.weights.sources import Source
 
 PLAIN = replace(BASELINE, steps=2)
-EAGER_FINAL = replace(FINAL, compiled=False, steps=5)
-SHORT = [PLAIN, EAGER_FINAL, replace(HOISTED, steps=2), replace(TURBO, steps=5)]
+EAGER_FINAL = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
+SHORT = [PLAIN, EAGER_FINAL, replace(HOISTED, steps=2), replace(TURBO, steps=5, cfg_cutoff=0.4)]
 
 
 def rebuilt(pipeline: LevelPipeline, latents: np.ndarray) -> np.ndarray:

@@ -34,8 +34,8 @@ PUBLISHED = ROOT / "docs" / "reference" / "schemas"
 def test_a_schema_is_one_and_is_published_as_it_is(name: str) -> None:
     Draft202012Validator.check_schema(schema.load(name))
     assert schema.load(name)["$schema"].endswith("2020-12/schema")
-    shipped = (schema.FOLDER / f"{name}.json").read_bytes()
-    assert (PUBLISHED / f"{name}.json").read_bytes() == shipped
+    told = (PUBLISHED / f"{name}.json").read_text(encoding="utf-8")
+    assert told == schema.published(name), "python docs/tables.py writes it anew"
 
 
 def test_each_schema_is_published_and_shipped() -> None:

@@ -75,7 +75,7 @@ def _about(facts: Facts) -> str:
     ]
     differing = tables.differing(facts)
     if differing:
-        told.append(f"another than stored: {', '.join(map(_name, differing))}")
+        told.append(f"different from the stored run: {', '.join(map(_name, differing))}")
     return "; ".join(told) + "."
 
 

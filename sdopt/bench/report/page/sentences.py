@@ -114,7 +114,7 @@ def _of_level(facts: Facts, level: str) -> Sentence:
         better = [one for one in verdicts if one.outcome is Outcome.IMPROVEMENT]
         text = "; ".join(map(_clause, told))
         if better and outcome is not Outcome.IMPROVEMENT:
-            text += f"; better is {'; '.join(map(_clause, better))}"
+            text += f"; improved: {'; '.join(map(_clause, better))}"
         text += "."
     return Sentence(level=level, outcome=outcome, text=text, verdicts=verdicts)
 

@@ -57,7 +57,7 @@ def ladder(facts: Facts) -> Table:
             text, value = shown_cell(metric, column, row, rows.get("baseline", {}))
             line.append(Cell(text, None if value is None else float(value)))
         if column.heading == AFTER_HEADING:
-            headings += ["A100 published, ms", "speed-up there"]
+            headings += ["A100 published, ms", "A100 speed-up"]
             for line in table:
                 line += _published(published, line[0].text)
     headings.append("rounds")
