@@ -13,7 +13,7 @@ from typing import Any
 
 from sdopt.bench.report.published import published_seconds
 from sdopt.bench.report.results import Run
-from sdopt.bench.stored.history import read_judging_runs
+from sdopt.bench.stored.judging import read_judging_runs
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
 from sdopt.util.files import write_whole

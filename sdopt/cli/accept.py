@@ -85,9 +85,8 @@ def accept(
 
 def _recover(root: Path, *, write: bool) -> None:
     """Complete what was killed before, so that there is one state to compare with."""
-    from sdopt.bench.review.stores import unfinished
+    from sdopt.bench.review.stores import in_the_way, unfinished
     from sdopt.bench.session.leftovers import tidy
-    from sdopt.bench.stored.accepting import in_the_way
 
     if write and root.is_dir():
         for line in tidy(root):

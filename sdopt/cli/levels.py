@@ -87,7 +87,7 @@ def history(root: Path, key: str) -> Path | None:
 
 def times(folder: Path) -> dict[str, float]:
     """Median ms of the stored runs by level."""
-    from sdopt.bench.stored.history import read_judging_runs
+    from sdopt.bench.stored.judging import read_judging_runs
 
     found: dict[str, list[float]] = {}
     for run in read_judging_runs(folder):

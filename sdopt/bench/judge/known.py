@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sdopt.bench.metrics import HISTORY_RULES
 from sdopt.bench.metrics.metric import AsAccepted, Fixed, Measured, Metric
+from sdopt.bench.stored.compared import Compared
+from sdopt.bench.stored.judging import series
 from sdopt.levels import LEVELS, Level
 
 RUN = "pytest benchmarks/"
+
+Redefined = Callable[[str, Mapping[str, Any]], str | None]
 
 
 @dataclass(kw_only=True)
@@ -70,3 +74,17 @@ class Known:
     def again(self, level: str) -> str:
         """The command that runs this level once more."""
         return f'{self.command} -k "[{level}]"'
+
+    def take(self, found: Compared, redefined: Redefined) -> None:
+        """Let what is known be what those runs tell.
+
+        `redefined` says in what a stored row of a level is of other settings than the level to
+        judge.
+        """
+        newest = found.newest
+        self.comparing = True
+        self.stored, self.history, self.commit = newest.metrics, str(newest.path), newest.commit
+        self.files = {name: str(path) for name, path in found.files.items()}
+        changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
+        self.redefined = {name: what for name, what in changes.items() if what}
+        self.series = series(found.runs, HISTORY_RULES, redefined)

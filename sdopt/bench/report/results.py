@@ -13,7 +13,7 @@ from sdopt.bench.judge.statistics import judge_by_history
 from sdopt.bench.metrics import HISTORY_RULES
 from sdopt.bench.metrics.time import LATENCY_RULE
 from sdopt.bench.report.published import published_seconds
-from sdopt.bench.stored.history import read_judging_runs
+from sdopt.bench.stored.judging import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS
 from sdopt.util.files import cause, write_whole

@@ -10,8 +10,9 @@ from typing import Any
 from sdopt.bench.judge.known import Known
 from sdopt.bench.own.ladder import DECLARED
 from sdopt.bench.stored import baselines
-from sdopt.bench.stored.compared import Compared, take
-from sdopt.bench.stored.history import StoredRun, load_judging, run_paths
+from sdopt.bench.stored.compared import Compared
+from sdopt.bench.stored.history import StoredRun, run_paths
+from sdopt.bench.stored.judging import load_judging
 from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import NAME_PATTERN
 from sdopt.util.hardware import HardwareKey
@@ -90,5 +91,5 @@ def known_of(runs: Sequence[StoredRun], hardware: str, scale: float | None, know
         level = known.levels.get(name) or level_of(name, found.newest.metrics[name])
         return is_redefined(level, row, scale)
 
-    take(known, found, redefined)
+    known.take(found, redefined)
     return known

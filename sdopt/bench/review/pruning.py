@@ -14,10 +14,10 @@ from sdopt.bench.stored.history import (
     NEWEST_RUNS,
     StoredRun,
     find_run,
-    judging,
     read_runs,
     run_paths,
 )
+from sdopt.bench.stored.judging import judging
 from sdopt.errors import SdoptError
 from sdopt.util.writing import writing
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdopt.bench.stored import accepting
 from sdopt.bench.stored.accepting import FOLDER
 from sdopt.bench.stored.history import run_paths
 from sdopt.errors import SdoptError, UnknownNameError
@@ -87,6 +88,11 @@ def image_sets(root: Path) -> Iterator[Images]:
 def unfinished(root: Path) -> list[Path]:
     """The journals of accepts that are under way or were killed."""
     return sorted((root / FOLDER).glob("*/*.json"))
+
+
+def in_the_way(root: Path, journal: Path) -> list[Path]:
+    """The files of an interrupted accept that are neither the old nor the new ones."""
+    return accepting.in_the_way(root, journal)
 
 
 def size(paths: Iterable[Path]) -> int:

@@ -13,7 +13,8 @@ from sdopt.bench.judge.statistics import judge_by_history
 from sdopt.bench.metrics import HISTORY_RULES, METRICS
 from sdopt.bench.review.known import device_of, is_redefined, level_of
 from sdopt.bench.review.stores import Place
-from sdopt.bench.stored.history import RUN_NAME, StoredRun, judging, newest_of, read_runs, series
+from sdopt.bench.stored.history import RUN_NAME, StoredRun, read_runs
+from sdopt.bench.stored.judging import judging, newest_of, series
 from sdopt.errors import BrokenFileError, UnknownNameError
 from sdopt.levels import LEVELS
 

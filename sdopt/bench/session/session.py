@@ -13,7 +13,7 @@ from sdopt.bench.session.context import RunContext
 from sdopt.bench.session.pool import PipelinePool
 from sdopt.bench.session.store import BaselineStore
 from sdopt.bench.stored import baselines
-from sdopt.bench.stored.compared import Compared, NotCompared, Refused, take
+from sdopt.bench.stored.compared import Compared, NotCompared, Refused
 
 
 @dataclass(kw_only=True)
@@ -110,7 +110,7 @@ def make_gate(run: RunContext, store: BaselineStore) -> Gate:
         case Refused() as refused:
             gate.refusal, gate.refusal_hint = refused.reason, _hint(run, refused)
         case Compared() as found:
-            take(gate, found, partial(_redefined, run))
+            gate.take(found, partial(_redefined, run))
     return gate
 
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from sdopt.bench.judge.known import Known
-from sdopt.bench.metrics import HISTORY_RULES
-from sdopt.bench.stored.history import (
-    StoredRun,
-    load_judging,
-    newest_of,
-    newest_with,
-    series,
-)
+from sdopt.bench.stored.history import StoredRun
+from sdopt.bench.stored.judging import load_judging, newest_of, newest_with
 from sdopt.errors import BrokenFileError
 from sdopt.util.hardware import Keyed
-
-Redefined = Callable[[str, Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -82,17 +72,3 @@ def find_history(
     except BrokenFileError as error:
         return Refused(reason=str(error), broken=error.path)
     return Compared(runs=tuple(runs))
-
-
-def take(known: Known, found: Compared, redefined: Redefined) -> None:
-    """Let what is known be what those runs tell.
-
-    `redefined` says in what a stored row of a level is of other settings than the level to judge.
-    """
-    newest = found.newest
-    known.comparing = True
-    known.stored, known.history, known.commit = newest.metrics, str(newest.path), newest.commit
-    known.files = {name: str(path) for name, path in found.files.items()}
-    changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
-    known.redefined = {name: what for name, what in changes.items() if what}
-    known.series = series(found.runs, HISTORY_RULES, redefined)

@@ -30,7 +30,8 @@ from sdopt.bench.review.submission import read_submission
 from sdopt.bench.session.leftovers import tidy
 from sdopt.bench.stored.accepting import digest
 from sdopt.bench.stored.baselines import load_work, work_path
-from sdopt.bench.stored.history import read_judging_runs, read_run, run_paths
+from sdopt.bench.stored.history import read_run, run_paths
+from sdopt.bench.stored.judging import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError, UnknownNameError
 from sdopt.util.files import write_whole
 

@@ -25,14 +25,8 @@ from sdopt.bench.review.known import is_redefined, judging
 from sdopt.bench.review.pruning import Pruning, prune, pruning
 from sdopt.bench.review.stores import Place, chosen, image_sets, places
 from sdopt.bench.review.timeline import timelines
-from sdopt.bench.stored.history import (
-    FIRST_RUNS,
-    KEPT_RUNS,
-    NEWEST_RUNS,
-    run_paths,
-    save_run,
-    series,
-)
+from sdopt.bench.stored.history import FIRST_RUNS, KEPT_RUNS, NEWEST_RUNS, run_paths, save_run
+from sdopt.bench.stored.judging import series
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import LEVELS
 

@@ -16,15 +16,11 @@ from sdopt.bench.stored.history import (
     StoredRun,
     find_run,
     history_folder,
-    judging,
     load_run,
-    load_until,
-    newest_of,
-    read_judging_runs,
     read_runs,
     save_run,
-    series,
 )
+from sdopt.bench.stored.judging import judging, load_until, newest_of, read_judging_runs, series
 from sdopt.bench.stored.soundness import statistics_of
 from sdopt.errors import BrokenFileError
 from sdopt.util.hardware import Hardware

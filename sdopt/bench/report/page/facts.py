@@ -23,17 +23,9 @@ from sdopt.bench.stored.compared import (
     NotCompared,
     Refused,
     find_history,
-    take,
 )
-from sdopt.bench.stored.history import (
-    RUN_NAME,
-    StoredRun,
-    find_run,
-    history_folder,
-    load_judging,
-    load_until,
-    run_paths,
-)
+from sdopt.bench.stored.history import RUN_NAME, StoredRun, find_run, history_folder, run_paths
+from sdopt.bench.stored.judging import load_judging, load_until
 from sdopt.errors import BrokenFileError
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -156,7 +148,7 @@ def _known(run: Run, root: Path, history: History) -> tuple[Known, list[str]]:
         case Refused() as refused:
             known.refusal = refused.reason
         case Compared() as found:
-            take(known, found, partial(_redefined, run))
+            known.take(found, partial(_redefined, run))
     return known, notes
 
 
