@@ -36,7 +36,8 @@ class Tile:
     Attention's has `height` tokens and `columns` keys at a time; `boxed` ones come through the
     tensor memory accelerator. A `specialized` tile is a program of three roles
     (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
-    and `warps` says nothing. `library` leaves the operation to cuDNN or cuBLAS.
+    and `warps` says nothing. One with `pointers` reads without that accelerator, for GPUs that have
+    none. `library` leaves the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -50,6 +51,7 @@ class Tile:
     splits: int = 1
     boxed: bool = False
     specialized: bool = False
+    pointers: bool = False
     library: bool = False
 
     @property
