@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from references import error, random
 from torch import Tensor
 
-from sdopt.engine.tiles import Tile, ruled_attention, ruled_convolution, ruled_product
+from sdopt.engine.cards import H100
+from sdopt.engine.rules import ruled_attention, ruled_convolution, ruled_product
+from sdopt.engine.tiles import Tile
 from sdopt.engine.upsampling import upsample_weights
 
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
@@ -107,7 +109,7 @@ def test_a_convolution_ends_with_bias_residual_and_relu(
 )
 def test_a_convolution_cut_by_rule(sizes: tuple[int, int, int, int], n: int, cut: Cut) -> None:
     x, weight, bias = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1, half(n, seed=2)
-    found = launch.convolution(x, weight, bias, cut(ruled_convolution(sizes, n, "conv")))
+    found = launch.convolution(x, weight, bias, cut(ruled_convolution(sizes, n, "conv", H100)))
     assert error(found, references.convolution(x, weight, bias)) < ROUNDED
 
 
@@ -119,7 +121,7 @@ def test_a_convolution_cut_by_rule(sizes: tuple[int, int, int, int], n: int, cut
         ((1, 5, 10, 24), 40, BOX),
         ((3, 4, 4, 8), 24, Tile(images=4, height=4, width=4, columns=32, depth=16)),
         ((1, 7, 9, 40), 96, Tile(height=8, width=8, columns=32, extra=16, depth=32)),
-        ((2, 3, 6, 24), 8, ruled_convolution((2, 3, 6, 24), 8, "upsample")),
+        ((2, 3, 6, 24), 8, ruled_convolution((2, 3, 6, 24), 8, "upsample", H100)),
     ],
 )
 def test_a_upsample_convolution(
@@ -138,7 +140,7 @@ def test_a_upsample_convolution(
         ((1, 16, 16, 32), 48, BOX),
         ((2, 10, 12, 32), 40, Tile(height=8, width=8, columns=32, depth=16, splits=3)),
         ((3, 4, 4, 16), 96, Tile(images=4, height=2, width=2, columns=32, extra=16, depth=16)),
-        ((1, 2, 2, 64), 8, ruled_convolution((1, 2, 2, 64), 8, "downsample")),
+        ((1, 2, 2, 64), 8, ruled_convolution((1, 2, 2, 64), 8, "downsample", H100)),
     ],
 )
 def test_a_convolution_of_stride_2(
@@ -185,8 +187,8 @@ PRODUCTS = [
     (70, 96, 40, Tile(height=64, width=1, columns=32, depth=32, splits=5)),
     (70, 48, 96, Tile(height=64, width=1, columns=32, extra=16, depth=16)),
     (70, 96, 100, Tile(height=64, width=1, columns=64, extra=16, depth=32, splits=3)),
-    (77, 40, 24, ruled_product(77, 40, 24, "linear")),
-    (9, 1024, 24, ruled_product(9, 1024, 24, "linear")),
+    (77, 40, 24, ruled_product(77, 40, 24, "linear", H100)),
+    (9, 1024, 24, ruled_product(9, 1024, 24, "linear", H100)),
 ]
 
 
@@ -233,10 +235,10 @@ ATTENTIONS = [
     (1, 16, 16, 1, 160, Tile(height=64, width=1, columns=16)),
     (3, 65, 33, 3, 64, Tile(height=64, width=1, columns=32)),
     (1, 20, 50, 4, 8, Tile(height=32, width=1, columns=16)),
-    (1, 9, 3, 2, 24, ruled_attention(3, 24)),
+    (1, 9, 3, 2, 24, ruled_attention(3, 24, H100)),
     (2, 40, 40, 3, 40, Tile(height=32, width=1, columns=16, stages=2, boxed=True)),
     (1, 64, 64, 2, 80, Tile(height=64, width=1, columns=32, stages=2, boxed=True)),
-    (2, 64, 77, 2, 48, ruled_attention(77, 48)),
+    (2, 64, 77, 2, 48, ruled_attention(77, 48, H100)),
 ]
 
 

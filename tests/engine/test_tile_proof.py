@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdopt.engine.tiles import LIBRARY, Tile, tuned
+from sdopt.engine.cards import H100, KNOWN
+from sdopt.engine.tables import tuned
+from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.tuning import chosen
 from sdopt.tuning.compiling import Compilers, distinct, make_of, shares_of, verdict
 from sdopt.tuning.jobs import computed, empty_operands, job_of_key
@@ -46,7 +48,7 @@ SPLIT_ONLY = Tile(height=8, width=16, columns=128, depth=64, stages=4, warps=8, 
 
 @pytest.fixture(scope="module")
 def compilers() -> Iterator[Compilers]:
-    with Compilers(2, proof.HOPPER) as pool:
+    with Compilers(2, H100) as pool:
         yield pool
 
 
@@ -113,13 +115,14 @@ def test_the_product_without_a_tile_has_no_race(channels: int) -> None:
     assert proof.hazards(kernels[0]) == []
 
 
-@pytest.mark.parametrize("capability", [80, 100])
-def test_other_architectures_have_no_such_products(capability: int) -> None:
-    assert verdict(job_of_key(UPSAMPLE), RACING, capability) == ""
+@pytest.mark.parametrize(("card", "pointers"), [("A100", True), ("B200", False)])
+def test_other_architectures_have_no_such_products(card: str, pointers: bool) -> None:
+    tile = replace(RACING, pointers=pointers)
+    assert verdict(job_of_key(UPSAMPLE), tile, KNOWN[card]) == ""
 
 
 def test_a_tile_that_does_not_compile_is_told() -> None:
-    reason = verdict(job_of_key("linear 64x64-64"), Tile(height=64, width=1, columns=24), 90)
+    reason = verdict(job_of_key("linear 64x64-64"), Tile(height=64, width=1, columns=24), H100)
     assert reason.startswith("does not compile: ")
 
 
