@@ -74,10 +74,9 @@ def ruled_attention(keys: int, size: int, card: Card) -> Tile:
     """Few keys, such as those of a prompt, by 64 tokens; more of them by the library."""
     if keys > MOST_KEYS:
         return LIBRARY
-    most, warps = 128 if size <= 128 else 64, 4
-    if card.capability // 10 != HOPPER or card.pointers:
-        # Registers, which hold the operands as well there, and less shared memory.
-        most, warps = (64, 4) if size <= 128 else (32, 8)
+    hopper = card.capability // 10 == HOPPER and not card.pointers
+    # Sums share the registers with scores, and before Hopper with operands too.
+    most, warps = (32, 8) if size > 128 else (128, 4) if hopper else (64, 4)
     columns = max(16, min(_power_above(keys), most))
     return Tile(height=64, width=1, columns=columns, stages=2, warps=warps)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sdopt.engine.cards import H100, Card
-from sdopt.engine.rules import MOST_KEYS, ruled_convolution
+from sdopt.engine.rules import MOST_KEYS
 from sdopt.engine.tiles import Tile
+from sdopt.tuning.chosen import ruled
 from sdopt.tuning.jobs import CONVOLUTIONS, Job
 
 FEWEST_BLOCKS = 6
@@ -32,7 +33,7 @@ def candidates(job: Job, card: Card = H100) -> list[Tile]:
     found = [tile for tile in found if shared_bytes(tile, gated=job.kind == "geglu") <= _room(card)]
     if card.specialized:
         found += _specialized_tiles(job)
-    return list(dict.fromkeys(found)) or [_by_rule(job, card)]
+    return list(dict.fromkeys(found)) or [ruled(job, card)]
 
 
 def shared_bytes(tile: Tile, *, gated: bool = False) -> int:
@@ -61,12 +62,6 @@ def _attention_tiles(job: Job) -> Iterator[Tile]:
                         height=high, width=1, columns=columns, stages=stages, warps=warps,
                         boxed=boxed,
                     )  # fmt: skip
-
-
-def _by_rule(job: Job, card: Card) -> Tile:
-    """For widths whose pixels fill no box."""
-    images, height, width, c = job.first_two[0]
-    return ruled_convolution((images, height, width, c), job.columns, job.kind, card)
 
 
 def _made(job: Job) -> tuple[int, int, int]:

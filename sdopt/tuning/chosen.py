@@ -9,7 +9,7 @@ from sdopt.engine import rules
 from sdopt.engine.cards import H100, Card
 from sdopt.engine.tiles import Tile, attention_key, convolution_key, product_key
 from sdopt.tuning.compiling import make_of, uses
-from sdopt.tuning.jobs import Job, job_of_key, uses_of
+from sdopt.tuning.jobs import CONVOLUTIONS, Job, job_of_key, uses_of
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 SIDES = (2, 4, 8, 16, 32, 64, 128)
@@ -40,6 +40,17 @@ def by_rule(card: Card = H100) -> Iterator[tuple[Job, Tile]]:
             yield from (
                 (use, tile) for use in (uses_of(job) if job.kind == "attention" else (job,))
             )
+
+
+def ruled(job: Job, card: Card) -> Tile:
+    """What the rule makes of one operation on a card, whatever was measured there."""
+    x, weight = job.first_two
+    if job.kind == "attention":
+        return rules.ruled_attention(weight[1], x[-1] // job.heads, card)
+    if job.kind in CONVOLUTIONS:
+        images, height, width, c = x
+        return rules.ruled_convolution((images, height, width, c), job.columns, job.kind, card)
+    return rules.ruled_product(x[0], weight[1], job.columns, job.kind, card)
 
 
 def _convolutions(card: Card) -> Iterator[tuple[str, Tile]]:

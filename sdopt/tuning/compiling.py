@@ -18,7 +18,7 @@ FORK = multiprocessing.get_context("fork")
 TOGETHER = 8
 """Kernels of one operation that a process gets at a time."""
 MOST_SPILLED = 32
-"""Bytes a thread, 8 registers of 255: a tile whose sums are kept in memory has hundreds."""
+"""Bytes a thread of a tile by rule, which nobody measured: 8 registers of 255."""
 PRODUCTS = ("sdopt_convolution", "sdopt_matrix_product")
 WIDE = frozenset({16})
 """Bytes of each asynchronous copy of a product, the most that one has."""
@@ -93,13 +93,17 @@ def compiled(job: Job, tile: Tile, card: Card) -> tuple[str, list[proof.Resource
     return (f"races: {found[0]}{more}" if found else unfit(taken, card)), taken
 
 
+def spills(kernels: Sequence[proof.Resources]) -> str:
+    """Why compiled kernels are slow whoever measures them; '' if their sums stay in registers."""
+    most = max((one.spilled_bytes for one in kernels), default=0)
+    return f"spills: {most} bytes a thread" if most > MOST_SPILLED else ""
+
+
 def unfit(kernels: Sequence[proof.Resources], card: Card) -> str:
     """Why compiled kernels do not run well on a card, or not at all; '' if they do."""
     for one in kernels:
         if one.shared_bytes > card.shared_bytes:
             return f"too large: {one.shared_bytes} bytes of shared memory of {card.shared_bytes}"
-        if one.spilled_bytes > MOST_SPILLED:
-            return f"spills: {one.spilled_bytes} bytes a thread"
         if card.pointers and one.kernel in PRODUCTS and one.copies != WIDE:
             return f"narrow: asynchronous copies of {sorted(one.copies) or 'no'} bytes, not 16"
     return ""
@@ -122,7 +126,7 @@ class Compilers:
     def __init__(self, processes: int, card: Card) -> None:
         self.card = card
         self.verdicts: dict[Make, str] = {}
-        self.taken: list[proof.Resources] = []
+        self.taken: dict[Make, list[proof.Resources]] = {}
         self._pool = ProcessPoolExecutor(processes, mp_context=FORK)
 
     def __enter__(self) -> Compilers:
@@ -143,8 +147,7 @@ class Compilers:
             for job, tiles in distinct(unknown)
         ]
         for make, reason, taken in (one for answer in answers for one in answer.result()):
-            self.verdicts[make] = reason
-            self.taken += taken
+            self.verdicts[make], self.taken[make] = reason, taken
         return self.verdicts
 
     def of(self, job: Job, tile: Tile) -> str:

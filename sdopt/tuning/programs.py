@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -30,7 +30,7 @@ from sdopt.errors import SdoptError
 from sdopt.tuning import chosen
 from sdopt.tuning.candidates import candidates
 from sdopt.tuning.choosing import tune
-from sdopt.tuning.compiling import FORK, Compilers, make_of, uses
+from sdopt.tuning.compiling import FORK, Compilers, make_of, spills, uses
 from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
 from sdopt.tuning.repeats import prove
 from sdopt.tuning.table import circumstances, read_table, store, tiles_of, write_table
@@ -145,20 +145,30 @@ def check_machine_code(options: Tuning) -> int:
         card = cards.KNOWN[name]
         stored = read_table(options.out) if options.out else None
         tiles = tiles_of(stored) if stored else tuned(card)
-        work = chosen.together([*chosen.stored(tiles), *chosen.by_rule(card)])
+        ruled = chosen.together(chosen.by_rule(card))
+        work = chosen.together([*chosen.stored(tiles), *_pairs(ruled)])
         with Compilers(options.processes, card) as compilers:
-            verdicts = compilers.check(work)
-        known = [(job, tile, verdicts[make_of(job, tile)]) for job, tiles in work for tile in tiles]
-        for job, tile, reason in known:
-            if reason:
+            compilers.check(work)
+        makes = [make_of(job, tile) for job, tile in _pairs(work)]
+        reasons = {make: compilers.verdicts[make] for make in makes}
+        for job, tile in _pairs(ruled):
+            make = make_of(job, tile)
+            reasons[make] = reasons[make] or spills(compilers.taken[make])
+        for job, tile in _pairs(work):
+            if reason := reasons[make_of(job, tile)]:
                 print(f"{name}: {job.key}: {tile} {reason}")
-        counts = Counter("clear" if not why else why.split(":")[0] for *_, why in known)
+        counts = Counter(why.split(":")[0] or "clear" for why in reasons.values())
         told = ", ".join(f"{count} kernels: {what}" for what, count in sorted(counts.items()))
         print(f"{name}: {told}", flush=True)
-        failed += set(counts) > {"clear"}
-        rows += [(f"{name} ({card.family})", one) for one in compilers.taken]
+        failed += set(counts) > {"clear"} or "clear" not in counts
+        taken = (one for some in compilers.taken.values() for one in some)
+        rows += [(f"{name} ({card.family})", one) for one in taken]
     print("\n".join(matrix(rows)))
     return 1 if failed else 0
+
+
+def _pairs(work: Iterable[tuple[Job, Sequence[Tile]]]) -> Iterator[tuple[Job, Tile]]:
+    return ((job, tile) for job, tiles in work for tile in tiles)
 
 
 def matrix(taken: Sequence[tuple[str, Resources]]) -> list[str]:
