@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
+
+from sdopt.util.hardware import pointers_forced
 
 LEAST_CAPABILITY = 80
 """Ampere, whose multiprocessors copy into shared memory beside other work (`cp.async`)."""
@@ -15,8 +16,6 @@ DESCRIPTORS = 90
 """Hopper, the first to have a tensor memory accelerator."""
 HOPPER = 9
 """The major compute capability whose matrix unit is `wgmma`."""
-POINTERS = "SDOPT_POINTERS"
-"""Environment variable: 1 lets newer GPUs read as those before Hopper do, to test that on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ Guide, table of compute capabilities, less the 1 KiB that the driver keeps of ea
 
 def card_of(device: torch.device) -> Card:
     """The CUDA device as this process uses it."""
-    return _card_of(device, os.environ.get(POINTERS) == "1")
+    return _card_of(device, pointers_forced())
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from typing import NoReturn
 
 import torch
 
-from sdopt.engine.cards import LEAST_CAPABILITY
+from sdopt.engine.cards import LEAST_CAPABILITY, card_of
+from sdopt.engine.tables import described, table_of
 from sdopt.errors import OutOfMemoryError, SdoptError
 from sdopt.levels import Level
+
+logger = logging.getLogger(__name__)
 
 
 def check_capability(level: Level, device: torch.device) -> None:
@@ -36,6 +40,12 @@ def check_capability(level: Level, device: torch.device) -> None:
             f"(Ampere), {device} has {major}.{minor}",
             "one-graph",
         )
+
+
+def warn_of_rules(level: Level, device: torch.device) -> None:
+    """Say that nobody measured how the level's kernels are best cut on this card, if so."""
+    if device.type == "cuda" and table_of(card := card_of(device)) is None:
+        logger.warning("level %r: %s", level.name, described(card))
 
 
 def _refuse(level: Level, reason: str, other: str) -> NoReturn:
