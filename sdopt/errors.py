@@ -25,6 +25,10 @@ class SdoptError(ValueError):
     """A mistake that the message names, with the choices and the next step."""
 
 
+SHOWN = 80
+"""Characters of a wrong name that a message repeats."""
+
+
 class UnknownNameError(SdoptError):
     """A name that is none of the choices; the message lists them and the nearest one."""
 
@@ -33,7 +37,10 @@ class UnknownNameError(SdoptError):
     ) -> None:
         self.choices = tuple(choices)
         near = difflib.get_close_matches(str(name), self.choices, n=1)
-        message = f"unknown {kind} {name!r}"
+        given = repr(name)
+        if len(given) > SHOWN:
+            given = f"{given[:SHOWN]}..."
+        message = f"unknown {kind} {given}"
         if near:
             message += f" (did you mean {near[0]!r}?)"
         message += f"; choose from: {', '.join(self.choices)}"

@@ -194,7 +194,9 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
         "schema": SCHEMA,
         "made_on": engine["made_on"] if engine else {},
         "options": {
-            name: value for name, value in vars(options).items() if name not in ("json", "page")
+            name: value
+            for name, value in vars(options).items()
+            if name not in ("json", "page", "mark")
         },
         "rows": rows,
         "alike": alike,
@@ -230,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="file to write everything into")
     parser.add_argument("--show", action="store_true", help="measure nothing: what --json holds")
     parser.add_argument("--page", type=Path, help="page to write the table into")
+    parser.add_argument("--mark", default="service-load", help="name of the page's marks for it")
     return parser
 
 
@@ -248,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json and not options.show:
             write_whole(options.json, json.dumps(found, indent=1).encode() + b"\n")
         if options.page:
-            write_table(options.page, lines, "service-load")
+            write_table(options.page, lines, options.mark)
     except (SdoptError, OSError, subprocess.TimeoutExpired) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdopt.cli.options import Baselines, Json, print_json, shown
+from sdopt.cli.options import Baselines, Json, named_run, print_json, shown
 from sdopt.cli.progress import progress
 from sdopt.cli.suite import check_installed
 from sdopt.errors import SdoptError
+from sdopt.util.text import counted
 
 if TYPE_CHECKING:
     from sdopt.bench.judge.verdict import Verdict
@@ -59,7 +60,9 @@ def accept(
     log = changelog or _beside(baselines)
     with progress("comparing with what is stored", None):
         _recover(baselines, write=not dry_run)
-        found = review(baselines, read_submission(run))
+        with named_run(run, baselines):
+            submitted = read_submission(run)
+        found = review(baselines, submitted)
     wanted_line = line(found, " ".join(reason.split()))
     if as_json:
         print_json(_as_dict(found, wanted_line))
@@ -84,15 +87,17 @@ def _recover(root: Path, *, write: bool) -> None:
     """Complete what was killed before, so that there is one state to compare with."""
     from sdopt.bench.review.stores import unfinished
     from sdopt.bench.session.leftovers import tidy
+    from sdopt.bench.stored.accepting import in_the_way
 
     if write and root.is_dir():
         for line in tidy(root):
             print(shown(line), file=sys.stderr)
     if left := unfinished(root):
+        changed = " ".join(map(str, in_the_way(root, left[0]))) or root
         raise SdoptError(
             f"{left[0]} says that an accept is under way or was interrupted, and that files are "
             f"partly new; wait for it, run this without --dry-run, or bring the old ones back: git "
-            f"checkout -- {root}"
+            f"checkout -- {changed}"
         )
 
 
@@ -118,20 +123,23 @@ def _print_review(found: Review) -> None:
     print(shown(f"commit {commit} {date}"))
     print(f"  {'level':18s} {'metric':22s} {'old':>12s} {'new':>12s} {'change':>9s}  verdict")
     for verdict in found.verdicts:
-        print(shown(f"  {_row(verdict)}"))
+        before = found.before.get(verdict.level, {}).get(verdict.metric)
+        print(shown(f"  {_row(verdict, before)}"))
     if not given.has_kept:
         print("images, latents and counts: the run left none, so they stay")
     for change in found.changes:
-        kind = "image" if change.kept.is_image else "latents"
-        print(shown(f"  {kind} {change.kept.level}/{change.kept.prompt}: {change.what}"))
+        print(
+            shown(f"  {change.kept.kind} {change.kept.level}/{change.kept.prompt}: {change.what}")
+        )
     for level, what in found.counts.items():
         print(shown(f"  counts {level}: {what}"))
     if given.has_kept and not (found.changes or found.counts):
         print("images, latents and counts: as they are stored")
 
 
-def _row(verdict: Verdict) -> str:
-    old, new = verdict.stored, verdict.measured
+def _row(verdict: Verdict, before: float | None) -> str:
+    """Old is what the metric was judged by or, where a limit judges, what it was before."""
+    old, new = before if verdict.stored is None else verdict.stored, verdict.measured
     change = f"{100 * (new / old - 1):+.2f} %" if old and new is not None else ""
     cells = ["-" if value is None else f"{value:.6g}" for value in (old, new)]
     return (
@@ -143,12 +151,10 @@ def _row(verdict: Verdict) -> str:
 def _after(found: Review) -> str:
     told = ""
     if found.left_behind:
-        told += f"; {found.left_behind} earlier runs judge its levels no more"
+        judge = "judges" if found.left_behind == 1 else "judge"
+        told += f"; {counted(found.left_behind, 'earlier run')} {judge} its levels no more"
     if found.given.is_partial:
-        told += (
-            "; it left benchmarks out: --benchmark-compare takes the newest whole run, and this "
-            "one counts from the next whole one on"
-        )
+        told += "; it left benchmarks out: other levels are judged by what they were before"
     return told
 
 

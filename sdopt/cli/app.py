@@ -5,6 +5,7 @@ A command imports torch in its body: `--help` has to answer at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -150,10 +151,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _told(f"{where}{cause(error)}")
+        return _told(f"{where}{cause(error)}; {_next_step(error)}")
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _next_step(error: OSError) -> str:
+    """For what no command has better words for."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there, or name a place that has room; then run it again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "make it readable and writable for you, or name another place; then run it again"
+    return "name another file or folder, and run it again"
 
 
 def _told(message: str) -> int:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from sdopt.cli.accept import BASELINES, NOT_CONFIRMED, DryRun, Yes, confirmed
-from sdopt.cli.options import Baselines, Json, print_json, shown
+from sdopt.cli.options import Baselines, Json, named_run, print_json, shown
 from sdopt.cli.suite import check_installed
 from sdopt.errors import SdoptError
+from sdopt.util.text import counted
 
 MIB = 2**20
 
@@ -29,7 +30,7 @@ def list_(baselines: Baselines = BASELINES, as_json: Json = False) -> int:
     from sdopt.bench.review.pruning import pruning
     from sdopt.bench.review.stores import image_sets, places, size, unfinished
 
-    histories = [
+    histories: list[dict[str, Any]] = [
         {
             "hardware": place.hardware,
             "source": place.baseline_set,
@@ -49,15 +50,17 @@ def list_(baselines: Baselines = BASELINES, as_json: Json = False) -> int:
     for row in histories:
         print(
             shown(
-                f"{row['hardware']}, {row['source']}: {row['runs']} runs, "
-                f"{_mib(row['bytes'])}, newest {row['newest']}; {row['prunable']} judge nothing"
+                f"{row['hardware']}, {row['source']}: {counted(row['runs'], 'run')}, "
+                f"{_mib(row['bytes'])}, newest {row['newest']}; "
+                f"{row['prunable']} judge{'s' * (row['prunable'] == 1)} nothing"
             )
         )
     for row in images:
         print(
             shown(
-                f"{row['baseline_set']}: {row['images']} images and {row['latents']} latents of "
-                f"{row['levels']} levels, {_mib(row['bytes'])}; "
+                f"{row['baseline_set']}: {counted(row['images'], 'image')} and "
+                f"{row['latents']} latents of {counted(row['levels'], 'level')}, "
+                f"{_mib(row['bytes'])}; "
                 f"{_there(row['has_counts'], 'counts')}, {_there(row['has_limits'], 'limits')}"
             )
         )
@@ -85,10 +88,11 @@ def show(
     baselines: Baselines = BASELINES,
     as_json: Json = False,
 ) -> int:
-    """Show one stored run: when, of which commit, on what, why accepted, and its metrics."""
+    """Show one stored run: when, of which commit, on what, why accepted, judging what, numbers."""
     check_installed()
     from sdopt.bench.metrics import METRICS
     from sdopt.bench.review.stores import chosen
+    from sdopt.bench.review.timeline import judged_by
     from sdopt.bench.stored.history import find_run, read_run
 
     if Path(run).is_file():
@@ -102,7 +106,8 @@ def show(
                 f"file, or one of: {names or 'none is stored'}"
             )
         path = find_run(places[0].folder, run)
-    found, data = read_run(path)
+    with named_run(path, baselines):
+        found, data = read_run(path)
     rows = {
         level: {name: row[name] for name in METRICS if row.get(name) is not None}
         for level, row in found.metrics.items()
@@ -115,6 +120,7 @@ def show(
         "commit": found.commit,
         "accepted": found.accepted,
         "reason": found.reason,
+        "judges": judged_by(path),
         "environment": dict(found.environment),
     }
     if as_json:
@@ -132,6 +138,8 @@ def show(
 def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {one}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(value) or "nothing"
     return {True: "yes", False: "no", None: "-"}.get(value, str(value))
 
 
@@ -176,7 +184,9 @@ def prune(
         print_json(told)
     else:
         _print_paths(removed, {path for one in found for path in one.unsaved})
-        print(f"{len(removed)} runs of {_mib(told['bytes'])} may go, {told['kept']} stay")
+        print(
+            f"{counted(len(removed), 'run')} of {_mib(told['bytes'])} may go, {told['kept']} stay"
+        )
     if dry_run or not removed:
         return 0
     if told["unsaved"] and not unsaved:

@@ -62,7 +62,7 @@ def _told(do: Callable[[], list[str]]) -> int:
 
     try:
         lines = do()
-    except (SdoptError, OSError) as error:
+    except SdoptError as error:
         raise SdoptError(f"{error}; next: {place.PACK} FILE --force --levels LEVEL,...") from error
     print("\n".join(lines))
     return 0

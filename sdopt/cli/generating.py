@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdopt.cli.progress import Steps, progress
 from sdopt.errors import BrokenFileError, MissingToolError, SdoptError, SourceError
+from sdopt.util.files import cause, read_plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sdopt.weights.sources import Source
 
 MIB = 2**20
+MOST_LORA_BYTES = 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +85,9 @@ def read_lora(file: Path) -> tuple[Lora, dict[str, Any]]:
     from safetensors.torch import load
 
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise BrokenFileError(f"--lora {file} cannot be read: {error.strerror}") from error
+        content = read_plain(file, MOST_LORA_BYTES)
+    except (OSError, ValueError) as error:
+        raise BrokenFileError(f"--lora {file} cannot be read: {cause(error)}") from error
     try:
         weights = load(content)
     except SafetensorError as error:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdopt.cli.options import Json, print_json, shown
+from sdopt.cli.options import Json, check_baselines, print_json, shown
+from sdopt.cli.progress import progress
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, Level
 
@@ -30,25 +31,27 @@ def levels(
     Measured is the median of the stored runs of this hardware; if there are none, of another that
     is named.
     """
-    from sdopt.bench.report.published import published_seconds
-    from sdopt.pipelines.pipeline import default_device
-    from sdopt.util.hardware import hardware_of
+    check_baselines(baselines, BASELINES)
+    with progress("reading the stored runs", None):
+        from sdopt.bench.report.published import published_seconds
+        from sdopt.pipelines.pipeline import default_device
+        from sdopt.util.hardware import hardware_of
 
-    device = default_device()
-    hardware = hardware_of(device)
-    published, folder = published_seconds(), history(baselines / "history", hardware.key)
-    measured = times(folder) if folder else {}
-    rows = [
-        {
-            "level": level.name,
-            "why": level.why,
-            "reference": level.reference,
-            "measured_ms": measured.get(level.name),
-            "published_ms": [1e3 * seconds for seconds in published.get(level.name, [])],
-            "hindrance": hindrance(level, device),
-        }
-        for level in LEVELS.values()
-    ]
+        device = default_device()
+        hardware = hardware_of(device)
+        published, folder = published_seconds(), history(baselines / "history", hardware.key)
+        measured = times(folder) if folder else {}
+        rows = [
+            {
+                "level": level.name,
+                "why": level.why,
+                "reference": level.reference,
+                "measured_ms": measured.get(level.name),
+                "published_ms": [1e3 * seconds for seconds in published.get(level.name, [])],
+                "hindrance": hindrance(level, device),
+            }
+            for level in LEVELS.values()
+        ]
     head = {
         "hardware": str(hardware),
         "measured_on": folder and {"hardware": folder.parent.name, "source": folder.name},

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import get_level
-from sdopt.util.files import cause
+from sdopt.util.files import cause, given, is_whole, read_plain
 from sdopt.util.hardware import POINTERS
 from sdopt.util.text import shown as shown
 
@@ -22,11 +22,17 @@ SOURCE_HELP = (
     "of the Hugging Face hub."
 )
 LARGEST_PX, MULTIPLE_PX = 4096, 8
+RUN_EXPECTED = (
+    "name what --benchmark-json=FILE wrote, or a stored run: `sdopt baseline list` names the newest"
+)
 MOST_STEPS = 1000
 MOST_SEED = 2**63
+MOST_GUIDANCE = 1000.0
+"""Far more than any image is of use with; float16 ends at 65504."""
+MOST_TEXT_BYTES = 2**26
 
 Source = Annotated[str, typer.Option("--source", metavar="NAME", help=SOURCE_HELP)]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the noise.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the initial noise.")]
 Size = Annotated[
     str | None,
     typer.Option("--size", metavar="WxH", help="Pixels: 512, or 512x768 (default: the source's)."),
@@ -82,8 +88,8 @@ def checked_size(size: str, option: str = "--size") -> tuple[int, int]:
     width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not all(MULTIPLE_PX <= px <= LARGEST_PX and px % MULTIPLE_PX == 0 for px in (width, height)):
         raise SdoptError(
-            f"{option} is {size!r}; give pixels, as 512 or 512x768 (width x height): multiples of "
-            f"{MULTIPLE_PX}, at most {LARGEST_PX}"
+            f"{option} is {shown(size, 80)!r}; give pixels, as 512 or 512x768 (width x height): "
+            f"multiples of {MULTIPLE_PX}, at most {LARGEST_PX}"
         )
     return width, height
 
@@ -96,8 +102,10 @@ def check_numbers(
         raise SdoptError(f"--seed is {seed}; give an integer from 0 to 2**63 - 1")
     if steps is not None and not 1 <= steps <= MOST_STEPS:
         raise SdoptError(f"--steps is {steps}; give an integer from 1 to {MOST_STEPS}")
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise SdoptError(f"--guidance is {guidance}; give a number, 0 or more; 1 means none")
+    if guidance is not None and not 0 <= guidance <= MOST_GUIDANCE:
+        raise SdoptError(
+            f"--guidance is {guidance}; give a number from 0 to {MOST_GUIDANCE:g}; 1 means none"
+        )
 
 
 def check_prompt(prompt: str) -> None:
@@ -106,6 +114,8 @@ def check_prompt(prompt: str) -> None:
         raise SdoptError(
             'the prompt is empty (an unset variable?); say what the image shows: "a red star"'
         )
+    if not is_whole(prompt):
+        raise SdoptError(f"the prompt {prompt!r} is no UTF-8 text; give it in UTF-8")
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -123,10 +133,25 @@ def refuse_existing(out: Path, *, force: bool) -> None:
         raise SdoptError(f"{out} is there already; name another file, or give --force")
 
 
+def check_baselines(folder: Path, usual: Path) -> None:
+    """Raise SdoptError for a folder that is not there; without the usual one nothing is stored."""
+    if not folder.is_dir() and (folder != usual or folder.exists()):
+        raise SdoptError(
+            f"there is no folder {folder}; name that of the baselines with --baselines"
+        )
+
+
+def named_run(run: Path, baselines: Path) -> AbstractContextManager[None]:
+    """What is wrong with a run that somebody named is told without git, which may have none."""
+    if run.exists() and run.resolve().is_relative_to(baselines.resolve()):
+        return nullcontext()
+    return given(run, RUN_EXPECTED)
+
+
 def lines_of(file: Path, what: str = "prompt") -> list[str]:
     """The lines of a text file that hold anything. Raises BrokenFileError naming the file."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_plain(file, MOST_TEXT_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenFileError(
             f"{file} cannot be read as text: {cause(error)}; give a file with one {what} a line"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 Advance = Callable[[float], None]
@@ -19,12 +20,22 @@ def progress(what: str, total: float | None) -> Iterator[Advance]:
         return
     from rich import progress as bars
     from rich.console import Console
+    from rich.text import Text
+
+    class Left(bars.TimeElapsedColumn):
+        """The time left; as long as nobody can know that, the time so far."""
+
+        def render(self, task: bars.Task) -> Text:
+            left = task.time_remaining
+            if left is None:
+                return super().render(task)
+            return Text(f"{timedelta(seconds=int(left))} left", style="progress.remaining")
 
     columns: list[Any] = [bars.TextColumn("{task.description}", markup=False)]
     if total is None:
         columns += [bars.SpinnerColumn(), bars.TimeElapsedColumn()]
     else:
-        columns += [bars.BarColumn(), bars.TimeRemainingColumn(), bars.TextColumn("left")]
+        columns += [bars.BarColumn(), Left()]
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)

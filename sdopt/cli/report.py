@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from sdopt.cli.options import Force, Json, print_json, refuse_existing
+from sdopt.cli.options import (
+    Force,
+    Json,
+    check_baselines,
+    named_run,
+    print_json,
+    refuse_existing,
+)
 from sdopt.cli.progress import progress
 from sdopt.errors import MissingToolError, SdoptError
 
@@ -30,7 +37,7 @@ def report(
             "--against",
             metavar="OTHER",
             help="Judge by that run (a file, or a stored run's number or name) and those before "
-            "it. Default: by the newest whole stored run before this one.",
+            "it. Default: by what was stored before this one.",
         ),
     ] = None,
     out: Annotated[
@@ -66,6 +73,7 @@ def report(
     files = _files(out or [Path("report.html")], markdown)
     for file in files:
         refuse_existing(file, force=force)
+    check_baselines(baselines, BASELINES)
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingToolError(
             f"a report needs {', '.join(missing)}; pip install 'sdopt[report]' brings them"
@@ -78,19 +86,16 @@ def report(
     from sdopt.bench.report.verdicts import as_dict
     from sdopt.util.files import write_whole
 
-    facts = gather(run, baselines, against)
     contents = {}
-    for file in files:
-        if file.suffix == HTML:
-            with progress("comparing images", 1.0) as advance:
-                contents[file] = html.render(facts, images_of(facts, images, advance))
-        else:
-            contents[file] = text.render(facts, charts.histories(facts))
+    with progress("making the report", None), named_run(run, baselines):
+        facts = gather(run, baselines, against)
+        for file in files:
+            if file.suffix == HTML:
+                contents[file] = html.render(facts, images_of(facts, images))
+            else:
+                contents[file] = text.render(facts, charts.histories(facts))
     for file, content in contents.items():
-        try:
-            write_whole(file, content.encode())
-        except OSError as error:
-            raise SdoptError(f"{file} cannot be written: {error}; name another file") from error
+        write_whole(file, content.encode())
     summary = of_run(facts)
     if as_json:
         verdicts = [as_dict(verdict) for verdict in facts.verdicts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +12,15 @@ from typing import Annotated
 import typer
 
 from sdopt.cli import options
-from sdopt.cli.options import checked_size
-from sdopt.errors import BrokenFileError, MissingToolError, SdoptError
+from sdopt.cli.options import checked_size, shown
+from sdopt.errors import SHOWN, BrokenFileError, MissingToolError, SdoptError
 from sdopt.levels import get_level
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "isal", "pybase64")
 DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}")
 MOST_BATCH = 16
+TIMES = {"--wait": (0, 60_000, "ms"), "--grace": (0, 86_400, "s"), "--stuck": (0.1, 86_400, "s")}
+"""The least and the most of each, and its unit."""
 
 
 def serve(
@@ -29,7 +31,7 @@ def serve(
     host: Annotated[
         str,
         typer.Option(
-            "--host", metavar="ADDRESS", help="Where to listen; others than loopback warn."
+            "--host", metavar="ADDRESS", help="Address to listen on; any but loopback warns."
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 8000,
@@ -57,12 +59,14 @@ def serve(
         typer.Option(
             "--wait",
             metavar="MS",
-            help="A request waits so long for batch-mates, at most; alone it does not wait.",
+            help="Longest wait of a request for others of its batch; alone it does not wait.",
         ),
     ] = 10.0,
     max_queue: Annotated[
         int,
-        typer.Option("--max-queue", metavar="N", help="Images that wait; more are refused, 429."),
+        typer.Option(
+            "--max-queue", metavar="N", help="Most images that wait; further ones get 429."
+        ),
     ] = 64,
     max_size: Annotated[
         int | None,
@@ -77,7 +81,12 @@ def serve(
         int, typer.Option("--max-prompt-length", metavar="N", help="Most characters of a prompt.")
     ] = 1000,
     max_images: Annotated[
-        int, typer.Option("--max-images", metavar="N", help="Most images of a request, its `n`.")
+        int,
+        typer.Option(
+            "--max-images",
+            metavar="N",
+            help="Most images of a request, its `n`; never more than --max-queue.",
+        ),
     ] = 10,
     cold: Annotated[
         bool,
@@ -87,15 +96,17 @@ def serve(
     ] = False,
     grace: Annotated[
         float,
-        typer.Option("--grace", metavar="S", help="For queued images, once it is told to end."),
+        typer.Option("--grace", metavar="S", help="Time to finish queued images after SIGTERM."),
     ] = 30.0,
     stuck: Annotated[
         float,
-        typer.Option("--stuck", metavar="S", help="A batch that takes longer ends its worker."),
+        typer.Option("--stuck", metavar="S", help="Restart a worker whose batch takes longer."),
     ] = 120.0,
     api_key_file: Annotated[
         Path | None,
-        typer.Option("--api-key-file", metavar="FILE", help="Keys, one a line; /v1 needs one."),
+        typer.Option(
+            "--api-key-file", metavar="FILE", help="API keys, one a line; /v1 then asks for one."
+        ),
     ] = None,
 ) -> int:
     """Serve POST /v1/images/generations and GET /v1/models, as OpenAI's clients call them.
@@ -103,6 +114,8 @@ def serve(
     Also /healthz and /metrics. Logs are JSON lines on stderr. It listens on loopback, without
     authentication.
     """
+    texts = {"--level": level, "--source": source, "--host": host, "--devices": devices}
+    _check_given({**texts, "--sizes": sizes, "--api-key-file": api_key_file})
     get_level(level)
     _check_needed()
     counts = {
@@ -113,6 +126,8 @@ def serve(
         "--max-images": max_images,
     }
     _check(counts, {"--wait": wait, "--grace": grace, "--stuck": stuck}, port)
+    pixels = _checked_sizes(sizes)
+    longest = _checked_longest(max_size, pixels)
     from sdopt.service.server import run
     from sdopt.service.settings import Settings
 
@@ -122,18 +137,18 @@ def serve(
         devices=_checked_devices(devices),
         host=host,
         port=port,
-        sizes=_checked_sizes(sizes),
+        sizes=pixels,
         max_batch=max_batch,
         wait_ms=wait,
         max_queue=max_queue,
-        max_size=checked_size(str(max_size), "--max-size")[0] if max_size is not None else None,
+        max_size=longest,
         max_steps=max_steps,
         max_prompt_length=max_prompt_length,
         max_images=max_images,
         cold=cold,
         grace_s=grace,
         stuck_s=stuck,
-        api_keys=_read_keys(api_key_file) if api_key_file else (),
+        api_keys=() if api_key_file is None else _read_keys(api_key_file),
     )
     return run(settings, _started)
 
@@ -145,37 +160,65 @@ def _started(url: str, _: Callable[[], None]) -> None:
 def _check_needed() -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingToolError(
-            f"sdopt serve needs {', '.join(missing)}; pip install 'sdopt[serve]' brings them"
+            f"sdopt serve needs {', '.join(missing)}; in a clone of sdopt, "
+            "pip install -c constraints.txt -e '.[serve]' brings them"
         )
+
+
+def _check_given(values: Mapping[str, str | Path | None]) -> None:
+    """An unset variable of a shell must not quietly mean something else."""
+    for name, value in values.items():
+        if value is not None and (value == Path() or not str(value).strip()):
+            raise SdoptError(f"{name} is empty (an unset variable?); give a value, or leave it out")
 
 
 def _check(counts: dict[str, int], times: dict[str, float], port: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise SdoptError(f"{name} is {count}; give 1 or more")
+            raise SdoptError(f"{name} is {shown(str(count), SHOWN)}; give 1 or more")
     if counts["--max-batch"] > MOST_BATCH:
-        raise SdoptError(f"--max-batch is {counts['--max-batch']}; give {MOST_BATCH} or less")
+        raise SdoptError(
+            f"--max-batch is {shown(str(counts['--max-batch']), SHOWN)}; give {MOST_BATCH} or less"
+        )
     for name, value in times.items():
-        if not 0 <= value <= 1e6:  # NaN neither
-            raise SdoptError(f"{name} is {value}; give 0 or more")
+        least, most, unit = TIMES[name]
+        if not least <= value <= most:  # NaN neither
+            raise SdoptError(f"{name} is {value} {unit}; give {least} to {most}")
     if not 0 <= port <= 65535:
-        raise SdoptError(f"--port is {port}; give 0 to 65535")
+        raise SdoptError(f"--port is {shown(str(port), SHOWN)}; give 0 to 65535")
 
 
 def _checked_devices(devices: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in devices.split(","))
     for name in names:
         if not DEVICE.fullmatch(name):
-            raise SdoptError(f"--devices names {name!r}; give auto, cpu, or cuda:0,cuda:1")
+            raise SdoptError(
+                f"--devices names {shown(name, SHOWN)!r}; give auto, cpu, or cuda:0,cuda:1"
+            )
     gpus = ["cuda:0" if name in ("auto", "cuda") else name for name in names if name != "cpu"]
     if len({*gpus}) < len(gpus):
-        raise SdoptError(f"--devices is {devices!r}; name each GPU once")
+        raise SdoptError(f"--devices is {shown(devices, SHOWN)!r}; name each GPU once")
     return names
 
 
 def _checked_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
-    found = [checked_size(size.strip(), "--sizes") for size in sizes.split(",")] if sizes else []
+    if sizes is None:
+        return ()
+    found = [checked_size(size.strip(), "--sizes") for size in sizes.split(",")]
     return tuple(dict.fromkeys(found))
+
+
+def _checked_longest(max_size: int | None, sizes: tuple[tuple[int, int], ...]) -> int | None:
+    if max_size is None:
+        return None
+    longest, _ = checked_size(shown(str(max_size), SHOWN), "--max-size")
+    for width, height in sizes:
+        if max(width, height) > longest:
+            raise SdoptError(
+                f"--max-size is {longest}, and --sizes names {width}x{height}; "
+                f"give {max(width, height)} or more, or leave the size out"
+            )
+    return longest
 
 
 def _read_keys(file: Path) -> tuple[str, ...]:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.cli.generating import Lora, Recipe
-from sdopt.cli.options import LARGEST_PX, MOST_SEED, MOST_STEPS, MULTIPLE_PX
+from sdopt.cli.options import (
+    LARGEST_PX,
+    MOST_GUIDANCE,
+    MOST_SEED,
+    MOST_STEPS,
+    MULTIPLE_PX,
+)
 from sdopt.errors import BrokenFileError
 from sdopt.levels import get_level
-from sdopt.util.files import cause
+from sdopt.util.files import cause, is_whole, may_be_path, read_plain
+from sdopt.util.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TEXT_KEY = "sdopt"
 SCHEMA = 1
+MOST_BYTES = 2**30
 MOST_PIXELS = 2**28
 MOST_IMAGES = 1024
 HOW = "name a PNG that `sdopt generate` wrote"
@@ -63,9 +70,9 @@ def read_png(path: Path) -> tuple[Image, Stamp]:
     from PIL import Image as images
 
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _broken(path, f"cannot be read: {error.strerror}") from error
+        content = read_plain(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise _broken(path, f"cannot be read: {cause(error)}") from error
     try:
         with images.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.width * image.height > MOST_PIXELS:
@@ -107,6 +114,9 @@ def _recipe(row: Mapping[str, Any]) -> Recipe:
     for name in ("level", "source", "prompt", "negative_prompt"):
         if not isinstance(row[name], str):
             raise ValueError(f"{name} is {row[name]!r}, not text")
+        if not is_whole(row[name]):
+            raise ValueError(f"{name} is {row[name]!r}, which holds half a character")
+    _path("source", row["source"])
     get_level(row["level"])
     if not row["source"]:
         raise ValueError("source is empty")
@@ -115,16 +125,25 @@ def _recipe(row: Mapping[str, Any]) -> Recipe:
     for name in ("width", "height"):
         _integer(row, name, MULTIPLE_PX, LARGEST_PX)
     scale = row["guidance_scale"]
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
-        raise ValueError(f"guidance_scale is {scale!r}, not a number, 0 or more")
-    return Recipe(**{**row, "lora": None if row["lora"] is None else _lora(row["lora"])})
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not is_number or not 0 <= scale <= MOST_GUIDANCE:
+        told = shown(repr(scale), 40)
+        raise ValueError(f"guidance_scale is {told}, not a number from 0 to {MOST_GUIDANCE:g}")
+    lora = None if row["lora"] is None else _lora(row["lora"])
+    return Recipe(**{**row, "guidance_scale": float(scale), "lora": lora})
 
 
 def _lora(value: Any) -> Lora:
     row = _object(value, "lora")
     if set(row) != {"file", "sha256"} or not all(isinstance(one, str) for one in row.values()):
         raise ValueError("lora is no file and sha256")
+    _path("lora.file", row["file"])
     return Lora(**row)
+
+
+def _path(name: str, value: str) -> None:
+    if not may_be_path(value):
+        raise ValueError(f"{name} is {shown(repr(value), 60)}, which can name no file")
 
 
 def _integer(row: Mapping[str, Any], name: str, least: int, most: int) -> None:

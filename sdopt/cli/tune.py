@@ -93,5 +93,6 @@ def tune(
     if static:
         return programs.check_machine_code(wanted)
     if out is not None and not (missing or known):
+        programs.this_card()  # before the file: where there is no GPU, no other one helps
         refuse_existing(out, force=force)
     return programs.tune_levels(wanted)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sdopt.compile_cache import archive, files, place
@@ -27,16 +28,14 @@ def pack(file: Path, levels: Sequence[str] = LEVELS, source: str | None = None) 
     names = [get_level(level).name for level in levels]
     resolved = resolve(source).name
     _refuse_unwritable(file)
+    _refuse_nothing(names)
     with tempfile.TemporaryDirectory(prefix="sdopt-compile-") as name:
         start = time.perf_counter()
         _fill(Path(name), source or "auto", names)
         seconds = time.perf_counter() - start
         contents = files.kept(Path(name))
     if not contents:
-        raise SdoptError(
-            f"{', '.join(names)} compile nothing here, so there is nothing to pack; "
-            "choose --levels that do: compiled ones, or on a GPU those of the engine"
-        )
+        raise SdoptError(_compile_nothing(names))
     made_for = made_here()
     manifest = archive.pack(file, contents, made_for=made_for, levels=names, source=resolved)
     told_of = told(file, manifest)
@@ -54,9 +53,39 @@ def unpack(file: Path, folder: Path) -> list[str]:
     refuse_full(folder)
     folder = folder.absolute()
     manifest, contents = place.fitting(file)
-    place.put(contents, folder, at=folder)
+    _put(contents, folder)
     exports = (f"export {name}={value}" for name, value in place.variables(folder).items())
     return [*told(file, manifest), *exports]
+
+
+def _put(contents: Mapping[str, bytes], folder: Path) -> None:
+    """All of them, or nothing of them."""
+    was_there = folder.exists()
+    try:
+        place.put(contents, folder, at=folder)
+    except BaseException:
+        for path in [*folder.iterdir()] if folder.is_dir() else []:
+            shutil.rmtree(path)
+        if not was_there and folder.is_dir():
+            folder.rmdir()
+        raise
+
+
+def _refuse_nothing(names: Sequence[str]) -> None:
+    """Before the levels are loaded, for what is known to leave no code on this device."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not any(get_level(one).compiled or (on_gpu and get_level(one).fused) for one in names):
+        raise SdoptError(_compile_nothing(names))
+
+
+def _compile_nothing(names: Sequence[str]) -> str:
+    verb = "compiles" if len(names) == 1 else "compile"
+    return (
+        f"{', '.join(names)} {verb} nothing here, so there is nothing to pack; choose --levels "
+        "that do: compiled ones, or on a GPU those of the engine"
+    )
 
 
 def refuse_full(folder: Path) -> None:

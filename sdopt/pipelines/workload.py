@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.util.files import MOST_BYTES, cause, read_plain
 from sdopt.weights.sources import Source
 
 if TYPE_CHECKING:
@@ -124,10 +125,10 @@ def read_prompts(path: Path, source: Source) -> tuple[Request, ...]:
     """
     try:
         # Not splitlines(): a JSON string may hold U+2028 and other line separators.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_plain(path, MOST_BYTES).decode("utf-8").split("\n")
     except OSError as error:
         raise BrokenFileError(
-            f"{path} cannot be read: {error.strerror}; give a file of JSON lines, such as "
+            f"{path} cannot be read: {cause(error)}; give a file of JSON lines, such as "
             '{"name": "cat", "prompt": "a cat", "negative_prompt": "", "seed": 1}'
         ) from error
     except UnicodeDecodeError as error:

@@ -93,7 +93,7 @@ def jobs_of(
     _check_model(request.model, limits)
     images = request.n or 1
     if images > limits.max_images:
-        raise invalid(f"n is {images}; at most {limits.max_images} images a request", "n")
+        raise invalid(f"n is {_shown(images)}; at most {limits.max_images} images a request", "n")
     negative = request.negative_prompt or ""
     for name, text in (("prompt", request.prompt), ("negative_prompt", negative)):
         _check_text(name, text, limits, check_prompt)
@@ -129,11 +129,13 @@ def _check_text(name: str, text: str, limits: Limits, check_prompt: Callable[[st
             name,
             "string_above_max_length",
         )
-    if text:
+    if text.strip():
         try:
             check_prompt(text)
         except SdoptError as error:
             raise invalid(str(error), name) from error
+    elif name == "prompt":
+        raise invalid("prompt is empty or blank; say what the image shows", name)
 
 
 def _kind(request: ImagesRequest, limits: Limits) -> Kind:
@@ -141,7 +143,8 @@ def _kind(request: ImagesRequest, limits: Limits) -> Kind:
     facts, default = limits.facts, limits.shapes[0]
     steps = request.num_inference_steps or facts.steps
     if steps > limits.max_steps and steps != facts.steps:
-        raise invalid(f"{steps} steps; at most {limits.max_steps}", "num_inference_steps")
+        message = f"{_shown(steps)} steps; at most {limits.max_steps}"
+        raise invalid(message, "num_inference_steps")
     width, height = default.width, default.height
     if request.size not in (None, "auto"):
         width, height = _sides(str(request.size), limits)

@@ -8,19 +8,23 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import uvicorn
 
 from sdopt.errors import SdoptError
 from sdopt.service import failures
 from sdopt.service.app import app_of
+from sdopt.service.connection import KEEP_ALIVE_S, Connection, Crowd, most_connections
 from sdopt.service.door import is_loopback
 from sdopt.service.logs import log, to_stderr
 from sdopt.service.service import Service
 from sdopt.service.settings import Settings
+from sdopt.util.files import cause
+from sdopt.util.text import shown
 
 BACKLOG = 1024
-KEEP_ALIVE_S = 75
 ANSWERS_S = 3
 """After the time that queued images are given, for the errors of those that were not made."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -55,10 +59,11 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         sock.bind((host, port))
         sock.listen(BACKLOG)  # from here on clients wait instead of being refused
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:
         sock.close()
         raise SdoptError(
-            f"{host}:{port} cannot be listened on: {error}; give another --host or --port"
+            f"cannot listen on {shown(host, 80)}, port {port}: {cause(error)}; "
+            "give another --host or --port"
         ) from error
     return sock
 
@@ -71,13 +76,20 @@ async def serve(
 ) -> int:
     """Until one of the signals, or until no worker can be had at all."""
     service = Service(settings)
+    crowd = Crowd(
+        most=most_connections(len(settings.devices)),
+        count=lambda code: service.metrics.errors.labels(code).inc(),
+    )
+    protocol: Any = partial(Connection, crowd=crowd)
     config = uvicorn.Config(
         app_of(service),
+        http=protocol,
+        ws="none",  # its connections would have no limits
         log_config=None,
         access_log=False,
         lifespan="off",
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=round(KEEP_ALIVE_S),
         timeout_graceful_shutdown=round(settings.grace_s) + ANSWERS_S,
         server_header=False,
         proxy_headers=False,

@@ -212,7 +212,7 @@ class Service:
         slots = [worker.slots.free.pop() for _ in jobs]
         self._batches += 1
         batch = Batch(jobs=jobs, slots=slots, dispatched_s=now)
-        limit_s = self.settings.stuck_s * (1 if self._is_warm(jobs[0].kind) else COLD_TIMES)
+        limit_s = self.settings.stuck_s * (COLD_TIMES if self._has_to_compile(jobs[0].kind) else 1)
         batch.stuck = asyncio.get_running_loop().call_later(limit_s, self._stuck, worker, limit_s)
         worker.generate(self._batches, batch)
         self.metrics.batch.observe(len(jobs))
@@ -259,15 +259,16 @@ class Service:
 
     # Smaller questions
 
-    def _is_warm(self, kind: Kind) -> bool:
+    def _has_to_compile(self, kind: Kind) -> bool:
+        """Whether it was not made ready, on a level where that takes long."""
         assert self.limits is not None
         shape = Shape(width=kind.width, height=kind.height, steps=kind.steps)
-        return shape in self.limits.shapes and kind.guidance_scale > 1
+        is_warm = shape in self.limits.shapes and kind.guidance_scale > 1
+        return self.limits.facts.compiles and not is_warm
 
     def _is_batched(self, kind: Kind) -> bool:
         """What has to be compiled first is made alone: each number of images is compiled anew."""
-        assert self.limits is not None
-        return not self.limits.facts.compiles or self._is_warm(kind)
+        return not self._has_to_compile(kind)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -96,7 +96,7 @@ class Limits:
             max_side_px=settings.max_size or max(max(size) for size in sizes),
             max_steps=settings.max_steps,
             max_prompt_length=settings.max_prompt_length,
-            max_images=settings.max_images,
+            max_images=min(settings.max_images, settings.max_queue),
             cold=settings.cold,
         )
 

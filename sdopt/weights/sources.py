@@ -12,7 +12,8 @@ from typing import Any, Literal
 from sdopt import miniature as embedded
 from sdopt.errors import BrokenFileError, SourceError, UnknownNameError
 from sdopt.miniature import scenes
-from sdopt.util.files import cause
+from sdopt.util.files import cause, may_be_path
+from sdopt.util.text import shown
 from sdopt.weights import hub
 
 SD15_GUIDANCE_SCALE = 7.5
@@ -92,6 +93,8 @@ def resolve(name: str | None = None) -> Source:
     if not isinstance(name, (str, Path)):
         raise UnknownNameError("source", name, NAMED_SOURCES, OTHER_SOURCES)
     name = str(name)
+    if not may_be_path(name):
+        raise UnknownNameError("source", shown(name, 60), NAMED_SOURCES, OTHER_SOURCES)
     if name == "auto":
         return _auto()
     if name == "embedded":
@@ -112,7 +115,8 @@ def resolve(name: str | None = None) -> Source:
 
 def may_download(name: str) -> bool:
     """Whether `resolve` would ask the hub for it."""
-    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+    is_name = HUB_NAME.fullmatch(name) is not None and may_be_path(name)
+    return is_name and not Path(name).exists()
 
 
 def _choices() -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from command import plain, refusal
 from submitted import KEY, LEVEL_NAMES, SET, a_run, a_store, history, state, submit
 
+from sdopt.bench.stored.accepting import digest, journal_path
 from sdopt.bench.stored.history import run_paths, save_run
 from sdopt.cli.app import main
+from sdopt.util.files import write_whole
 
 SLOWER = {"baseline": 100.0, "final": 200.0}
 
@@ -105,6 +109,61 @@ def test_what_a_file_says_is_shown_in_one_line(
     assert "\x1b" not in capsys.readouterr().out
 
 
+def test_old_numbers_precisions_and_all_that_is_not_fine_are_told(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(history(clone / "baselines"), "new", a_run(SLOWER, ssim_drift=0.875))
+    submit(clone, a_run(SLOWER, ssim_drift=0.5), seed=9)
+    assert main(["baseline", "accept", "run.json", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"final +ssim_drift +0\.875 +-?0\.\d+ ", told)
+    assert "float32 latents final/red-star: 64 of 64 values" in told
+    refused = refused_accept(capsys)
+    number, named = re.search(r"(\d+) verdicts are not fine: (.*); say why", refused).groups()
+    more = re.search(r"; and (\d+) more, which --dry-run shows", named)
+    assert int(number) == 3 + int(more[1])
+
+
+def refused_accept(capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    capsys.readouterr()
+    assert main(["baseline", "accept", "run.json", "--yes", *more]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_reason_stays_text_in_the_changelog(clone: Path) -> None:
+    evil = "<img src=x> for @octocat [x](http://e.example) `a` *b* \x1b[31m &amp; latency_ms"
+    assert main(["baseline", "accept", "run.json", "--reason", evil, "--yes"]) == 0
+    from markdown_it import MarkdownIt
+
+    parsed = MarkdownIt("commonmark").parse((clone / "CHANGELOG.md").read_text())
+    tokens = [inner for one in parsed for inner in (one, *(one.children or ()))]
+    assert not {"html_inline", "link_open", "em_open", "html_block"} & {one.type for one in tokens}
+    shown = "".join(one.content for one in tokens if one.type == "text")
+    assert (
+        "<img src=x> for @\u200boctocat [x](http://e.example) `a` *b*  [31m &amp; latency_ms"
+        in shown
+    )
+
+
+def test_a_disk_that_is_full_or_read_only_is_named(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(clone)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        told = refused_accept(capsys, "--reason", "meant")
+    assert "No space left on device; make room there" in told
+    assert str(Path("baselines") / "unfinished") in told
+    (clone / "CHANGELOG.md").chmod(0o444)
+    told = refused_accept(capsys, "--reason", "meant")
+    assert "CHANGELOG.md cannot be written: it is read-only; make it writable" in told
+    assert state(clone) == before
+
+
 # list, show, prune
 
 
@@ -126,12 +185,44 @@ def test_a_run_is_shown(clone: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "0003_nightly.json" in told
     assert "commit       0123456789ab" in told
     assert "accepted     no" in told
+    assert "judges       baseline, final" in told
     assert main(["baseline", "show", "run.json", "--json"]) == 0
     levels = json.loads(capsys.readouterr().out)["levels"]
     assert levels["final"]["latency_ms"] == pytest.approx(200.0)
     assert "no run '77'" in refusal(capsys, "baseline", "show", "77")
     save_run(clone / "baselines/history/gpu/embedded", "a", a_run(SLOWER, {"hardware": "gpu"}))
     assert "--hardware gpu --source embedded" in refusal(capsys, "baseline", "show", "3")
+
+
+def test_what_a_run_judges_is_shown(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the rule of the gate: an accepted run of some levels judges them at once."""
+    folder = history(clone / "baselines")
+    save_run(folder, "a", a_run({"final": 80.0}, {"accepted": True}), partial=True)
+    save_run(folder, "b", a_run({"baseline": 90.0}), partial=True)
+    for number, judges in ((6, "baseline"), (7, "final"), (8, "nothing")):
+        assert main(["baseline", "show", str(number)]) == 0
+        assert f"judges       {judges}\n" in capsys.readouterr().out
+    assert main(["history", "--hardware", KEY, "--metric", "latency_ms"]) == 0
+    told = capsys.readouterr().out
+    assert "(90 ms)  0008_b_partial.json" in told
+    assert "   80 ms  0007_a_partial.json" in told
+
+
+def test_an_interrupted_accept_names_what_is_in_its_way(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = clone / "baselines"
+    journal = journal_path(root, SET, "baseline-accept")
+    about = {"before": digest(b"old"), "after": digest(b"new")}
+    entries = {"../CHANGELOG.md": about, "images/a.png": {**about, "before": None}}
+    write_whole(journal, json.dumps({"levels": ["final"], "files": entries}).encode())
+    write_whole(root / "images" / "a.png", b"new")
+    assert main(["baseline", "accept", "run.json", "--dry-run"]) == 2
+    assert f"git checkout -- {clone / 'CHANGELOG.md'}" in capsys.readouterr().err
+    (clone / "CHANGELOG.md").write_bytes(b"old")
+    assert main(["baseline", "accept", "run.json", "--reason", "meant", "--yes"]) == 0
+    assert "undid the rest of an accept" in capsys.readouterr().err
+    assert not journal.exists()
 
 
 def test_pruning_asks_and_needs_git(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:

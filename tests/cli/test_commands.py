@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -380,9 +381,30 @@ def test_progress_is_shown_on_a_terminal_with_the_time_left(
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     with progress("[red]generating", total) as advance:
-        Steps(advance, 1).update()
+        steps = Steps(advance, 0)
+        for _ in range(3):
+            time.sleep(0.2)  # a bar is drawn ten times a second
+            steps.update()
     assert "[red]generating" in stream.getvalue()
     assert says in stream.getvalue()
+    assert "-:--" not in stream.getvalue()  # as long as nobody knows, the time so far
+
+
+def test_levels_show_that_they_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["levels", "--baselines", str(tmp_path)]) == 0
+    assert "reading the stored runs" in stream.getvalue()
+
+
+def test_tuning_without_a_gpu_is_refused_for_that(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for the table that is there: another file would help nobody."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for more in ((), ("--force",), ("--known",)):
+        assert "there is none; run it on one" in refusal(capsys, "tune", *more)
 
 
 def test_progress_is_silent_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -207,6 +208,22 @@ def test_a_png_of_another_program_is_named(
         ({"lora": "x"}, "lora is no JSON object"),
         ({"lora": {"file": "x"}}, "lora is no file and sha256"),
         ({"extra": 1}, "an image has extra, "),
+        ({"guidance_scale": 10**300}, "not a number from 0 to 1000"),
+        ({"guidance_scale": 10**400}, "not a number from 0 to 1000"),
+        ({"guidance_scale": float("nan")}, "not a number from 0 to 1000"),
+        ({"lora": {"file": "a\0b", "sha256": "0"}}, "lora.file is 'a\\x00b', which can name no"),
+        ({"lora": {"file": "\ud800", "sha256": "0"}}, "which can name no file"),
+        ({"lora": {"file": "x" * 5000, "sha256": "0"}}, "which can name no file"),
+        (
+            {"lora": {"file": "/dev/zero", "sha256": "0"}},
+            "/dev/zero cannot be read: it is no plain",
+        ),
+        ({"source": "x" * 5000}, "which can name no file; name a PNG that `sdopt generate` wrote"),
+        ({"source": "a/" + "x" * 300}, "which can name no file"),
+        ({"source": "a\0b"}, "which can name no file"),
+        ({"prompt": "\ud800"}, "which holds half a character"),
+        ({"negative_prompt": "\udfff"}, "which holds half a character"),
+        ({"level": "\ud800"}, "which holds half a character"),
         ({"source": ""}, "source is empty"),
         ({"source": "somebody/something"}, "is not in the local cache; to download it, add"),
         ({"lora": {"file": "/none.safetensors", "sha256": "0"}}, "where the file lies now"),
@@ -222,6 +239,49 @@ def test_what_a_stranger_wrote_into_a_png_is_checked(
     text = text_in(star)
     text["images"][0].update(change)
     assert reason in refusal(capsys, "generate", "--like", stamped(text))
+
+
+@pytest.mark.parametrize("what", ["fifo", "zero", "a folder"])
+def test_only_a_plain_file_is_read(
+    what: str,
+    stamped: Callable[[Any], Path],
+    star: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A pipe would be waited for, and a device has no end."""
+    path = tmp_path / what
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "zero":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    text = text_in(star)
+    text["images"][0]["lora"] = {"file": str(path), "sha256": "0"}
+    png = stamped(text)
+    for given in (
+        ("--like", png),
+        ("--like", path),
+        ("--like", star, "--lora", path, "-o", tmp_path / "o.png"),
+        ("a red star", "--lora", path, "-o", tmp_path / "o.png"),
+        ("--file", path, "--source", "embedded"),
+    ):
+        if given[1] == star:
+            continue  # made without adapters: refused before
+        assert f"{path} cannot be read" in refusal(capsys, "generate", *given)
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a/" + "b" * 300, "a\0b"])
+def test_a_source_that_no_file_could_have_is_named_with_the_choices(
+    source: str, star: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.png"
+    for given in ((STAR, "-o", out), ("--like", star, "-o", out)):
+        told = refusal(capsys, "generate", *given, "--source", source)
+        assert "unknown source" in told
+        assert "embedded, sd15-random" in told
+        assert len(told) < 400
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,13 @@ from sdopt.cli.app import main
 from sdopt.service import server
 from sdopt.service.settings import Settings
 
+_OPTIONS = [
+    "--" + name.replace("_", "-")
+    for name, kind in command.serve.__annotations__.items()
+    if "bool" not in kind and name != "return"
+]
+"""That take a value."""
+
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
     seen: list[Settings] = []
@@ -71,9 +78,15 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (("--max-batch", "0"), "--max-batch is 0"),
         (("--max-batch", "17"), "16 or less"),
         (("--max-queue", "-1"), "--max-queue is -1"),
-        (("--wait", "-1"), "--wait is -1.0"),
+        (("--wait", "-1"), "--wait is -1.0 ms; give 0 to 60000"),
         (("--wait", "nan"), "--wait is nan"),
-        (("--grace", "inf"), "--grace is inf"),
+        (("--wait", "1e308"), "--wait is 1e+308 ms; give 0 to 60000"),
+        (("--grace", "inf"), "--grace is inf s; give 0 to 86400"),
+        (("--stuck", "0"), "--stuck is 0.0 s; give 0.1 to 86400"),
+        (
+            ("--max-size", "256", "--sizes", "64,512"),
+            "--max-size is 256, and --sizes names 512x512",
+        ),
         (("--sizes", "500x"), "--sizes is '500x'"),
         (("--sizes", "500x501"), "multiples of 8"),
         (("--max-size", "-8"), "--max-size is '-8'"),
@@ -85,6 +98,29 @@ def test_wrong_options_are_named(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
 ) -> None:
     assert words in refusal(capsys, "serve", *arguments)
+
+
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize("option", sorted(_OPTIONS))
+def test_an_empty_value_is_named(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    """An unset variable of a shell: `--host ""` would listen on every address."""
+    assert f"{option} " in refusal(capsys, "serve", option, value).replace("'", " ")
+
+
+@pytest.mark.parametrize("option", sorted({*_OPTIONS} - {"--api-key-file"}))
+@pytest.mark.parametrize("value", ["9" * 4000, "-" + "9" * 4000, "9" * 5000, "x" * 4000])
+def test_a_long_value_is_not_repeated(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    value: str,
+) -> None:
+    monkeypatch.setattr(server, "run", lambda settings, started: 2)
+    capsys.readouterr()
+    assert main(["serve", option, value]) == 2
+    assert len(capsys.readouterr().err) < 600
 
 
 def test_keys_that_others_may_read_are_refused(
@@ -105,7 +141,7 @@ def test_what_is_not_installed_is_named_with_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "NEEDED", ("fastapi", "no_such_package"))
-    assert "needs no_such_package; pip install 'sdopt[serve]'" in refusal(capsys, "serve")
+    assert "needs no_such_package; in a clone of sdopt, pip install -c" in refusal(capsys, "serve")
 
 
 def test_the_extra_brings_what_is_needed() -> None:

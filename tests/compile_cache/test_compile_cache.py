@@ -299,7 +299,7 @@ def test_every_cut_is_noticed(packed: Path) -> None:
         ("triton/x", tarfile.FIFOTYPE, "is a link, a device or a folder"),
         ("triton/x", tarfile.DIRTYPE, "is a link, a device or a folder"),
         ("triton/x", tarfile.REGTYPE, "which its manifest does not name"),
-        (archive.MANIFEST, tarfile.REGTYPE, "which its manifest does not name"),
+        (archive.MANIFEST, tarfile.REGTYPE, "is the manifest's own name"),
     ],
 )
 def test_a_member_that_no_packed_file_has_is_refused(
@@ -314,6 +314,162 @@ def test_a_member_that_no_packed_file_has_is_refused(
     with pytest.raises(BrokenFileError, match=f"{packed} holds .*{reason}"):
         place.placed(packed)
     assert [path for path in place.root().glob("**/*") if path.is_file()] == []
+
+
+MADE_UP = {"made_for": HERE, "levels": [], "source": "", "files": {}}
+
+
+def a_file(tmp_path: Path, manifest: bytes, *contents: tuple[str, bytes], more: int = 0) -> Path:
+    """A packed file of any manifest and members, with that many zeros behind."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in ((archive.MANIFEST, manifest), *contents):
+            tar.addfile(member(name, content), io.BytesIO(content))
+    path = tmp_path / "made-up.tar.xz"
+    with lzma.open(path, "wb", preset=0) as stream:
+        stream.write(buffer.getvalue())
+        for _ in range(more // 2**20):
+            stream.write(bytes(2**20))
+    return path
+
+
+def naming(*names: str, **fields: object) -> bytes:
+    entries = {name: archive.entry(b"x") for name in names}
+    return json.dumps({"schema": archive.SCHEMA, **MADE_UP, "files": entries, **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("a", "a/b"), "'a' as a file and as the folder of 'a/b'"),
+        (("x" * 300,), "is longer than a file system takes"),
+        (("ä" * 150,), "is longer than a file system takes"),
+        (("/".join(["x" * 100] * 20),), "is longer than a file system takes"),
+        (("./a",), "is no plain path"),
+        (("a//b",), "is no plain path"),
+        (("a/",), "is no plain path"),
+        (("",), "is no plain path"),
+        (("a\nb",), "is no plain path"),
+        (("a\x1b[31m",), "is no plain path"),
+        (("a\ud800",), "is no plain path"),
+        ((archive.MANIFEST,), "is the manifest's own name"),
+    ],
+)
+def test_check_refuses_what_unpack_could_not_do(
+    names: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = a_file(tmp_path, naming(*names))
+    for command in (["check", str(path)], ["unpack", str(path), str(tmp_path / "out")]):
+        assert main(["cache", *command]) == 2
+        told = capsys.readouterr().err
+        assert says in told
+        assert told.count("\n") == 1
+        assert "\x1b" not in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[" * 100_000,
+        b"{" * 10,
+        b'{"schema": 1}',
+        naming(made_for={"GPU": 3}),
+        naming(made_for={"GPU": "a\x1b[31m"}),
+        naming(levels=["a\nb"]),
+        naming(files={"a": ["00", -1]}),
+        naming(files={"a": ["00", True]}),
+        naming(files={"a": ["00", 2**40]}),
+        naming(files={"a": [1, 2]}),
+        naming(schema=[[["x" * 999]]]),
+        b'{"schema": 1' + b"0" * 5000 + b"}",
+    ],
+)
+def test_a_manifest_that_is_none_is_one_line(
+    manifest: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cache", "check", str(a_file(tmp_path, manifest))]) == 2
+    told = capsys.readouterr().err
+    assert "manifest" in told or "schema" in told
+    assert told.count("\n") == 1
+    assert len(told) < 700
+
+
+BOUNDED = """
+import resource, sys
+from sdopt.cli.app import main
+import sdopt.compile_cache.packing
+most = 2**20 * 256
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+code = main(["cache", "check", sys.argv[1]])
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < before + most
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("what", ["zeros", "behind", "a member", "a header", "a manifest"])
+def test_no_more_is_unpacked_than_the_manifest_says(what: str, tmp_path: Path) -> None:
+    """A file of a few kB may hold gigabytes; here half a one."""
+    much = 2**29
+    if what == "behind":
+        path = a_file(tmp_path, naming("a"), ("a", b"x"), more=much)
+    else:
+        path, head = tmp_path / "made-up.tar.xz", tarfile.TarInfo("a")
+        head.size = much
+        if what == "a header":
+            head.type = tarfile.XHDTYPE
+        buffer = io.BytesIO()
+        if what in ("a member", "a header"):
+            with tarfile.open(fileobj=buffer, mode="w") as tar:
+                manifest = naming("a")
+                tar.addfile(member(archive.MANIFEST, manifest), io.BytesIO(manifest))
+            kept = buffer.getvalue()[: 512 * (1 + -(-len(manifest) // 512))]
+        if what == "a manifest":
+            head.name = archive.MANIFEST
+        begin = {"zeros": b"", "a manifest": head.tobuf()}.get(what)
+        with lzma.open(path, "wb", preset=0) as stream:
+            stream.write(kept + head.tobuf() if begin is None else begin)
+            for _ in range(much // 2**20):
+                stream.write(bytes(2**20))
+    done = subprocess.run(
+        (sys.executable, "-c", BOUNDED, str(path)), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: compile cache ")
+
+
+@pytest.mark.parametrize("command", ["check", "unpack"])
+def test_what_is_no_plain_file_is_not_read(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        more = [str(tmp_path / "out")] if command == "unpack" else []
+        assert main(["cache", command, str(path), *more]) == 2
+        assert f"{path} cannot be read" in capsys.readouterr().err
+
+
+def test_what_cannot_be_unpacked_leaves_nothing(
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, written = Path.write_bytes, []
+
+    def write_bytes(self: Path, content: bytes) -> int:
+        written.append(self)
+        if len(written) % 3 == 0:
+            raise OSError(28, "No space left on device", str(self))
+        return real(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "empty"):
+        assert main(["cache", "unpack", str(packed), str(folder)]) == 2
+        assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert [*(tmp_path / "empty").iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["../x", "/x"])
@@ -557,18 +713,28 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_compiled(
 def test_a_level_that_compiles_nothing_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(packing, "_fill", lambda *arguments: None)
+    """What is known to leave nothing on a CPU is not even loaded."""
+    filled = []
+    monkeypatch.setattr(packing, "_fill", lambda *arguments: filled.append(arguments))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     file = tmp_path / "cache.tar.xz"
-    assert main(["cache", "pack", str(file), "--source", "embedded"]) == 2
-    assert "turbo compile nothing here" in capsys.readouterr().err
-    assert not file.exists()
+    for levels in ("turbo", "baseline,express"):
+        given = ["cache", "pack", str(file), "--source", "embedded", "--levels", levels]
+        assert main(given) == 2
+        assert "nothing here, so there is nothing to pack" in capsys.readouterr().err
+        assert not file.exists()
+    assert filled == []
+    assert main(["cache", "pack", str(file), "--source", "embedded", "--levels", "final"]) == 2
+    assert "final compiles nothing here" in capsys.readouterr().err
+    assert len(filled) == 1
 
 
 def test_a_child_that_fails_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(packing, "FILLING", "sdopt.there_is_no_such_module")
-    assert main(["cache", "pack", str(tmp_path / "f"), "--source", "embedded"]) == 2
+    given = ("--source", "embedded", "--levels", "final")
+    assert main(["cache", "pack", str(tmp_path / "f"), *given]) == 2
     assert "ended with status 1" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,32 @@ def test_openai_s_client_gets_the_pipeline_s_image(client: openai.OpenAI) -> Non
         torch.set_num_threads(threads)
     [image] = pipeline.numpy_to_pil(array)
     assert np.array_equal(pixels_of(answer.data[0]), np.asarray(image))
+
+
+def example(language: str, words: str, url: str) -> str:
+    """The block of the page that holds these words, asking this service."""
+    page = (Path(sdopt.__file__).parents[1] / "docs/how-to/serve.md").read_text(encoding="utf-8")
+    [found] = [
+        block.partition("```")[0]
+        for block in page.split(f"```{language}\n")[1:]
+        if words in block.partition("```")[0]
+    ]
+    assert "http://127.0.0.1:8000" in found
+    return found.replace("http://127.0.0.1:8000", url)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_curl_example_of_the_page_works_word_by_word(url: str, tmp_path: Path) -> None:
+    subprocess.run(("sh", "-ec", example("sh", "curl", url)), cwd=tmp_path, check=True)
+    with Image.open(tmp_path / "star.png") as image:
+        assert image.size == (128, 128)
+
+
+def test_the_python_example_of_the_page_works_word_by_word(url: str, tmp_path: Path) -> None:
+    code = example("python", "openai", url)
+    subprocess.run((sys.executable, "-c", code), cwd=tmp_path, check=True)
+    with Image.open(tmp_path / "star.png") as image:
+        assert image.size == (128, 128)
 
 
 def test_openai_s_client_reads_models_and_errors(client: openai.OpenAI) -> None:

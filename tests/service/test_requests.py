@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdopt.cli.options import check_prompt
+from sdopt.errors import SdoptError
 from sdopt.service import requests
 from sdopt.service.failures import ApiError
 from sdopt.service.queueing import Job
@@ -103,6 +105,8 @@ def test_everything_openai_s_clients_may_send_that_means_what_is_done() -> None:
         ({"prompt": 3}, "prompt", "3"),
         ({"prompt": ["a cat"]}, "prompt", "string"),
         ({"prompt": ""}, "prompt", "at least 1"),
+        ({"prompt": " "}, "prompt", "empty or blank"),
+        ({"prompt": "\u3000\n\t"}, "prompt", "empty or blank"),
         ({"prompt": "x" * 1001}, "prompt", "1001 characters; at most 1000"),
         ({"prompt": "a", "negative_prompt": "x" * 1001}, "negative_prompt", "1001"),
         ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1"),
@@ -112,6 +116,13 @@ def test_everything_openai_s_clients_may_send_that_means_what_is_done() -> None:
         ({"prompt": "a", "n": "1"}, "n", "'1'"),
         ({"prompt": "a", "n": True}, "n", "True"),
         ({"prompt": "a", "n": 10**40}, "n", "at most 10"),
+        ({"prompt": "a", "n": 10**4200}, "n", "at most 10"),
+        (b'{"prompt": "a", "n": %s}' % (b"9" * 6000), None, "out of range"),
+        ({"prompt": "a", "num_inference_steps": 10**4200}, "num_inference_steps", "at most 50"),
+        ({"prompt": "a", "seed": 10**4200}, "seed", "seed"),
+        ({"prompt": "a", "guidance_scale": 10**4200}, "guidance_scale", "guidance_scale"),
+        ({"prompt": "a", "size": "9" * 9000}, "size", "WIDTHxHEIGHT"),
+        ({"prompt": "a", "model": "x" * 9000}, "model", "this is 'turbo'"),
         ({"prompt": "a", "size": "512"}, "size", "WIDTHxHEIGHT"),
         ({"prompt": "a", "size": "-512x512"}, "size", "WIDTHxHEIGHT"),
         ({"prompt": "a", "size": "0x0"}, "size", "multiples of 64"),
@@ -162,6 +173,21 @@ def test_the_embedded_source_names_a_word_that_it_cannot_draw() -> None:
     error = refused({"prompt": "a red cat"}, embedded=True)
     assert error.param == "prompt"
     assert "unknown prompt word 'cat'" in error.message
+    assert len(refused({"prompt": "x" * 1000}, embedded=True).message) < 400
+
+
+def test_a_blank_negative_prompt_is_none_and_a_blank_prompt_is_refused_as_by_the_command() -> None:
+    assert len(jobs({"prompt": "a", "negative_prompt": " "})) == 1
+    with pytest.raises(SdoptError, match="empty"):
+        check_prompt(" ")
+
+
+def test_no_request_is_larger_than_the_queue() -> None:
+    """It would be told to come again for ever."""
+    error = refused({"prompt": "a", "n": 5}, limits(max_images=10, max_queue=4))
+    assert (error.status, error.param) == (400, "n")
+    assert "at most 4 images" in error.message
+    assert len(jobs({"prompt": "a", "n": 4}, limits(max_images=10, max_queue=4))) == 4
 
 
 @pytest.mark.parametrize(

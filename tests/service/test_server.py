@@ -294,6 +294,29 @@ def test_a_worker_that_hangs_is_ended() -> None:
         assert one.generate()[0] == 200
 
 
+@pytest.mark.parametrize("fields", [{"size": "8x8"}, {"num_inference_steps": 3}])
+def test_what_compiles_nothing_is_given_no_longer(fields: dict[str, Any]) -> None:
+    with running(fake({"ms": 1}, stuck_s=0.3)) as one:
+        one.ready()
+        begin = time.monotonic()
+        status, told, _ = one.generate("hang", guidance_scale=1, **fields)
+        assert (status, told["error"]["code"]) == (500, "worker_died")
+        assert time.monotonic() - begin < 0.3 * service.COLD_TIMES
+
+
+def test_what_has_to_be_compiled_first_is_given_longer() -> None:
+    with running(fake({"ms": 600, "compiles": True}, stuck_s=0.3, cold=True)) as one:
+        assert one.ready().generate(size="8x8")[0] == 200
+        assert one.generate()[0] == 500
+
+
+def test_more_images_than_can_be_queued_are_refused_by_name() -> None:
+    with running(fake({"ms": 1}, max_queue=2)) as one:
+        status, told, _ = one.ready().generate(n=3)
+        assert (status, told["error"]["param"]) == (400, "n")
+        assert one.generate(n=2)[0] == 200
+
+
 def test_a_worker_that_can_never_be_had_ends_the_service() -> None:
     with running(fake({"fail": "named"})) as one:
         one.thread.join(30)
@@ -433,8 +456,15 @@ def test_workers_do_not_outlive_a_front_that_was_killed() -> None:
 def test_a_port_in_use_is_named() -> None:
     with bound("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        with pytest.raises(SdoptError, match=f"127.0.0.1:{port} cannot be listened on"):
+        with pytest.raises(SdoptError, match=f"cannot listen on 127.0.0.1, port {port}"):
             run(fake({}, port=port), lambda url, end: None)
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "x" * 3000, "\xe9..\xfc", "::zz"])
+def test_an_address_that_is_none_is_named(host: str) -> None:
+    with pytest.raises(SdoptError, match="cannot listen on") as raised:
+        bound(host, 0)
+    assert len(str(raised.value)) < 300
 
 
 # Keys, and who may connect

@@ -13,6 +13,8 @@ from sdopt.errors import SdoptError
 from studies import service_clients, service_load
 from studies.service_clients import Load, Memory, load_of
 
+ROOT = Path(service_load.__file__).parents[1]
+
 
 def test_a_short_load_of_the_embedded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -40,6 +42,14 @@ def test_a_short_load_of_the_embedded_model(
     page.write_text(f"{begin}\n{end}\n")
     assert service_load.main(["--show", "--json", str(file), "--page", str(page)]) == 0
     assert "| 4 | 40 | 0 |" in page.read_text()
+
+
+@pytest.mark.parametrize(("name", "mark"), [("cpu", "service-load"), ("h200", "service-load-h200")])
+def test_the_tables_of_the_page_are_those_of_the_stored_files(name: str, mark: str) -> None:
+    found = json.loads((ROOT / f"docs/samples/service-load-{name}.json").read_text())
+    page = (ROOT / "docs/how-to/serve.md").read_text(encoding="utf-8")
+    begin, end = marks(mark)
+    assert page.partition(begin)[2].partition(end)[0].strip() == "\n".join(service_load.told(found))
 
 
 def test_the_rate_leaves_out_the_beginning_and_the_end() -> None:

@@ -18,7 +18,8 @@ class Known:
     """What a verdict is reached from besides the number itself.
 
     `comparing` is whether a stored run was asked for. `stored` is then that run, as metrics per
-    level, and `history` its file; `refusal` says why there is none, and `refusal_hint` what to run.
+    level, `history` its file, and `files` by level that of another run's values; `refusal` says
+    why there is none, and `refusal_hint` what to run.
     `redefined` says for a level of the stored run in what it was another one. `command` is what
     started this run, for the commands that verdicts suggest. `device` is 'cuda' or 'cpu'. `levels`
     are those that there are.
@@ -36,6 +37,7 @@ class Known:
     command: str = RUN
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     history: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     refusal: str | None = None
     refusal_hint: str | None = None
     redefined: Mapping[str, str] = field(default_factory=dict)
@@ -53,8 +55,8 @@ class Known:
         metrics = sum(rule.is_for(self.device) for rule in HISTORY_RULES.values())
         return max(1, len(self.stored)) * metrics
 
-    def file_of(self, metric: Metric) -> str | None:
-        """Where that which the metric is judged by stands; a fixed limit stands in no file."""
+    def file_of(self, metric: Metric, level: str) -> str | None:
+        """Where that which a level's metric is judged by stands; a fixed limit is in no file."""
         match metric.rule:
             case Measured():
                 return self.limits_file
@@ -63,7 +65,7 @@ class Known:
             case Fixed():
                 return None
             case _:
-                return self.history
+                return self.files.get(level, self.history)
 
     def again(self, level: str) -> str:
         """The command that runs this level once more."""

@@ -16,7 +16,7 @@ from sdopt.bench.metrics.metric import AsAccepted
 def completed(known: Known, verdict: Verdict) -> Verdict:
     """The verdict with its file and its next step, if it has no better ones."""
     next_step = verdict.next_step or _next_step(known, verdict)
-    file = verdict.file or known.file_of(METRICS[verdict.metric])
+    file = verdict.file or known.file_of(METRICS[verdict.metric], verdict.level)
     return replace(verdict, file=file, next_step=next_step)
 
 

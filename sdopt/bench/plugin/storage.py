@@ -47,7 +47,7 @@ class HistoryStorage:
             folder = self.own.store.history_folder
             path = history.save_run(folder, save, output_json, partial=partial)
             self.note = f"saved this run as {path}{_more_than_judge(folder)}"
-            if partial:
+            if partial and not self.own.run.settings.accept:
                 self.note += (
                     "\nit left benchmarks out: --benchmark-compare takes the newest whole run, and "
                     "this one only where there is none, or if you name it: "

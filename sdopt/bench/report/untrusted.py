@@ -135,7 +135,7 @@ def _list(path: Path, what: str, value: Any) -> list[Any]:
 def _word(path: Path, what: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) > MOST_CHARACTERS:
         raise BrokenFileError(f"{path}: {what} is no text of {MOST_CHARACTERS} characters at most")
-    return value
+    return value.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a character
 
 
 def _choice(path: Path, what: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdopt.bench.judge.verdict import ExitCode, Verdict
-from sdopt.bench.stored import schema
-from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.files import write_whole
 
 SCHEMA = "sdopt-verdicts/2"
 
@@ -41,19 +39,3 @@ def write_verdicts(
         "verdicts": [as_dict(verdict) for verdict in verdicts],
     }
     write_whole(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def read_verdicts(path: Path) -> dict[str, Any]:
-    """The whole file, as docs/reference/schemas/verdicts.json has it.
-
-    Raises BrokenFileError naming the place of what is not.
-    """
-    data = read_json(path)
-    schema.check(path, data, "verdicts")
-    for number, verdict in enumerate(data["verdicts"]):
-        for name, value in verdict.items():
-            if isinstance(value, float) and not math.isfinite(
-                value
-            ):  # Python reads what JSON lacks
-                raise damaged(path, f"holds $.verdicts[{number}].{name}: NaN, expected a number")
-    return data

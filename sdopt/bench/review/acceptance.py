@@ -13,6 +13,7 @@ from sdopt.bench.judge.judging import judged
 from sdopt.bench.judge.verdict import Outcome, Verdict
 from sdopt.bench.metrics import HISTORY_RULES, METRICS
 from sdopt.bench.metrics.metric import Metric, Subject
+from sdopt.bench.report.comment import code
 from sdopt.bench.review import changelog
 from sdopt.bench.review.changes import Change, changed_counts, changed_images, changed_latents
 from sdopt.bench.review.known import has_own_prompts, judging, known_of, limits_file, work_set
@@ -22,12 +23,14 @@ from sdopt.bench.stored.accepting import digest_of, store_held
 from sdopt.bench.stored.history import next_path, run_content, run_paths
 from sdopt.errors import SdoptError
 from sdopt.util.files import read_json
+from sdopt.util.text import counted
 from sdopt.util.writing import writing
 
 COMPARED = (Subject.STORED, Subject.LATENTS, Subject.FLOAT64)
 """Compared anew with what is stored now, where the run left its images and latents."""
 NEW = "new: nothing of it is stored"
 NOT_FINE = (Outcome.REGRESSION, Outcome.FAULT, Outcome.INSUFFICIENT)
+MOST_TOLD = 3
 JOURNAL = "baseline-accept"
 
 
@@ -35,7 +38,8 @@ JOURNAL = "baseline-accept"
 class Review:
     """What accepting a run would change.
 
-    `verdicts` are of each level and metric against what is stored now. `counts` says by level in
+    `verdicts` are of each level and metric against what is stored now; `before` has the numbers of
+    the newest stored run by level, also of metrics that a limit judges. `counts` says by level in
     what the work is another one. `folder` is that of the history; `seen` are digests of what this
     was made from, by path, and `left_behind` the runs whose values judge no more.
     """
@@ -49,6 +53,7 @@ class Review:
     left_behind: int
     seen: Mapping[Path, str | None]
     runs: tuple[Path, ...]
+    before: Mapping[str, Mapping[str, Any]]
 
     @property
     def regressions(self) -> list[Verdict]:
@@ -107,6 +112,7 @@ def review(root: Path, given: Submission) -> Review:
         left_behind=_judging_now(gate, given),
         seen={**here, work_file: digest_of(work_file)},
         runs=tuple(paths),
+        before=gate.stored,
     )
 
 
@@ -188,8 +194,8 @@ def line(found: Review, reason: str) -> str:
             parts.append(f"{len(of_kind)} {what} of {', '.join(levels)}")
     if found.counts:
         parts.append(f"counts of {', '.join(found.counts)}")
-    why = reason or "nothing became worse"
-    where = f"`{given.baseline_set}` on `{given.hardware}`"
+    why = changelog.plain(reason) or "nothing became worse"
+    where = f"{code(given.baseline_set)} on {code(given.hardware)}"
     return f"- **Moved baseline** of {where}: {'; '.join(parts)}. Reason: {why}"
 
 
@@ -207,10 +213,14 @@ def _told(verdict: Verdict) -> str:
 
 def _needing(found: Review) -> str:
     if found.regressions:
-        return f"{len(found.regressions)} verdicts are not fine: " + "; ".join(
-            map(_told, found.regressions[:3])
-        )
-    return f"{len(found.replaced)} files and {len(found.counts)} levels' counts would be replaced"
+        told = [*map(_told, found.regressions[:MOST_TOLD])]
+        if more := len(found.regressions) - len(told):
+            told.append(f"and {more} more, which --dry-run shows")
+        number = len(found.regressions)
+        are = "is" if number == 1 else "are"
+        return f"{counted(number, 'verdict')} {are} not fine: {'; '.join(told)}"
+    files, levels = counted(len(found.replaced), "file"), counted(len(found.counts), "level")
+    return f"{files} and the counts of {levels} would be replaced"
 
 
 def _accepted(given: Submission, reason: str) -> dict[str, Any]:

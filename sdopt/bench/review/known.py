@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.bench.judge.known import Known
-from sdopt.bench.metrics import HISTORY_RULES
 from sdopt.bench.own.ladder import DECLARED
 from sdopt.bench.stored import baselines
-from sdopt.bench.stored.history import StoredRun, find_run, load_until, run_paths, series
+from sdopt.bench.stored.compared import Compared, take
+from sdopt.bench.stored.history import StoredRun, load_judging, run_paths
 from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import NAME_PATTERN
 from sdopt.util.hardware import HardwareKey
@@ -76,7 +76,7 @@ def judging(folder: Path, hardware: str, baseline_set: str) -> Sequence[StoredRu
     """The runs of a folder that the next run is compared with; none if none is stored."""
     if not run_paths(folder):
         return []
-    return load_until(find_run(folder, None), HardwareKey(hardware), baseline_set)
+    return load_judging(folder, None, HardwareKey(hardware), baseline_set)
 
 
 def known_of(runs: Sequence[StoredRun], hardware: str, scale: float | None, known: Known) -> Known:
@@ -84,15 +84,11 @@ def known_of(runs: Sequence[StoredRun], hardware: str, scale: float | None, know
     known.device = device_of(hardware)
     if not runs:
         return known
-    newest = runs[-1]
+    found = Compared(runs=tuple(runs))
 
     def redefined(name: str, row: Mapping[str, Any]) -> str | None:
-        level = known.levels.get(name) or level_of(name, newest.metrics[name])
+        level = known.levels.get(name) or level_of(name, found.newest.metrics[name])
         return is_redefined(level, row, scale)
 
-    known.comparing = True
-    known.stored, known.history, known.commit = newest.metrics, str(newest.path), newest.commit
-    changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
-    known.redefined = {name: what for name, what in changes.items() if what}
-    known.series = series(runs, HISTORY_RULES, redefined)
+    take(known, found, redefined)
     return known

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdopt.bench.review.stores import Place
-from sdopt.bench.review.timeline import positions
+from sdopt.bench.review.timeline import eras as eras_of
 from sdopt.bench.stored.history import (
     FIRST_RUNS,
     NEWEST_RUNS,
     StoredRun,
     find_run,
+    judging,
     read_runs,
     run_paths,
 )
@@ -75,10 +76,11 @@ def prune(found: Pruning, *, unsaved: bool = False) -> list[Path]:
 def _needed(runs: Sequence[StoredRun], folder: Path, newest: int) -> set[int]:
     """The positions of the runs that must stay.
 
-    Judged is by the runs up to the newest whole one, and by all once the next whole one is stored.
+    Judged is by those of `history.judging`, and by all once the next whole one is stored.
     """
     whole = [run.path for run in runs].index(find_run(folder, None))
-    eras = [era for until in {whole + 1, len(runs)} for era in _eras(runs[:until])]
+    now = [runs.index(run) for run in judging(runs)]
+    eras = [*_eras(runs, now), *_eras(runs, range(len(runs)))]
     needed = {*range(whole, len(runs))}
     for _, era in eras:
         needed |= {*era[:FIRST_RUNS], *era[-newest:]}
@@ -87,10 +89,10 @@ def _needed(runs: Sequence[StoredRun], folder: Path, newest: int) -> set[int]:
     return needed
 
 
-def _eras(runs: Sequence[StoredRun]) -> Iterator[tuple[str, list[int]]]:
-    """Each level with the positions of the runs that judge it."""
-    for level in {name for run in runs for name in run.metrics}:
-        if era := positions(runs, level):
+def _eras(runs: Sequence[StoredRun], positions: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+    """Each level with the positions of the runs that judge it, of those at these positions."""
+    for level, by_metric in eras_of([runs[number] for number in positions]).items():
+        if era := sorted({positions[at] for each in by_metric.values() for at in each}):
             yield level, era
 
 

@@ -17,6 +17,7 @@ from sdopt.bench.stored.latents import FLOAT64, latents_path, read_latents
 from sdopt.errors import BrokenFileError, UnknownNameError
 from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import NAME_PATTERN
+from sdopt.util.files import MOST_BYTES, read_plain
 
 NAME = re.compile(r"[^/\\\x00]+")
 KEY = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -36,6 +37,11 @@ class Kept:
     def is_image(self) -> bool:
         """Whether it is a PNG; else latents."""
         return self.path.suffix == ".png"
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words: latents are stored in two precisions."""
+        return "image" if self.is_image else f"{FLOAT64 if self.double else 'float32'} latents"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +144,7 @@ def _read(folder: Path, name: str, wanted: str) -> tuple[Path, bytes]:
     if not place.resolve().is_relative_to(home) or ".." in Path(name).parts:
         raise BrokenFileError(f"{place} is not inside {folder}; the run lists what is not its own")
     try:
-        content = place.read_bytes()
+        content = read_plain(place, MOST_BYTES)
     except FileNotFoundError as error:
         raise BrokenFileError(
             f"{place} is missing, and the run lists it; copy {folder.name}/ together with the JSON"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 from sdopt.bench.judge.known import Known
 from sdopt.bench.judge.statistics import judge_by_history
 from sdopt.bench.metrics import HISTORY_RULES, METRICS
 from sdopt.bench.review.known import device_of, is_redefined, level_of
 from sdopt.bench.review.stores import Place
-from sdopt.bench.stored.history import StoredRun, find_run, read_runs, series
-from sdopt.errors import UnknownNameError
+from sdopt.bench.stored.history import RUN_NAME, StoredRun, judging, newest_of, read_runs, series
+from sdopt.errors import BrokenFileError, UnknownNameError
 from sdopt.levels import LEVELS
 
 
@@ -69,15 +71,15 @@ def _timeline(
 ) -> list[Line]:
     stored = {name for run in runs for name in run.metrics}
     ordered = sorted(stored, key=lambda name: [*LEVELS, name].index(name))
-    judging = judging_values(runs, metrics or [*HISTORY_RULES])
-    newest = next(run for run in runs if run.path == find_run(place.folder, None))
+    positions = judging_values(runs, metrics or [*HISTORY_RULES])
+    newest = newest_of(judging(runs))
     known = Known(device=device_of(place.hardware), stored=newest.metrics)
     return [
         line
         for level in ordered
         if not levels or level in levels
         for metric in metrics or HISTORY_RULES
-        if (line := _line(level, metric, runs, judging[level][metric], known))
+        if (line := _line(level, metric, runs, positions[level][metric], known))
     ]
 
 
@@ -85,29 +87,62 @@ def judging_values(
     runs: Sequence[StoredRun], metrics: Sequence[str]
 ) -> Mapping[str, Mapping[str, set[int]]]:
     """By level and metric the positions of the runs that the next one is judged by."""
-    found: dict[str, dict[str, set[int]]] = {}
-    for level in dict.fromkeys(name for run in runs for name in run.metrics):
-        era = positions(runs, level)
-        rows = {number: runs[number].metrics[level] for number in era}
-        found[level] = {
-            metric: {number for number, row in rows.items() if row.get(metric) is not None}
-            for metric in metrics
-        }
+    now = [runs.index(run) for run in judging(runs)]
+    found = {
+        level: {metric: set[int]() for metric in metrics}
+        for level in dict.fromkeys(name for run in runs for name in run.metrics)
+    }
+    for level, by_metric in eras([runs[number] for number in now], metrics).items():
+        found[level] |= {name: {now[at] for at in era} for name, era in by_metric.items()}
     return found
 
 
-def positions(runs: Sequence[StoredRun], level: str) -> list[int]:
-    """Where the runs stand that judge a level, which one of them has; see `history.series`."""
-    last = max(number for number, run in enumerate(runs) if level in run.metrics)
-    newest = runs[last].metrics[level]
-    own, scale = level_of(level, newest), newest.get("guidance_scale")
-    marked = [
-        replace(run, metrics={name: {**row, "position": at} for name, row in run.metrics.items()})
-        for at, run in enumerate(runs[: last + 1])
+def eras(
+    runs: Sequence[StoredRun], metrics: Sequence[str] | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """By stored level and metric, all for None, where those of the runs stand that judge it.
+
+    See `history.series`, of runs that judge.
+    """
+    newest = newest_of(runs).metrics
+    levels = {name: level_of(name, row) for name, row in newest.items()}
+
+    def redefined(name: str, row: Mapping[str, Any]) -> str | None:
+        return is_redefined(levels[name], row, newest[name].get("guidance_scale"))
+
+    marked = [replace(run, metrics=_marked(run.metrics, at)) for at, run in enumerate(runs)]
+    wanted = METRICS if metrics is None else metrics
+    return {
+        level: {name: [int(at) for at in era] for name, era in by_metric.items()}
+        for level, by_metric in series(marked, wanted, redefined).items()
+    }
+
+
+def judged_by(run: Path) -> list[str] | None:
+    """The levels that a run of a history judges; None for another file, or a broken history."""
+    if not RUN_NAME.fullmatch(run.name):
+        return None
+    try:
+        runs = judging(read_runs(run.parent))
+    except BrokenFileError:
+        return None
+    here = {number for number, one in enumerate(runs) if one.path.name == run.name}
+    return [
+        level
+        for level, by_metric in eras(runs).items()
+        if any(here & {*era} for era in by_metric.values())
     ]
-    # Only of this level is the answer used.
-    values = series(marked, ["position"], lambda _, row: is_redefined(own, row, scale))
-    return [int(one) for one in values.get(level, {}).get("position", [])]
+
+
+def _marked(metrics: Mapping[str, Mapping[str, Any]], at: int) -> dict[str, dict[str, Any]]:
+    """The rows with their run's position in place of each number."""
+    return {
+        level: {
+            name: at if name in METRICS and value is not None else value
+            for name, value in row.items()
+        }
+        for level, row in metrics.items()
+    }
 
 
 def _line(

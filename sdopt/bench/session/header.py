@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sdopt.bench.session.context import RunContext
 from sdopt.bench.session.store import BaselineStore
 from sdopt.bench.stored.compared import Compared, NotCompared, Refused
@@ -44,10 +46,18 @@ def _compared_with(run: RunContext, store: BaselineStore) -> list[str]:
                 lines.append("sdopt: latency will fail; --benchmark-autosave stores a first run")
             return lines
         case Compared() as found:
-            earlier = len(found.runs) - 1
+            others = {str(path): path for path in found.files.values()}
+            earlier = len(found.runs) - len(others) - 1
             changes = found.changes(run.environment)
             return [
                 f"sdopt: comparing with {found.newest.path}"
-                + (f" and {earlier} earlier" if earlier else ""),
+                + (f" and {earlier} earlier" if earlier else "")
+                + "".join(
+                    f", and {_levels_of(found, path)} with {path}" for path in others.values()
+                ),
                 *([f"sdopt: changed since then: {', '.join(changes)}"] if changes else []),
             ]
+
+
+def _levels_of(found: Compared, path: Path) -> str:
+    return ", ".join(name for name, one in found.files.items() if one == path)

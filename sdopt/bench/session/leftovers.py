@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sdopt.bench.stored.accepting import recover
 from sdopt.util.partial_files import SUFFIX, remove_stale
+from sdopt.util.text import counted
 
 
 def tidy(root: Path) -> list[str]:
@@ -13,13 +14,17 @@ def tidy(root: Path) -> list[str]:
     lines = []
     if removed := remove_stale(root.rglob(f"*{SUFFIX}")):
         lines.append(
-            f"sdopt: removed {len(removed)} partial files of a run that was killed, in "
+            f"sdopt: removed {counted(len(removed), 'partial file')} of a run that was killed, in "
             f"{', '.join(sorted({str(path.parent) for path in removed}))}"
         )
     found = recover(root)
     return [
         *lines,
         *(f"sdopt: completed an accept that was killed: {path}" for path in found.completed),
+        *(
+            f"sdopt: undid the rest of an accept whose old files were brought back: {path}"
+            for path in found.undone
+        ),
         *(
             f"sdopt: an interrupted accept left images and latents partly new: {path}"
             for path in found.left

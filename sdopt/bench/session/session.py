@@ -9,12 +9,11 @@ from typing import Any
 
 from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Verdict
-from sdopt.bench.metrics import HISTORY_RULES
 from sdopt.bench.session.context import RunContext
 from sdopt.bench.session.pool import PipelinePool
 from sdopt.bench.session.store import BaselineStore
-from sdopt.bench.stored import baselines, history
-from sdopt.bench.stored.compared import Compared, NotCompared, Refused
+from sdopt.bench.stored import baselines
+from sdopt.bench.stored.compared import Compared, NotCompared, Refused, take
 
 
 @dataclass(kw_only=True)
@@ -111,13 +110,7 @@ def make_gate(run: RunContext, store: BaselineStore) -> Gate:
         case Refused() as refused:
             gate.refusal, gate.refusal_hint = refused.reason, _hint(run, refused)
         case Compared() as found:
-            newest = found.newest
-            gate.stored, gate.history = newest.metrics, str(newest.path)
-            gate.commit = newest.commit
-            redefined = partial(_redefined, run)
-            changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
-            gate.redefined = {name: what for name, what in changes.items() if what}
-            gate.series = history.series(found.runs, HISTORY_RULES, redefined)
+            take(gate, found, partial(_redefined, run))
     return gate
 
 

@@ -7,10 +7,12 @@ nothing has changed; from then on whoever comes next can bring the new files to 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.bench.stored.baselines import SCHEMA
-from sdopt.errors import BrokenFileError, BusyError
-from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.errors import BrokenFileError, BusyError, SdoptError
+from sdopt.util.files import cause, damaged, read_json, write_whole
 from sdopt.util.writing import writing
 
 FOLDER = "unfinished"
@@ -48,8 +50,14 @@ def store_held(
     files: Mapping[Path, bytes],
     levels: Sequence[str],
 ) -> None:
-    """The same of several levels for whoever holds the root; `name` is the journal's."""
+    """The same of several levels for whoever holds the root; `name` is the journal's.
+
+    Raises SdoptError, before anything is written, for a file that cannot be replaced, or that
+    `recover` would not touch.
+    """
     _recover_held(root)
+    for place, content in files.items():
+        _check_place(root, place, content)
     journal = journal_path(root, baseline_set, name)
     entries = {
         os.path.relpath(path, root): {"before": digest_of(path), "after": digest(content)}
@@ -62,7 +70,13 @@ def store_held(
         write_whole(_staged(journal, number), content)
     told = {"schema": SCHEMA, "levels": [*levels], "files": entries}
     write_whole(journal, (json.dumps(told, indent=1) + "\n").encode())
-    _bring(root, journal, entries)
+    try:
+        _bring(root, journal, entries)
+    except OSError as error:
+        raise SdoptError(
+            f"{error.filename} cannot be written: {cause(error)}; the files are partly new: mend "
+            f"that, and the next run or `sdopt baseline accept` completes them from {journal}"
+        ) from error
     _remove(journal, root)
 
 
@@ -104,11 +118,13 @@ def check_settled(root: Path, baseline_set: str) -> None:
 class Recovered:
     """What became of the journals of accepts that were killed.
 
-    `completed` are those whose new files are all in their places now; `left` those that somebody
-    has to look at.
+    `completed` are those whose new files are all in their places now; `undone` those whose old
+    files somebody had brought back, so that the other new ones were removed; `left` those that
+    somebody has to look at.
     """
 
     completed: list[Path] = field(default_factory=list)
+    undone: list[Path] = field(default_factory=list)
     left: list[Path] = field(default_factory=list)
 
 
@@ -132,21 +148,49 @@ def _recover_held(root: Path) -> Recovered:
     for journal in sorted((root / FOLDER).glob("*/*.json")):
         try:
             files, _ = _read(journal)
-            is_settled = _is_settled(root, files)
-            if not is_settled and not _can_be_brought(root, journal, files):
-                found.left.append(journal)
-                continue
-        except BrokenFileError:
+            into = _recovered(root, journal, files, found)
+        except (BrokenFileError, OSError):
+            into = found.left
+        if into is found.left:
             found.left.append(journal)
             continue
-        if not is_settled:
-            _bring(root, journal, files)
-            found.completed.append(journal)
+        if into is not None:
+            into.append(journal)
         _remove(journal, root)
     for staging in sorted((root / FOLDER).glob("*/*/")):
         if not staging.with_suffix(".json").exists():  # killed before it had begun
             _remove(staging.with_suffix(".json"), root)
     return found
+
+
+def _recovered(root: Path, journal: Path, files: Entries, found: Recovered) -> list[Path] | None:
+    """Make the files all new, or all old; to which journals this one belongs, None to neither."""
+    if _is_settled(root, files):
+        return None
+    if _can_be_brought(root, journal, files):
+        _bring(root, journal, files)
+        return found.completed
+    if not _is_old_but_for_new_files(root, files):
+        return found.left
+    for name, entry in files.items():
+        if entry["before"] is None:
+            _place(root, name).unlink(missing_ok=True)
+    return found.undone
+
+
+def _is_old_but_for_new_files(root: Path, files: Entries) -> bool:
+    """Whether each file is the old one again, or is one that there was not before."""
+    return all(
+        _may_lie_at(root, _place(root, name))
+        and digest_of(_place(root, name))
+        in (entry["before"], None if entry["before"] else entry["after"])
+        for name, entry in files.items()
+    )
+
+
+def _place(root: Path, name: str) -> Path:
+    """The path of a journal's name: where the root is a link, '..' is what holds the link."""
+    return Path(os.path.normpath(root.absolute() / name))
 
 
 def _staged(journal: Path, number: int) -> Path:
@@ -155,31 +199,68 @@ def _staged(journal: Path, number: int) -> Path:
 
 
 def _bring(root: Path, journal: Path, files: Entries) -> None:
-    """Put each new file into its place, if it is not there yet."""
+    """Put each new file into its place, if it is not there yet; a link stays one."""
     for number, (name, entry) in enumerate(files.items()):
-        path = root / name
-        if digest_of(path) != entry["after"]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _staged(journal, number).replace(path)
+        path, staged = _place(root, name).resolve(), _staged(journal, number)
+        if digest_of(path) == entry["after"]:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.replace(path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # as it is on another file system
+                raise
+            write_whole(path, staged.read_bytes())
+
+
+def _check_place(root: Path, path: Path, content: bytes) -> None:
+    """Raise SdoptError for a file that could not be brought to its place, now or by `recover`."""
+    real = path.resolve()
+    if not _may_lie_at(root, path):
+        raise SdoptError(
+            f"{path} is outside of the clone and the folder that hold {root}: an accept that is "
+            "killed could not be completed there; name a file beside the baselines; nothing was "
+            "written"
+        )
+    if real.exists() and not real.is_file():
+        raise SdoptError(f"{path} is no file; name another one; nothing was written")
+    parent = next(one for one in real.parents if one.exists())
+    try:
+        if real.exists() and not (real.stat().st_mode & 0o222 and os.access(real, os.W_OK)):
+            raise PermissionError(errno.EACCES, "it is read-only", str(path))
+        with tempfile.TemporaryFile(dir=parent) as file:
+            if os.fstat(file.fileno()).st_dev != root.stat().st_dev:
+                file.write(content)  # what waits below the root says nothing of the room there
+                file.flush()
+    except OSError as error:
+        raise SdoptError(
+            f"{path} cannot be written: {cause(error)}; make it writable, with room in {parent}, "
+            "or name another file; nothing was written"
+        ) from error
 
 
 def _can_be_brought(root: Path, journal: Path, files: Entries) -> bool:
     """Whether each file is new, or old with the new one at hand, and lies where it may."""
     for number, (name, entry) in enumerate(files.items()):
-        now = digest_of(root / name)
+        now = digest_of(_place(root, name))
         if now == entry["after"]:
             continue
         if now != entry["before"] or digest_of(_staged(journal, number)) != entry["after"]:
             return False
-        if not _may_lie_at(root, root / name):
+        if not _may_lie_at(root, _place(root, name)):
             return False
     return True
 
 
 def _may_lie_at(root: Path, path: Path) -> bool:
-    """Whether it is below the root or the folder that holds it: anybody may commit a journal."""
-    homes = (root.resolve(), root.absolute().parent.resolve())
-    return any(path.resolve().is_relative_to(home) for home in homes)
+    """Whether it is below the root, the folder that holds it, or its clone, and not git's own.
+
+    Anybody may commit a journal.
+    """
+    beside, real = root.absolute().parent.resolve(), path.resolve()
+    clone = (one for one in (beside, *beside.parents) if (one / ".git").exists())
+    homes = (root.resolve(), beside, next(clone, beside))
+    return ".git" not in real.parts and any(real.is_relative_to(home) for home in homes)
 
 
 def _error(message: str, path: Path) -> BrokenFileError:
@@ -220,8 +301,15 @@ def _read(journal: Path) -> tuple[dict[str, dict[str, str | None]], list[str]]:
     raise damaged(journal, "holds no files with what they were; accept the level again")
 
 
+def in_the_way(root: Path, journal: Path) -> list[Path]:
+    """The files of an interrupted accept that are neither the old nor the new ones."""
+    files, _ = _read(journal)
+    places = {_place(root, name): one for name, one in files.items()}
+    return [path for path, one in places.items() if digest_of(path) not in one.values()]
+
+
 def _is_settled(root: Path, files: Entries) -> bool:
-    now = {name: digest_of(root / name) for name in files}
+    now = {name: digest_of(_place(root, name)) for name in files}
     return any(
         all(now[name] == one[side] for name, one in files.items()) for side in ("before", "after")
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -14,8 +14,10 @@ from sdopt.bench.stored import baselines, schema
 from sdopt.bench.stored.old_names import with_current_names
 from sdopt.bench.stored.soundness import Unsound, check_run
 from sdopt.errors import BrokenFileError
+from sdopt.levels import changed_settings
 from sdopt.util.files import damaged, read_json, write_whole
 from sdopt.util.hardware import Keyed
+from sdopt.util.text import counted
 from sdopt.util.writing import writing
 
 RUN_NAME = re.compile(r"(\d{4,})_.*\.json")
@@ -24,6 +26,8 @@ PARTIAL = "_partial"
 FIRST_RUNS, NEWEST_RUNS = 5, 40
 """Of those that judge a level, `sdopt baseline prune` keeps the first, which a slow drift is seen
 against (one window of it), and the newest: endless ones would allow chance an eighth less."""
+MOST_CHOICES = 5
+"""In a message."""
 KEPT_RUNS = FIRST_RUNS + NEWEST_RUNS
 
 
@@ -44,6 +48,11 @@ class StoredRun:
     date: str | None = None
     reason: str | None = None
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether it left benchmarks out."""
+        return self.path.stem.endswith(PARTIAL)
+
 
 def history_folder(root: Path, hardware: Keyed, baseline_set: str) -> Path:
     """Where the runs of this hardware and baseline set are kept."""
@@ -58,7 +67,7 @@ def kept_folder(run: Path) -> Path:
 def save_run(folder: Path, name: str, run: Mapping[str, Any], *, partial: bool = False) -> Path:
     """Store a run under the next free number and return its path; never replaces a file.
 
-    `partial` is for a run that left benchmarks out: see `find_run`.
+    `partial` is for a run that left benchmarks out: see `judging`.
     """
     content = run_content(run)
     with writing(folder):
@@ -85,7 +94,7 @@ def find_run(folder: Path, wanted: str | None, before: Path | None = None) -> Pa
     With `before`, a run of the folder, only earlier ones count. Raises BrokenFileError that names
     the newest choices if there is none.
     """
-    if wanted and Path(wanted).is_file():
+    if wanted and Path(wanted).is_file() and not _is_later(Path(wanted), before):
         return Path(wanted)
     runs = run_paths(folder)
     if before is not None:
@@ -93,10 +102,78 @@ def find_run(folder: Path, wanted: str | None, before: Path | None = None) -> Pa
     found = [path for path in runs if _is_called(path, wanted)] if wanted else runs
     if not found:
         which = f"run {wanted!r}" if wanted else "stored run"
-        choices = f"; choose from: {', '.join(path.name for path in runs[-5:])}" if runs else ""
-        raise BrokenFileError(f"no {which} for this hardware and source in {folder}{choices}")
+        than = f" before {before.name}" if before is not None and wanted else ""
+        raise BrokenFileError(
+            f"no {which}{than} for this hardware and source in {folder}{_choices(runs)}"
+        )
     whole = [path for path in found if not path.stem.endswith(PARTIAL)]
     return (whole or found)[-1]
+
+
+def judging(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """Those of a history's runs, oldest first, that the next run is judged by if it names none.
+
+    All up to the newest whole one, and of what is younger the accepted ones: any other run that
+    left benchmarks out counts from the next whole one on, and where there is no whole one.
+    """
+    whole = _newest_whole(runs)
+    if whole is None:
+        return [*runs]
+    return [run for number, run in enumerate(runs) if number <= whole or run.accepted]
+
+
+def newest_of(runs: Sequence[StoredRun]) -> StoredRun:
+    """What is stored by now, of runs that judge: the newest whole one, with what came after it.
+
+    A level of a younger run has its values, and where it lacks one the older value of the same
+    definition. All else is told of the whole run or, where there is none or a run of some levels
+    was named, of the newest one.
+    """
+    whole = _newest_whole(runs)
+    newest = runs[whole or 0]
+    for run in runs[(whole or 0) + 1 :]:
+        rows = {name: _over(newest.metrics.get(name, {}), row) for name, row in run.metrics.items()}
+        newest = replace(
+            newest,
+            metrics={**newest.metrics, **rows},
+            judged=tuple(dict.fromkeys((*newest.judged, *run.judged))),
+        )
+    about = runs[-1] if whole is None or not runs[-1].accepted else runs[whole]
+    return replace(about, metrics=newest.metrics, judged=newest.judged)
+
+
+def newest_with(runs: Sequence[StoredRun], level: str) -> StoredRun:
+    """The newest of these that measured a level, which one of them did."""
+    return next(run for run in reversed(runs) if level in run.metrics)
+
+
+def _newest_whole(runs: Sequence[StoredRun]) -> int | None:
+    return max((number for number, run in enumerate(runs) if not run.is_partial), default=None)
+
+
+def _over(older: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row, with what it lacks of an older one of the same definition."""
+    is_other = older.get("guidance_scale") != row.get("guidance_scale") or changed_settings(
+        older.get("level_fields") or {}, row.get("level_fields") or {}
+    )
+    known = {name: value for name, value in row.items() if value is not None}
+    return row if is_other else {**older, **known}
+
+
+def _is_later(path: Path, before: Path | None) -> bool:
+    """Whether it is that run, or a later one of its folder."""
+    if before is None or path.resolve().parent != before.resolve().parent:
+        return False
+    return _number(path) >= _number(before)
+
+
+def _choices(runs: Sequence[Path]) -> str:
+    """The newest runs, and how many more there are."""
+    if not runs:
+        return ""
+    older = runs[:-MOST_CHOICES]
+    more = f", or {counted(len(older), 'older one')} from {older[0].name} on" if older else ""
+    return f"; choose from: {', '.join(path.name for path in runs[-MOST_CHOICES:])}{more}"
 
 
 def _is_called(path: Path, wanted: str) -> bool:
@@ -138,7 +215,8 @@ def load_run(path: Path, hardware: Keyed, baseline_set: str) -> StoredRun:
         if block.get(name) != here:
             raise BrokenFileError(
                 f"{path} is of another {name.replace('_', ' ')}: {block.get(name)!r}, "
-                f"this run is {here!r}"
+                f"this run is {here!r}; only runs of the same are compared: name one of those, or "
+                "store one with --benchmark-autosave"
             )
     return _stored_run(path, data, block)
 
@@ -199,7 +277,7 @@ def read_judging_runs(folder: Path) -> list[StoredRun]:
     """The runs that new ones are judged by: each level's from where it was last accepted on."""
     kept: list[StoredRun] = []
     accepted: set[str] = set()
-    for run in reversed(read_runs(folder)):
+    for run in reversed(judging(read_runs(folder))):
         metrics = {name: row for name, row in run.metrics.items() if name not in accepted}
         if metrics:
             kept.append(replace(run, metrics=metrics))
@@ -215,8 +293,33 @@ def load_until(path: Path, hardware: Keyed, baseline_set: str) -> list[StoredRun
     """
     last = _number(path)
     paths = [other for other in run_paths(path.parent) if _number(other) < last]
+    return _loaded((*paths, path), hardware, baseline_set)
+
+
+def load_judging(
+    folder: Path,
+    wanted: str | None,
+    hardware: Keyed,
+    baseline_set: str,
+    before: Path | None = None,
+) -> list[StoredRun]:
+    """The runs to judge by: those until the one that `wanted` names, or all that judge for none.
+
+    With `before`, a run of the folder, only earlier ones count. Raises BrokenFileError as
+    `find_run` and `load_until` do.
+    """
+    found = find_run(folder, wanted, before)
+    if wanted:
+        return load_until(found, hardware, baseline_set)
+    paths = run_paths(folder)
+    if before is not None:
+        paths = [path for path in paths if _number(path) < _number(before)]
+    return judging(_loaded(paths, hardware, baseline_set))
+
+
+def _loaded(paths: Iterable[Path], hardware: Keyed, baseline_set: str) -> list[StoredRun]:
     loaded = []
-    for each in (*paths, path):
+    for each in paths:
         try:
             loaded.append(load_run(each, hardware, baseline_set))
         except BrokenFileError as error:
@@ -230,35 +333,37 @@ def series(
     metrics: Iterable[str],
     is_redefined: Callable[[str, Mapping[str, Any]], object],
 ) -> dict[str, dict[str, list[float]]]:
-    """By level of the newest run and metric: the values to judge by, oldest first.
+    """By stored level and metric (see `newest_of`): the values to judge by, oldest first.
 
     They reach back to the run that was accepted as a new baseline, or to where the level was
-    defined as it is now. A metric that the newest run does not know has none.
+    defined as it is now. A metric that is not known by now has none.
     """
-    found: dict[str, dict[str, list[float]]] = {}
-    for level in runs[-1].metrics:
-        era = _era(runs, level, is_redefined)
-        known = [metric for metric in metrics if runs[-1].metrics[level].get(metric) is not None]
-        found[level] = {
-            metric: [row[metric] for row in era if row.get(metric) is not None] for metric in known
+    wanted = [*metrics]
+    return {
+        level: {
+            metric: [*_era(runs, level, metric, is_redefined)][::-1]
+            for metric in wanted
+            if row.get(metric) is not None
         }
-    return found
+        for level, row in newest_of(runs).metrics.items()
+    }
 
 
 def _era(
     runs: Sequence[StoredRun],
     level: str,
+    metric: str,
     is_redefined: Callable[[str, Mapping[str, Any]], object],
-) -> list[Mapping[str, Any]]:
-    """The level's metrics in the runs since it became what it is, oldest first."""
-    era: list[Mapping[str, Any]] = []
+) -> Iterator[float]:
+    """The metric's values since the level became what it is, newest first."""
     for run in reversed(runs):
         row = run.metrics.get(level)
         if row is None:
             continue
         if is_redefined(level, row):
-            break
-        era.append(row)
+            return
+        if row.get(metric) is None:
+            continue
+        yield row[metric]
         if run.accepted:
-            break
-    return era[::-1]
+            return

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.stored.soundness import Unsound, check_settings
-from sdopt.util.files import cause
+from sdopt.util.files import MOST_BYTES, cause, read_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ def read_stored_image(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
 
     Raises Unsound if the file is no such image; the message continues the file's name.
     """
-    content = path.read_bytes()
+    content = read_plain(path, MOST_BYTES)
     _check_header(content)
     image, text = _decoded(content)
     return image, _made_by(text)

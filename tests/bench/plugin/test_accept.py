@@ -207,7 +207,7 @@ def accept_and_be_killed(stored: Project) -> Path:
         timeout=300,
     )
     assert child.returncode == -signal.SIGKILL, child.stdout + child.stderr
-    assert "removed 1 partial files of a run that was killed" in child.stdout
+    assert "removed 1 partial file of a run that was killed" in child.stdout
     assert not stale.exists()
     changed = [path for path, content in before.items() if path.read_bytes() != content]
     assert len(changed) == 1

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from project import Project, scale_latency, set_latency
 
 from sdopt.bench.judge.verdict import ExitCode
+from sdopt.bench.report.page.facts import gather
+from sdopt.bench.review.stores import places
+from sdopt.bench.review.timeline import timelines
+from sdopt.bench.stored.history import read_run
+from sdopt.cli.app import main
 
 NEXT = [
     '*next: pytest benchmarks/ --sdopt-source=* -k "[[]baseline]" --sdopt-ab=BASE'
@@ -230,6 +236,38 @@ def test_a_partial_run_does_not_take_the_place_of_a_whole_one(stored: Project) -
     )
     result = stored.latency("--benchmark-compare")
     result.stdout.fnmatch_lines([f"sdopt: comparing with {whole}"])
+
+
+def test_a_partial_run_that_was_accepted_judges_at_once(
+    stored: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By one rule for the gate, `sdopt history` and the report."""
+    (old,) = stored.histories()
+    whole = old.rename(old.with_name("0001_whole.json"))
+    stored.edit_history(set_latency(40_000.0))
+    stored.latency("--benchmark-json=run.json")
+    accept = ("baseline", "accept", "run.json", "--reason", "faster", "--yes")
+    assert main([*accept, "--baselines", str(stored.baselines)]) == 0
+    said = capsys.readouterr().out
+    assert "1 earlier run judges its levels no more; it left benchmarks out: other" in said
+    accepted = stored.histories()[-1]
+    assert accepted.name == "0002_run_partial.json"
+    result = stored.latency("--benchmark-compare", "--benchmark-json=again.json")
+    result.stdout.fnmatch_lines([f"sdopt: comparing with {whole}, and baseline with {accepted}"])
+    (ms,) = (run.metrics["baseline"]["latency_ms"] for run in (read_run(accepted)[0],))
+    ((_, (line,)),) = timelines(places(stored.baselines), metrics=["latency_ms"])
+    facts = gather(stored.path / "again.json", stored.baselines)
+    told = {one.metric: one for one in facts.verdicts}["latency_ms"]
+    (seen,) = (row for row in stored.verdicts()["verdicts"] if row["metric"] == "latency_ms")
+    for stored_ms, limit, file in (
+        (seen["stored"], seen["limit"], seen["file"]),
+        (line.median, line.limit, str(stored.baselines / f"{line.points[-1].run}")),
+        (told.stored, told.limit, told.file),
+    ):
+        assert stored_ms == pytest.approx(ms)
+        assert limit == pytest.approx(line.limit)
+        assert Path(file).name == accepted.name
+    assert [point.judges for point in line.points] == [False, True]
 
 
 @pytest.mark.parametrize("value", [{"steps": 30}, {"cfg_cutoff": 0.4}])

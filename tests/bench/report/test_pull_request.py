@@ -36,6 +36,7 @@ EVIL = [
     "\u202eright to left\u0000",
     "![x](https://evil.example/pixel.png)",
     "\\",
+    "half a character \ud800 @octocat",
 ]
 
 
@@ -264,6 +265,17 @@ def test_what_a_run_wrote_stays_text(evil: str, tmp_path: Path) -> None:
     assert not re.search(r"@\w", text)
     cells = [one for one in tokens if one.type == "td_open"]
     assert len(cells) == 2 * 7
+
+
+def test_half_a_character_still_leaves_a_comment_and_a_status(
+    server: FakeGitHub, github: GitHub, tmp_path: Path
+) -> None:
+    folder = artifact(tmp_path / "a", verdict("x\ud800y", Outcome.REGRESSION), unjudged=["\udfff"])
+    edited(folder, run={"source": "\ud800", "hardware": "\udc80"})
+    summary = tmp_path / "summary.md"
+    assert not pull_request.tell(github, 7, COMMIT, folder, succeeded=True, summary=summary)
+    assert "x?y" in server.comments[0]["body"]
+    assert "x?y" in summary.read_text(encoding="utf-8")
 
 
 def test_the_checks_of_the_text_would_see_what_is_not_a_code_span() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ from sdopt.bench.stored.accepting import (
 )
 from sdopt.bench.stored.baselines import load_work
 from sdopt.bench.stored.history import save_run
-from sdopt.errors import BrokenFileError, BusyError
+from sdopt.errors import BrokenFileError, BusyError, SdoptError
 from sdopt.util.files import write_whole
 from sdopt.util.partial_files import SUFFIX, held, is_held, remove_stale
 from sdopt.util.writing import writing
@@ -287,3 +290,155 @@ def test_a_living_writers_file_is_left(tmp_path: Path) -> None:
         assert is_held(path)
         assert remove_stale([path]) == []
     assert remove_stale([path, tmp_path / "gone.partial"]) == [path]
+
+
+# Places
+
+OTHER_DEVICE = Path("/dev/shm")
+
+
+@pytest.fixture
+def apart(root: Path, tmp_path: Path) -> Iterator[Path]:
+    """A clone whose baselines are a link to another file system; what `os.replace` says is real."""
+    if not OTHER_DEVICE.is_dir() or OTHER_DEVICE.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    with tempfile.TemporaryDirectory(dir=OTHER_DEVICE) as name:
+        shutil.copytree(root, Path(name, "store"))
+        clone = tmp_path / "clone"
+        clone.mkdir()
+        (clone / "baselines").symlink_to(Path(name, "store"))
+        (clone / "CHANGELOG.md").write_bytes(OLD)
+        yield clone
+
+
+def accept_with_log(clone: Path) -> None:
+    places = [*(clone / "baselines" / name for name in NAMES), clone / "CHANGELOG.md"]
+    store_together(clone / "baselines", "set", "final", dict.fromkeys(places, NEW))
+
+
+def test_a_file_on_another_file_system_is_stored_together_with_the_others(apart: Path) -> None:
+    accept_with_log(apart)
+    assert (apart / "CHANGELOG.md").read_bytes() == NEW
+    assert contents(apart / "baselines") == {NEW}
+    assert not (apart / "baselines" / FOLDER).exists()
+
+
+ACT_APART = f"""
+import os, errno
+from pathlib import Path
+from sdopt.bench.stored import accepting
+real = Path.replace
+def replace(self, target):
+    if "{FOLDER}" in str(self) and Path(target).name == "CHANGELOG.md":
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(self), None, str(target))
+    return real(self, target)
+Path.replace = replace
+def act(clone):
+    files = {{clone / "baselines" / name: b"new" for name in {NAMES}}}
+    files[clone / "CHANGELOG.md"] = b"new"
+    accepting.store_together(clone / "baselines", "set", "final", files)
+"""
+
+
+def test_killed_at_any_moment_beside_another_file_system(root: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(root, clone / "baselines")
+    (clone / "CHANGELOG.md").write_bytes(OLD)
+    outcomes = []
+    for folder in killed_everywhere(clone, tmp_path / "killed", ACT_APART):
+        inner = folder / "baselines"
+        assert recover(inner).left == []
+        (both,) = contents(inner) | {(folder / "CHANGELOG.md").read_bytes()}
+        outcomes.append(both)
+        remove_stale(folder.rglob(f"*{SUFFIX}"))
+        assert files(inner) == {*NAMES}
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert outcomes.count(NEW) > 6  # before each rename of the four, and what clears up
+
+
+@pytest.mark.parametrize("mode", ["read-only", "a folder", "outside", "in a file", "of git"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is(
+    mode: str, root: Path, tmp_path: Path
+) -> None:
+    log = root.parent / "CHANGELOG.md"
+    log.write_bytes(OLD)
+    clone = tmp_path / "clone"
+    shutil.copytree(root, clone / "baselines")
+    log = clone / "CHANGELOG.md"
+    log.write_bytes(OLD)
+    if mode == "read-only":
+        log.chmod(0o444)
+    elif mode == "a folder":
+        log = clone / "docs"
+        log.mkdir()
+    elif mode == "outside":
+        log = tmp_path / "elsewhere" / "CHANGELOG.md"
+    elif mode == "in a file":
+        log = clone / "CHANGELOG.md" / "CHANGELOG.md"
+    else:
+        log = clone / ".git" / "hooks" / "pre-commit"
+    inner = clone / "baselines"
+    before = files(clone)
+    with pytest.raises(SdoptError, match="nothing was written"):
+        store_together(inner, "set", "final", {**{inner / one: NEW for one in NAMES}, log: NEW})
+    assert contents(inner) == {OLD}
+    assert files(clone) == before
+
+
+def test_a_link_to_a_file_of_the_clone_stays_one(root: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "clone" / "baselines"
+    shutil.copytree(root, inner)
+    log = inner.parent / "CHANGELOG.md"
+    (inner.parent / "docs").mkdir()
+    (inner.parent / "docs" / "changes.md").write_bytes(OLD)
+    log.symlink_to("docs/changes.md")
+    accept_with_log(inner.parent)
+    assert log.is_symlink()
+    assert (inner.parent / "docs" / "changes.md").read_bytes() == NEW
+
+
+def test_a_clone_s_changelog_above_the_folder_of_the_baselines_is_completed(
+    root: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    (clone / ".git").mkdir(parents=True)
+    inner, log = clone / "bench" / "baselines", clone / "CHANGELOG.md"
+    shutil.copytree(root, inner)
+    log.write_bytes(OLD)
+    store_together(inner, "set", "final", {**{inner / one: NEW for one in NAMES}, log: NEW})
+    assert log.read_bytes() == NEW
+
+
+def test_what_fails_on_its_way_is_completed_when_that_is_mended(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failing = Path.replace, [True]
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name == "b.png" and failing:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    said = (
+        r"b\.png cannot be written: No space left on device; .* completes them from .*final\.json"
+    )
+    with pytest.raises(SdoptError, match=said):
+        accept(root)
+    assert recover(root).left == [journal_path(root, "set", "final")]  # it fails still
+    failing.clear()
+    assert recover(root).completed == [journal_path(root, "set", "final")]
+    assert contents(root) == {NEW}
+
+
+def test_old_files_brought_back_undo_the_new_ones(root: Path) -> None:
+    """Git brings back what it has; a file that there was not stands alone then."""
+    killed(KILLED_ACCEPT, root, 2)
+    journal = journal_path(root, "set", "final")
+    told = json.loads(journal.read_text())
+    told["files"][NAMES[0]]["before"] = None
+    journal.write_text(json.dumps(told))
+    (root / NAMES[1]).write_bytes(OLD)
+    assert recover(root).undone == [journal]
+    assert not (root / NAMES[0]).exists()
+    assert not journal.exists()

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from sdopt.bench.stored.history import (
     StoredRun,
     find_run,
     history_folder,
+    judging,
     load_run,
     load_until,
+    newest_of,
     read_judging_runs,
     read_runs,
     save_run,
@@ -450,3 +453,60 @@ def test_each_level_is_judged_by_runs_from_where_it_was_last_accepted_on(tmp_pat
         ("0004_final", ["final"]),
         ("0005_all", ["baseline", "final"]),
     ]
+
+
+# Partial runs
+
+
+def of_levels(number: int, name: str, *, accepted: bool = False, **ms_of: float) -> StoredRun:
+    return StoredRun(
+        path=Path(f"{number:04}_{name}.json"),
+        metrics={level: ms(value) for level, value in ms_of.items()},
+        judged=(name,),
+        environment={},
+        accepted=accepted,
+    )
+
+
+PARTIAL_RUNS = (
+    of_levels(1, "a", final=1.0, turbo=10.0),
+    of_levels(2, "b_partial", final=2.0),
+    of_levels(3, "c", final=3.0, turbo=30.0),
+    of_levels(4, "d_partial", accepted=True, final=4.0),
+    of_levels(5, "e_partial", turbo=50.0),
+)
+
+
+def test_an_accepted_partial_run_judges_its_levels_at_once_and_hides_no_other() -> None:
+    runs = judging(PARTIAL_RUNS)
+    assert [run.path.name[:4] for run in runs] == ["0001", "0002", "0003", "0004"]
+    assert series(runs, METRICS, never) == {
+        "final": {"latency_ms": [4.0]},
+        "turbo": {"latency_ms": [10.0, 30.0]},
+    }
+    newest = newest_of(runs)
+    assert newest.path.name == "0003_c.json"
+    assert newest.metrics == {"final": ms(4.0), "turbo": ms(30.0)}
+    assert newest.judged == ("c", "d_partial")
+
+
+def test_without_a_whole_run_each_level_is_judged_by_all_that_measured_it() -> None:
+    runs = judging([run for run in PARTIAL_RUNS if run.is_partial])
+    assert series(runs, METRICS, never) == {
+        "final": {"latency_ms": [4.0]},
+        "turbo": {"latency_ms": [50.0]},
+    }
+
+
+def test_what_an_accepted_run_did_not_measure_keeps_its_history() -> None:
+    older, newer = stored(ms(1.0, gpu_busy_ms=7.0), ms(2.0), accepted=1)
+    runs = [older, replace(newer, path=Path("0001_a_partial.json"))]
+    assert series(runs, METRICS, never)["final"] == {"latency_ms": [2.0], "gpu_busy_ms": [7.0]}
+
+
+def test_values_of_another_definition_are_not_taken_over() -> None:
+    older, newer = stored(
+        ms(1.0, gpu_busy_ms=7.0, level_fields={"steps": 20}), ms(2.0, level_fields={"steps": 30})
+    )
+    runs = [older, replace(newer, path=Path("0001_a_partial.json"), accepted=True)]
+    assert "gpu_busy_ms" not in newest_of(runs).metrics["final"]

@@ -13,19 +13,26 @@ from sdopt.bench.judge.judging import judged_row
 from sdopt.bench.judge.known import Known
 from sdopt.bench.judge.remedies import completed
 from sdopt.bench.judge.verdict import Outcome, Verdict
-from sdopt.bench.metrics import HISTORY_RULES, METRICS
+from sdopt.bench.metrics import METRICS
 from sdopt.bench.metrics.metric import AsAccepted
 from sdopt.bench.report.page.run import Run, read
 from sdopt.bench.stored import baselines
-from sdopt.bench.stored.compared import Compared, History, NotCompared, Refused, find_history
+from sdopt.bench.stored.compared import (
+    Compared,
+    History,
+    NotCompared,
+    Refused,
+    find_history,
+    take,
+)
 from sdopt.bench.stored.history import (
     RUN_NAME,
     StoredRun,
     find_run,
     history_folder,
+    load_judging,
     load_until,
     run_paths,
-    series,
 )
 from sdopt.errors import BrokenFileError
 
@@ -113,19 +120,23 @@ def _is_in(path: Path, folder: Path | None) -> bool:
 
 
 def _history(run: Run, folder: Path | None, against: str | None) -> History:
-    """What the gate would have compared with: the newest whole run before this one."""
-    path = run.stored.path
+    """What the gate would have compared with: what was stored before this run."""
+    path, key, name = run.stored.path, run.hardware, run.baseline_set
     before = path if _is_in(path, folder) else None
     if against is not None:
-        wanted = find_run(folder or path.parent, against, before)
-        return Compared(runs=tuple(load_until(wanted, run.hardware, run.baseline_set)))
+        where = folder or path.parent
+        if Path(against).is_file() and path.exists() and path.samefile(against) and before is None:
+            raise BrokenFileError(
+                f"--against {against} is the run itself; name another one, or drop --against"
+            )
+        return Compared(runs=tuple(load_judging(where, against, key, name, before)))
     if folder is None or not folder.is_dir():
         return NotCompared()
     try:
-        newest = find_run(folder, None, before)
+        find_run(folder, None, before)
     except BrokenFileError:
         return NotCompared()
-    return find_history(folder, str(newest), run.hardware, run.baseline_set)
+    return find_history(folder, None, key, name, before)
 
 
 def _known(run: Run, root: Path, history: History) -> tuple[Known, list[str]]:
@@ -145,13 +156,7 @@ def _known(run: Run, root: Path, history: History) -> tuple[Known, list[str]]:
         case Refused() as refused:
             known.refusal = refused.reason
         case Compared() as found:
-            newest = found.newest
-            known.stored, known.history = newest.metrics, str(newest.path)
-            known.commit = newest.commit
-            redefined = partial(_redefined, run)
-            changes = {name: redefined(name, row) for name, row in newest.metrics.items()}
-            known.redefined = {name: what for name, what in changes.items() if what}
-            known.series = series(found.runs, HISTORY_RULES, redefined)
+            take(known, found, partial(_redefined, run))
     return known, notes
 
 

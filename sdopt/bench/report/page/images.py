@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,7 @@ Found = tuple[str, str, str, Any, Any]
 Encoded = dict[tuple[str, ...], bytes]
 
 
-def images_of(
-    facts: Facts, folder: Path | None = None, advance: Callable[[float], None] = lambda _: None
-) -> Images:
+def images_of(facts: Facts, folder: Path | None = None) -> Images:
     """The pairs in `folder`/<level>/<prompt>.png, by default those that are stored for the run.
 
     Raises BrokenFileError for a folder that was named and holds nothing of the run's levels.
@@ -86,7 +84,7 @@ def images_of(
         return Images(pairs=(), note=f"{note}.")
     of = "These are from" if folder else "A run keeps no images: these are the stored ones, in"
     encoded, form = _encoded(found)
-    pairs = [_pair(one, encoded) for one in _told(found, advance)]
+    pairs = [_pair(one, encoded) for one in _told(found)]
     note = f"{of} {where}, shown {form}. SSIM and differences are of the originals."
     return Images(pairs=pairs, note=note, side_px=max(one[3].shape[1] for one in found))
 
@@ -106,17 +104,16 @@ def _found(facts: Facts, where: Path) -> Iterator[Found]:
                 yield name, other, Path(prompt).stem, image, reference
 
 
-def _told(found: Sequence[Found], advance: Callable[[float], None]) -> Iterator[tuple[Found, str]]:
+def _told(found: Sequence[Found]) -> Iterator[tuple[Found, str]]:
     """Each with its figures."""
     import numpy as np
 
-    for number, one in enumerate(found, start=1):
+    for one in found:
         image, other = one[3], one[4]
         apart = np.abs(image.astype(np.int16) - other)
         words = f"at most {int(apart.max())} of 255 apart"
         if min(image.shape[:2]) >= LEAST_SSIM_PX:
             words = f"SSIM {ssim(image, other).value:.4f}, {words}"
-        advance(number / len(found))
         yield one, words
 
 

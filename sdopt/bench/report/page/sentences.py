@@ -9,6 +9,7 @@ from sdopt.bench.judge.verdict import Outcome, Verdict, first_failure
 from sdopt.bench.metrics import METRICS
 from sdopt.bench.metrics.time import LATENCY
 from sdopt.bench.report.page.facts import Facts
+from sdopt.util.text import counted
 
 ORDER = (
     Outcome.REGRESSION,
@@ -76,7 +77,7 @@ def of_run(facts: Facts) -> Sentence:
     gravest = first_failure(facts.verdicts).outcome
     failed = _levels(facts, Outcome.REGRESSION)
     improved = _levels(facts, Outcome.IMPROVEMENT)
-    levels = _count(len(facts.run.rows), "level")
+    levels = counted(len(facts.run.rows), "level")
     if gravest is Outcome.REGRESSION:
         text = f"Regression: {len(failed)} of {levels} failed ({_list(failed, 6)})."
         return Sentence(level="", outcome=gravest, text=text)
@@ -123,7 +124,9 @@ def _passed(verdicts: Sequence[Verdict]) -> str:
     if not judged:
         return "recorded, with nothing to judge it by"
     of = "" if judged == len(verdicts) else f", {len(verdicts) - judged} recorded"
-    return f"{_count(judged, 'metric')} within {'its limit' if judged == 1 else 'their limits'}{of}"
+    return (
+        f"{counted(judged, 'metric')} within {'its limit' if judged == 1 else 'their limits'}{of}"
+    )
 
 
 def _time(verdict: Verdict | None) -> str:
@@ -174,7 +177,3 @@ def _levels(facts: Facts, outcome: Outcome) -> list[str]:
 def _list(names: Sequence[str], most: int = 4) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
