@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sdopt.cli.options import SOURCE_HELP
+from sdopt.cli.options import SOURCE_HELP, Pointers
 from sdopt.cli.suite import check_installed
 from sdopt.errors import SdoptError
 from sdopt.levels import get_level
@@ -57,6 +57,7 @@ def bench(
             "--compile-cache", metavar="FILE", help="Take compiled code from it, and renew it."
         ),
     ] = None,
+    pointers: Pointers = False,
     folder: Annotated[
         Path, typer.Option("--folder", metavar="DIR", help="Where the suite's tests are.")
     ] = FOLDER,

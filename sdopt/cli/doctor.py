@@ -63,6 +63,8 @@ def _found(device: torch.device) -> dict[str, Any]:
 def _device(device: torch.device) -> dict[str, Any]:
     import torch
 
+    from sdopt.engine.cards import card_of
+    from sdopt.engine.tables import described
     from sdopt.util.hardware import hardware_of
 
     found: dict[str, Any] = {"kind": device.type, "hardware": None, "problem": None}
@@ -75,6 +77,7 @@ def _device(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         found["compute_capability"] = f"{major}.{minor}"
+        found["kernels"] = described(card_of(device))
     return found
 
 
@@ -254,6 +257,8 @@ def _print(found: dict[str, Any]) -> None:
         "auto": f"source {auto['source']} ({auto['why']}) on {auto['device']}",
         "levels": f"{len(runs)} of {len(found['levels'])} run here",
     }
+    if kernels := device.get("kernels"):
+        rows["kernels"] = kernels
     for name, text in rows.items():
         print(f"{name:12s} {shown(text)}")
     for cache in found["caches"]:

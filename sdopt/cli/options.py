@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import get_level
 from sdopt.util.files import cause, given, is_whole, read_plain
+from sdopt.util.hardware import POINTERS
 from sdopt.util.text import shown as shown
 
 SOURCE_HELP = (
@@ -49,6 +51,23 @@ Negative = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 Baselines = Annotated[
     Path, typer.Option("--baselines", metavar="DIR", help="The folder of what is stored.")
+]
+
+
+def _through_pointers(wanted: bool) -> bool:
+    """An environment variable, since children of this process have to read it too."""
+    if wanted:
+        os.environ[POINTERS] = "1"
+    return wanted
+
+
+Pointers = Annotated[
+    bool,
+    typer.Option(
+        "--pointers",
+        callback=_through_pointers,
+        help="Let kernels read as on GPUs before Hopper ($SDOPT_POINTERS is 1).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sdopt.cli.options import Force, checked_levels, refuse_existing
-from sdopt.errors import SdoptError
+from sdopt.errors import SdoptError, UnknownNameError
 
 
 def tune(
@@ -42,19 +42,23 @@ def tune(
         bool,
         typer.Option(
             "--static",
-            help="Only check the machine code of what --out and the rules choose: needs Triton, no "
-            "GPU.",
+            help="Only compile what --out and the rules choose, for --cards, and check the machine "
+            "code: needs Triton, no GPU.",
         ),
     ] = False,
+    cards: Annotated[
+        str, typer.Option("--cards", metavar="CARD,...", help="Of --static.")
+    ] = "H100",
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Table to write (default: the engine's own)."),
+        typer.Option("--out", metavar="FILE", help="Table (default: your own of this card)."),
     ] = None,
     force: Force = False,
 ) -> int:
     """Measure how each operation's work is best cut on this GPU, and store the proved tiles.
 
-    Without --missing or --known everything is measured anew and replaces the table.
+    Your own table is in the cache folder and used from then on. It is continued; with --force it is
+    measured anew.
     """
     modes = {"--missing": missing, "--known": known, "--prove": prove, "--static": static}
     given = [name for name, wanted in modes.items() if wanted]
@@ -66,8 +70,12 @@ def tune(
         raise SdoptError(f"--seconds is {seconds}; give more than 0")
     names = checked_levels(levels)
 
-    from sdopt.engine.tiles import TUNED
+    from sdopt.engine.cards import KNOWN
     from sdopt.tuning import programs
+
+    for card in cards.split(","):
+        if card not in KNOWN:
+            raise UnknownNameError("card", card, tuple(KNOWN), "")
 
     wanted = programs.Tuning(
         levels=names,
@@ -76,13 +84,15 @@ def tune(
         processes=processes or programs.usual_processes(),
         missing=missing,
         known=known,
-        out=out or TUNED,
+        out=out,
+        anew=force,
+        cards=cards.split(","),
     )
     if prove:
         return programs.prove_stored(wanted)
     if static:
         return programs.check_machine_code(wanted)
-    if not (missing or known):
-        programs.capability()  # before the file: where there is no GPU, no other one helps
-        refuse_existing(wanted.out, force=force)
+    if out is not None and not (missing or known):
+        programs.this_card()  # before the file: where there is no GPU, no other one helps
+        refuse_existing(out, force=force)
     return programs.tune_levels(wanted)

@@ -14,13 +14,16 @@ from pathlib import Path
 from sdopt import engine
 
 KERNEL_FILES = (
+    "cards.py",
     "epilogue.py",
     "kernels.py",
     "launch.py",
     "specialized.py",
     "specialized_launch.py",
+    "rules.py",
+    "tables.py",
+    "tables/sm_90.json",
     "tiles.py",
-    "tuned.json",
 )
 """Of the engine: what its Triton kernels are compiled from, and for which shapes."""
 NONE = "none"

@@ -16,6 +16,7 @@ from sdopt.compile_cache import archive, files
 from sdopt.compile_cache.identity import made_here, misfit
 from sdopt.errors import ForeignCacheError, SdoptError
 from sdopt.util.files import cause
+from sdopt.util.places import cache_root
 
 PACK = "sdopt cache pack"
 UNUSED_DAYS = 14
@@ -40,8 +41,7 @@ class Placed:
 
 def root() -> Path:
     """Where the private folders are; a folder of the user's, because what lies there runs."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache).absolute() / "sdopt" / "compile"
+    return cache_root() / "compile"
 
 
 def use(file: Path | str) -> Path:

@@ -1,8 +1,10 @@
 """Triton kernels of the engine: convolution, product, attention, norms and the solver's step.
 
-Images are (images, height, width, channels), float16, contiguous; sums are float32. Operands come
-through the tensor memory accelerator, which fills zeros outside of an image: a convolution is a
-matrix product over shifted boxes, without padding and without a mask in its inner loop.
+Images are (images, height, width, channels), contiguous; sums are float32. From Hopper on operands
+come through the tensor memory accelerator, which fills zeros outside of an image: a convolution is
+a matrix product over shifted boxes, without padding and without a mask in its inner loop. Older
+GPUs have none: with POINTERS the same kernels read through masks, 16 bytes at a time, which the
+compiler makes asynchronous copies of (`cp.async`, from 8.0 on).
 """
 
 import triton
@@ -37,6 +39,37 @@ def _write(
     tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _aligned(count):
+    """The same multiple of 8, of which the compiler now knows that it is one."""
+    return count // 8 * 8
+
+
+@triton.jit
+def _load_pixels(x, image, h, w, channel, images, H, W, C):
+    """Channels of pixels (rows) of x (images, H, W, C); zeros outside of it."""
+    inside = (h >= 0) & (h < H) & (w >= 0) & (w < W) & (image < images)
+    place = ((image * H + h) * W + w).to(tl.int64) * C
+    mask = inside[:, None] & (channel < C)[None, :]
+    return tl.load(x + (place[:, None] + channel[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_rows(x, row, column, rows, columns, width):
+    """Entries of rows of a matrix whose rows are `width` apart; zeros from `columns` on."""
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    place = row.to(tl.int64)[:, None] * width + column[None, :]
+    return tl.load(x + place, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_turned(weight, row, start, column, rows, columns, width):
+    """Like `_load_rows`, from entry `start` of each row on, (columns, rows)."""
+    mask = (column < columns)[:, None] & (row < rows)[None, :]
+    place = row.to(tl.int64)[None, :] * width + start + column[:, None]
+    return tl.load(weight + place, mask=mask, other=0.0)
+
+
 @triton.jit(do_not_specialize=["images", "H", "W", "C", "splits"])
 def sdopt_convolution(
     x_box,
@@ -54,6 +87,7 @@ def sdopt_convolution(
     TAPS: tl.constexpr,
     PHASES: tl.constexpr,
     DOWNSAMPLE: tl.constexpr,
+    POINTERS: tl.constexpr,
     PARTIAL: tl.constexpr,
     BI: tl.constexpr,
     BH: tl.constexpr,
@@ -74,6 +108,8 @@ def sdopt_convolution(
     rows and of columns, (images, H, 2, W, 2 * C), of C that BK divides. A program computes BN
     channels and BX more (320 channels are 2 * (128 + 32), but no power of 2), whose weights come
     through `wx_box`. With PARTIAL the sums go to `out` in float32, one slice for each of `splits`.
+    With POINTERS the boxes are the tensors themselves, `x_box` of DOWNSAMPLE the image of 2 * H x
+    2 * W, C is a multiple of 8 and need not be one of BK.
     """
     tiles_w = tl.cdiv(W, BW)
     tiles_h = tl.cdiv(H, BH)
@@ -91,6 +127,15 @@ def sdopt_convolution(
     left = w0 - 1 + phase_w
 
     BM: tl.constexpr = BI * BH * BW
+    if POINTERS:
+        C = _aligned(C)
+        row = tl.arange(0, BM)
+        row_w = w0 + row % BW
+        row_h = h0 + (row // BW) % BH
+        row_i = i0 + row // (BW * BH)
+        of_block = tl.arange(0, BK)
+        channels = n0 + tl.arange(0, BN)
+        more = n0 + BN + tl.arange(0, max(BX, 16))
     blocks = tl.cdiv(C, BK)
     steps = TAPS * TAPS * blocks
     first = split * tl.cdiv(steps, splits)
@@ -101,17 +146,36 @@ def sdopt_convolution(
     extra = tl.zeros((BM, max(BX, 16)), dtype=tl.float32)
     for _ in tl.range(first, last, num_stages=STAGES):
         c0 = block * BK
-        if DOWNSAMPLE:
+        if POINTERS:
+            channel = c0 + of_block
+            if DOWNSAMPLE:
+                h = 2 * row_h + tap // TAPS - 1
+                w = 2 * row_w + tap % TAPS - 1
+                a = _load_pixels(x_box, row_i, h, w, channel, images, 2 * H, 2 * W, C)
+            else:
+                h = row_h + tap // TAPS - 1 + phase_h
+                w = row_w + tap % TAPS - 1 + phase_w
+                a = _load_pixels(x_box, row_i, h, w, channel, images, H, W, C)
+            taps = TAPS * TAPS * C
+            own = w_box + phase.to(tl.int64) * N * taps
+            b = _load_turned(own, channels, tap * C, channel, N, C, taps)
+        elif DOWNSAMPLE:
             # One row back is the second of the pair before.
             h = tap // TAPS + 1
             w = tap % TAPS + 1
             box = [i0, h0 + h // 2 - 1, h % 2, w0 + w // 2 - 1, w % 2 * C + c0]
             a = x_box.load(box).reshape(BM, BK)
+            b = w_box.load([phase * N + n0, tap * C + c0]).T
         else:
             a = x_box.load([i0, top + tap // TAPS, left + tap % TAPS, c0]).reshape(BM, BK)
-        acc = tl.dot(a, w_box.load([phase * N + n0, tap * C + c0]).T, acc)
+            b = w_box.load([phase * N + n0, tap * C + c0]).T
+        acc = tl.dot(a, b, acc)
         if BX > 0:
-            extra = tl.dot(a, wx_box.load([phase * N + n0 + BN, tap * C + c0]).T, extra)
+            if POINTERS:
+                bx = _load_turned(own, more, tap * C, channel, N, C, taps)
+            else:
+                bx = wx_box.load([phase * N + n0 + BN, tap * C + c0]).T
+            extra = tl.dot(a, bx, extra)
         block += 1
         wraps = block == blocks
         tap = tl.where(wraps, tap + 1, tap)
@@ -193,6 +257,7 @@ def sdopt_matrix_product(
     K,
     K2,
     splits,
+    POINTERS: tl.constexpr,
     PARTIAL: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -208,11 +273,21 @@ def sdopt_matrix_product(
     """x @ w.T, x of shape (M, K) and maybe continued by x2 of shape (M, K2); w (N, K + K2).
 
     A program computes BN columns and BX more, as in a convolution. With GEGLU, which has no such,
-    w has 2 * N rows, and the result is the first half times GELU of the second one.
+    w has 2 * N rows, and the result is the first half times GELU of the second one. With POINTERS
+    the boxes are the tensors themselves, K and K2 multiples of 8.
     """
     m0 = tl.program_id(0) * BM
     n0 = tl.program_id(1) * (BN + BX)
     split = tl.program_id(2)
+    if POINTERS:
+        K = _aligned(K)
+        K2 = _aligned(K2)
+        row = m0 + tl.arange(0, BM)
+        of_block = tl.arange(0, BK)
+        own = n0 + tl.arange(0, BN)
+        more = n0 + BN + tl.arange(0, max(BX, 16))
+        wide = K + K2 if JOINED else K
+        all_rows = 2 * N if GEGLU else N
     blocks = tl.cdiv(K, BK)
     steps = blocks + tl.cdiv(K2, BK) if JOINED else blocks
     first = split * tl.cdiv(steps, splits)
@@ -221,18 +296,43 @@ def sdopt_matrix_product(
     gate = tl.zeros((BM, BN), dtype=tl.float32)
     extra = tl.zeros((BM, max(BX, 16)), dtype=tl.float32)
     for k in tl.range(first, tl.minimum(last, blocks), num_stages=STAGES):
-        a = x_box.load([m0, k * BK])
-        acc = tl.dot(a, w_box.load([n0, k * BK]).T, acc)
+        if POINTERS:
+            column = k * BK + of_block
+            a = _load_rows(x_box, row, column, M, K, K)
+            b = _load_turned(w_box, own, 0, column, all_rows, K, wide)
+        else:
+            a = x_box.load([m0, k * BK])
+            b = w_box.load([n0, k * BK]).T
+        acc = tl.dot(a, b, acc)
         if GEGLU:
-            gate = tl.dot(a, w_box.load([N + n0, k * BK]).T, gate)
+            if POINTERS:
+                b = _load_turned(w_box, N + own, 0, column, all_rows, K, wide)
+            else:
+                b = w_box.load([N + n0, k * BK]).T
+            gate = tl.dot(a, b, gate)
         if BX > 0:
-            extra = tl.dot(a, wx_box.load([n0 + BN, k * BK]).T, extra)
+            if POINTERS:
+                b = _load_turned(w_box, more, 0, column, all_rows, K, wide)
+            else:
+                b = wx_box.load([n0 + BN, k * BK]).T
+            extra = tl.dot(a, b, extra)
     if JOINED:
         for k in tl.range(tl.maximum(first, blocks), last, num_stages=STAGES):
-            a = x2_box.load([m0, (k - blocks) * BK])
-            acc = tl.dot(a, w_box.load([n0, K + (k - blocks) * BK]).T, acc)
+            k0 = (k - blocks) * BK
+            if POINTERS:
+                column = k0 + of_block
+                a = _load_rows(x2_box, row, column, M, K2, K2)
+                b = _load_turned(w_box, own, K, column, all_rows, K2, wide)
+            else:
+                a = x2_box.load([m0, k0])
+                b = w_box.load([n0, K + k0]).T
+            acc = tl.dot(a, b, acc)
             if BX > 0:
-                extra = tl.dot(a, wx_box.load([n0 + BN, K + (k - blocks) * BK]).T, extra)
+                if POINTERS:
+                    b = _load_turned(w_box, more, K, column, all_rows, K2, wide)
+                else:
+                    b = wx_box.load([n0 + BN, K + k0]).T
+                extra = tl.dot(a, b, extra)
 
     rows = m0 + tl.arange(0, BM)
     at = rows.to(tl.int64)[:, None] * N

@@ -49,7 +49,8 @@ def convolution(
     images, height, width, channels = x.shape
     if downsample:
         height, width = height // 2, width // 2
-        x = x.view(images, height, 2, width, 2 * channels)
+        if not tile.pointers:
+            x = x.view(images, height, 2, width, 2 * channels)
     columns, taps = weight.shape[0] // phases**2, weight.shape[1]
     out = x.new_empty((images, height * phases, width * phases, columns))
     sums = _sums(out, tile)
@@ -67,11 +68,12 @@ def convolution(
     tiles = cdiv(images, tile.images) * cdiv(height, tile.height) * cdiv(width, tile.width)
     across = cdiv(columns, tile.columns + tile.extra)
     kernels.sdopt_convolution[(tiles, across, tile.splits * phases**2)](
-        TensorDescriptor.from_tensor(x, box),
-        TensorDescriptor.from_tensor(flat, [tile.columns, tile.depth]),
-        TensorDescriptor.from_tensor(flat, [tile.extra or tile.columns, tile.depth]),
+        _read(x, box, tile),
+        _read(flat, [tile.columns, tile.depth], tile),
+        _read(flat, [tile.extra or tile.columns, tile.depth], tile),
         _or(bias, out), _or(residual, out), sums, images, height, width, channels, columns,
-        tile.splits, TAPS=taps, PHASES=phases, DOWNSAMPLE=downsample, PARTIAL=tile.splits > 1,
+        tile.splits, TAPS=taps, PHASES=phases, DOWNSAMPLE=downsample, POINTERS=tile.pointers,
+        PARTIAL=tile.splits > 1,
         BI=tile.images, BH=tile.height, BW=tile.width, BN=tile.columns, BX=tile.extra,
         BK=tile.depth, STAGES=tile.stages, num_warps=tile.warps,
         **(end if tile.splits == 1 else _epilogue_arguments(None, None, False)),
@@ -105,10 +107,10 @@ def matrix_product(
     box = [tile.pixels, tile.depth]
     across = cdiv(columns, tile.columns + tile.extra)
     kernels.sdopt_matrix_product[(cdiv(rows, tile.pixels), across, tile.splits)](
-        TensorDescriptor.from_tensor(x, box),
-        TensorDescriptor.from_tensor(x if x2 is None else x2, box),
-        TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
-        TensorDescriptor.from_tensor(weight, [tile.extra or tile.columns, tile.depth]),
+        _read(x, box, tile),
+        _read(x if x2 is None else x2, box, tile),
+        _read(weight, [tile.columns, tile.depth], tile),
+        _read(weight, [tile.extra or tile.columns, tile.depth], tile),
         _or(bias, out),
         _or(residual, out),
         sums,
@@ -117,6 +119,7 @@ def matrix_product(
         depth,
         0 if x2 is None else x2.shape[1],
         tile.splits,
+        POINTERS=tile.pointers,
         PARTIAL=tile.splits > 1,
         BM=tile.pixels,
         BN=tile.columns,
@@ -306,6 +309,11 @@ def _epilogue_arguments(bias: Tensor | None, residual: Tensor | None, relu: bool
         "HAS_RESIDUAL": residual is not None,
         "ACTIVATION": epilogue.RELU if relu else epilogue.NO_ACTIVATION,
     }
+
+
+def _read(tensor: Tensor, box: list[int], tile: Tile) -> Tensor | TensorDescriptor:
+    """How a kernel reads it: through a descriptor in such boxes, or through pointers."""
+    return tensor if tile.pointers else TensorDescriptor.from_tensor(tensor, box)
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

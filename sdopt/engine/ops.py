@@ -13,18 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdopt.engine.tiles import (
-    Tile,
-    attention_key,
-    attention_tile,
-    convolution_key,
-    convolution_tile,
-    product_key,
-    product_tile,
-)
+from sdopt.engine.cards import card_of
+from sdopt.engine.tables import attention_tile, convolution_tile, product_tile
+from sdopt.engine.tiles import Tile, attention_key, convolution_key, product_key
 
-LEAST_CAPABILITY = (9, 0)
-"""The compute capability with a tensor memory accelerator: Hopper."""
 LEAST_CHANNELS = 8
 """A box's rows begin at multiples of 16 bytes: fewer have a kernel that needs no boxes."""
 MOST_HEAD_SIZE = 160
@@ -136,8 +128,9 @@ def downsample_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 def tiled_downsample_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None
 ) -> Tensor:
-    """`downsample_convolution` cut that way; by the library unless a tile's depth divides C."""
-    if tile is not None and not tile.library and x.shape[3] % tile.depth == 0:
+    """`downsample_convolution` cut that way; by the library unless boxes of a tile fill C."""
+    fits = tile is not None and (tile.pointers or x.shape[3] % tile.depth == 0)
+    if tile is not None and not tile.library and fits:
         from sdopt.engine import launch
 
         return launch.convolution(x, weight, bias, tile, downsample=True)
@@ -252,7 +245,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = Fal
     if size <= MOST_HEAD_SIZE:
         sizes = (images, tokens, k.shape[1])
         _note(attention_key(sizes, heads, size), q, k, v)
-        tile = attention_tile(sizes, heads, size) if q.is_cuda else None
+        tile = attention_tile(sizes, heads, size, card_of(q.device)) if q.is_cuda else None
     return tiled_attention(q, k, v, heads, tile, causal=causal)
 
 
@@ -294,21 +287,11 @@ def solver_step(
 
 def _convolution_tile(x: Tensor, n: int, kind: str) -> Tile | None:
     """How a GPU's work is cut; None on the CPU."""
-    if not x.is_cuda:
-        return None
-    return convolution_tile(_sizes(x), n, kind, specialized=_takes_specialized(x))
+    return convolution_tile(_sizes(x), n, kind, card_of(x.device)) if x.is_cuda else None
 
 
 def _product_tile(x: Tensor, k: int, n: int, kind: str) -> Tile | None:
-    if not x.is_cuda:
-        return None
-    return product_tile(x.shape[0], k, n, kind, specialized=_takes_specialized(x))
-
-
-def _takes_specialized(x: Tensor) -> bool:
-    from sdopt.engine import specialized_launch
-
-    return specialized_launch.is_usable(x.device)
+    return product_tile(x.shape[0], k, n, kind, card_of(x.device)) if x.is_cuda else None
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:

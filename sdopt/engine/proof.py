@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,13 +99,43 @@ def hazards_of_binary(cubin: bytes) -> tuple[machine_code.Hazard, ...]:
     return tuple(machine_code.hazards(machine_code.parsed(disassembled(cubin))))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a compiled kernel takes of a card: registers a thread, bytes a thread that were spilled
+    to memory, and bytes of shared memory a program. `copies` are the sizes in bytes of its
+    asynchronous copies."""
+
+    kernel: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    copies: frozenset[int]
+
+
+def resources(kernel: Any) -> Resources:
+    """Of a compiled kernel. Raises MissingToolError without a `cuobjdump` that can read it."""
+    used = _read_with((str(_bundled("cuobjdump")), "-res-usage"), kernel.asm["cubin"])
+    numbers = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", used)}
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (0x\w+)", kernel.asm["ptx"])
+    return Resources(
+        kernel=kernel.metadata.name,
+        registers=numbers["REG"],
+        spilled_bytes=numbers["STACK"] + numbers["LOCAL"],
+        shared_bytes=kernel.metadata.shared,
+        copies=frozenset(int(size, 16) for size in copies),
+    )
+
+
 def disassembled(cubin: bytes) -> str:
     """What `nvdisasm -c` prints. Raises MissingToolError where there is none for such a file."""
+    return _read_with((str(disassembler()), "-c"), cubin)
+
+
+def _read_with(command: tuple[str, ...], cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
-        command = (str(disassembler()), "-c", str(file))
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer = subprocess.run((*command, str(file)), capture_output=True, text=True, check=False)
     if answer.returncode:
         raise MissingToolError(
             f"{command[0]} cannot read this machine code: {answer.stderr.strip()[:200]}; name a "
@@ -125,8 +157,22 @@ def disassembler() -> Path:
 
 def bundled_disassembler() -> Path | None:
     """The one in triton's package, if that is installed with it."""
+    return _in_triton("nvdisasm")
+
+
+def _bundled(tool: str) -> Path:
+    found = _in_triton(tool) or shutil.which(tool)
+    if found is None:
+        raise MissingToolError(
+            f"{tool} is neither in triton's package nor on the PATH: install triton for Linux or "
+            "NVIDIA's CUDA toolkit"
+        )
+    return Path(found)
+
+
+def _in_triton(tool: str) -> Path | None:
     triton = find_spec("triton")
     if triton is None or triton.origin is None:
         return None
-    path = Path(triton.origin).parent / "backends/nvidia/bin/nvdisasm"
+    path = Path(triton.origin).parent / "backends/nvidia/bin" / tool
     return path if path.exists() else None

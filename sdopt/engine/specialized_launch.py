@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import torch
 import triton
 from torch import Tensor
 from triton import cdiv
 
 from sdopt.engine.tiles import Tile
 
-HOPPER = 9
-"""The major compute capability whose matrix unit is `wgmma`."""
 GLUON_VERSIONS = ((3, 6), (3, 9))
 """First and last minor version of Triton whose Gluon compiles the kernel; it ran with 3.6."""
 
@@ -21,12 +16,6 @@ def compiles_here() -> bool:
     """Whether this Triton's Gluon is one that the kernel was compiled with."""
     major, minor, *_ = triton.__version__.split(".")
     return GLUON_VERSIONS[0] <= (int(major), int(minor)) <= GLUON_VERSIONS[1]
-
-
-@lru_cache
-def is_usable(device: torch.device) -> bool:
-    """Whether the kernel runs on this CUDA device."""
-    return torch.cuda.get_device_capability(device)[0] == HOPPER and compiles_here()
 
 
 def product(

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import NoReturn
 
 import torch
 
-from sdopt.engine.ops import LEAST_CAPABILITY
+from sdopt.engine.cards import LEAST_CAPABILITY, card_of
+from sdopt.engine.tables import described, table_of
 from sdopt.errors import OutOfMemoryError, SdoptError
 from sdopt.levels import Level
 
+logger = logging.getLogger(__name__)
+
 
 def check_capability(level: Level, device: torch.device) -> None:
-    """Raise SdoptError on a GPU that the fused kernels cannot run on."""
-    if device.type != "cuda":
+    """Raise SdoptError on a device that the level's kernels or graphs cannot run on.
+
+    Eager and compiled levels run wherever PyTorch does.
+    """
+    if device.type == "cpu" or not (level.whole_graph or level.fused):
         return
-    found = torch.cuda.get_device_capability(device)
-    if found < LEAST_CAPABILITY:
-        raise SdoptError(
-            f"level {level.name!r}: its kernels need a GPU of compute capability "
-            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or newer (Hopper), {device} has "
-            f"{found[0]}.{found[1]}; choose 'one-graph' or another level without them"
+    if device.type != "cuda":
+        _refuse(level, f"its CUDA graph needs an NVIDIA GPU, {device} is none", "final")
+    if torch.version.hip is not None and level.fused:
+        _refuse(level, f"its kernels are for NVIDIA GPUs, {device} is one of ROCm", "final")
+    major, minor = torch.cuda.get_device_capability(device)
+    if level.fused and 10 * major + minor < LEAST_CAPABILITY:
+        least = divmod(LEAST_CAPABILITY, 10)
+        _refuse(
+            level,
+            f"its kernels need a GPU of compute capability {least[0]}.{least[1]} or newer "
+            f"(Ampere), {device} has {major}.{minor}",
+            "one-graph",
         )
+
+
+def warn_of_rules(level: Level, device: torch.device) -> None:
+    """Say that nobody measured how the level's kernels are best cut on this card, if so."""
+    if device.type == "cuda" and table_of(card := card_of(device)) is None:
+        logger.warning("level %r: %s", level.name, described(card))
+
+
+def _refuse(level: Level, reason: str, other: str) -> NoReturn:
+    raise SdoptError(f"level {level.name!r}: {reason}; choose {other!r} or a level before it")
 
 
 def cpp_compiler() -> str | None:

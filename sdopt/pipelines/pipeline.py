@@ -29,7 +29,7 @@ from sdopt.pipelines.arguments import (
 from sdopt.pipelines.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.pipelines.compilation import compile_decoder, compile_unet
 from sdopt.pipelines.components import check_components
-from sdopt.pipelines.device_limits import check_capability, naming_the_hungry
+from sdopt.pipelines.device_limits import check_capability, naming_the_hungry, warn_of_rules
 from sdopt.pipelines.engine_call import generated_whole
 from sdopt.pipelines.loading import load_tiny_vae, quiet_loading, reading
 from sdopt.pipelines.nested import leaving_the_outer_call
@@ -302,12 +302,14 @@ def apply_fused(pipeline: LevelPipeline, level: Level) -> None:
     """Our own forward passes over Triton kernels; on the CPU over PyTorch's operations."""
     if level.fused:
         check_capability(level, pipeline.device)
+        warn_of_rules(level, pipeline.device)
         fuse_modules(pipeline)
 
 
 def apply_whole_graph(pipeline: LevelPipeline, level: Level) -> None:
     """One CUDA graph for a whole image, captured at the first call with a new kind of one."""
     if level.whole_graph:
+        check_capability(level, pipeline.device)
         pipeline.engine = ImageEngine(pipeline=pipeline, level=level)
 
 

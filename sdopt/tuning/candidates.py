@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from sdopt.engine.tiles import MOST_KEYS, Tile, ruled_convolution
+from sdopt.engine.cards import H100, Card
+from sdopt.engine.rules import MOST_KEYS
+from sdopt.engine.tiles import Tile
+from sdopt.tuning.chosen import ruled
 from sdopt.tuning.jobs import CONVOLUTIONS, Job
 
 FEWEST_BLOCKS = 6
@@ -18,15 +22,28 @@ MOST_SUM = 128 * 128
 """Entries of a sum that one warp group's registers hold, beside what it needs to end it."""
 
 
-def candidates(job: Job, *, specialized: bool = True) -> list[Tile]:
-    """The tiles to time; `specialized` ones too where the device takes them."""
+def candidates(job: Job, card: Card = H100) -> list[Tile]:
+    """The tiles to time on a card: those that it can read for, and has the shared memory for."""
     if job.kind == "attention":
-        return list(_attention_tiles(job))
+        return [tile for tile in _attention_tiles(job) if not (tile.boxed and card.pointers)]
     convolving = job.kind in CONVOLUTIONS
     found = [*(_convolution_tiles(job) if convolving else _product_tiles(job))]
-    if specialized:
+    if card.pointers:
+        found = [replace(tile, pointers=True) for tile in found]
+    found = [tile for tile in found if shared_bytes(tile, gated=job.kind == "geglu") <= _room(card)]
+    if card.specialized:
         found += _specialized_tiles(job)
-    return list(dict.fromkeys(found)) or [_by_rule(job)]
+    return list(dict.fromkeys(found)) or [ruled(job, card)]
+
+
+def shared_bytes(tile: Tile, *, gated: bool = False) -> int:
+    """Of the stages of a tile of a product or a convolution; Triton may need one less."""
+    columns = tile.columns * (1 + gated) + tile.extra
+    return 2 * tile.depth * (tile.pixels + columns) * tile.stages
+
+
+def _room(card: Card) -> int:
+    return min(SHARED_BYTES, card.shared_bytes)
 
 
 def _attention_tiles(job: Job) -> Iterator[Tile]:
@@ -45,12 +62,6 @@ def _attention_tiles(job: Job) -> Iterator[Tile]:
                         height=high, width=1, columns=columns, stages=stages, warps=warps,
                         boxed=boxed,
                     )  # fmt: skip
-
-
-def _by_rule(job: Job) -> Tile:
-    """For widths whose pixels fill no box."""
-    images, height, width, c = job.first_two[0]
-    return ruled_convolution((images, height, width, c), job.columns, job.kind)
 
 
 def _made(job: Job) -> tuple[int, int, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
-from sdopt.engine import tiles
-from sdopt.engine.tiles import Tile
+from sdopt.engine import rules
+from sdopt.engine.cards import H100, Card
+from sdopt.engine.tiles import Tile, attention_key, convolution_key, product_key
 from sdopt.tuning.compiling import make_of, uses
-from sdopt.tuning.jobs import Job, job_of_key, uses_of
+from sdopt.tuning.jobs import CONVOLUTIONS, Job, job_of_key, uses_of
 
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 SIDES = (2, 4, 8, 16, 32, 64, 128)
@@ -28,12 +29,12 @@ def stored(table: Mapping[str, Tile]) -> Iterator[tuple[Job, Tile]]:
             yield from uses(job_of_key(key), tile)
 
 
-def by_rule() -> Iterator[tuple[Job, Tile]]:
+def by_rule(card: Card = H100) -> Iterator[tuple[Job, Tile]]:
     """Launches with all tiles that the rules make, ended as usual; the sizes stand for all others.
 
     A plain convolution is one that ends with nothing.
     """
-    for key, tile in (*_convolutions(), *_products(), *_attentions()):
+    for key, tile in (*_convolutions(card), *_products(card), *_attentions(card)):
         if not tile.library:
             job = job_of_key(key)
             yield from (
@@ -41,29 +42,41 @@ def by_rule() -> Iterator[tuple[Job, Tile]]:
             )
 
 
-def _convolutions() -> Iterator[tuple[str, Tile]]:
+def ruled(job: Job, card: Card) -> Tile:
+    """What the rule makes of one operation on a card, whatever was measured there."""
+    x, weight = job.first_two
+    if job.kind == "attention":
+        return rules.ruled_attention(weight[1], x[-1] // job.heads, card)
+    if job.kind in CONVOLUTIONS:
+        images, height, width, c = x
+        return rules.ruled_convolution((images, height, width, c), job.columns, job.kind, card)
+    return rules.ruled_product(x[0], weight[1], job.columns, job.kind, card)
+
+
+def _convolutions(card: Card) -> Iterator[tuple[str, Tile]]:
     for kind, n, c in product(("conv", "plain", "upsample", "downsample"), WIDTHS, DEPTHS):
         for sizes in ((i, h, w, c) for i, h, w in product(IMAGES, SIDES, SIDES)):
-            if kind == "downsample" and c % Tile().depth:
+            if kind == "downsample" and c % Tile().depth and not card.pointers:
                 continue  # left to the library
-            key = tiles.convolution_key(sizes, n, kind)
-            yield key, tiles.ruled_convolution(sizes, n, kind)
-            if c % tiles.SPECIALIZED_DEPTH == 0 and n >= tiles.FEWEST_SPECIALIZED_COLUMNS:
-                yield key, tiles.ruled_specialized_convolution(sizes, n, kind)
+            key = convolution_key(sizes, n, kind)
+            yield key, rules.ruled_convolution(sizes, n, kind, card)
+            wide = n >= rules.FEWEST_SPECIALIZED_COLUMNS
+            if card.specialized and c % rules.SPECIALIZED_DEPTH == 0 and wide:
+                yield key, rules.ruled_specialized_convolution(sizes, n, kind, card)
 
 
-def _products() -> Iterator[tuple[str, Tile]]:
+def _products(card: Card) -> Iterator[tuple[str, Tile]]:
     for kind, m, k, n in product(("linear", "joined", "geglu"), ROWS, (64, 320, 2560), WIDTHS):
         if kind != "geglu" or n % 8 == 0:
-            yield tiles.product_key(m, k, n, kind), tiles.ruled_product(m, k, n, kind)
+            yield product_key(m, k, n, kind), rules.ruled_product(m, k, n, kind, card)
 
 
-def _attentions() -> Iterator[tuple[str, Tile]]:
+def _attentions(card: Card) -> Iterator[tuple[str, Tile]]:
     for keys, size in product(KEYS, HEAD_SIZES):
         for tokens in (keys, 4096):
             yield (
-                tiles.attention_key((2, tokens, keys), 8, size),
-                tiles.ruled_attention(keys, size),
+                attention_key((2, tokens, keys), 8, size),
+                rules.ruled_attention(keys, size, card),
             )
 
 

@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
+from sdopt.engine import proof
+from sdopt.engine.cards import Card
 from sdopt.engine.tiles import Tile
 from sdopt.errors import MissingToolError
 from sdopt.tuning.jobs import Job, computed, empty_operands, uses_of
@@ -15,6 +17,11 @@ from sdopt.tuning.jobs import Job, computed, empty_operands, uses_of
 FORK = multiprocessing.get_context("fork")
 TOGETHER = 8
 """Kernels of one operation that a process gets at a time."""
+MOST_SPILLED = 32
+"""Bytes a thread of a tile by rule, which nobody measured: 8 registers of 255."""
+PRODUCTS = ("sdopt_convolution", "sdopt_matrix_product")
+WIDE = frozenset({16})
+"""Bytes of each asynchronous copy of a product, the most that one has."""
 
 Make = tuple[Any, ...]
 Verdicts = Mapping[Make, str]
@@ -58,29 +65,55 @@ def uses(job: Job, tile: Tile) -> Iterator[tuple[Job, Tile]]:
             yield use, share
 
 
-def verdict(job: Job, tile: Tile, capability: int) -> str:
-    """Compile what a launch would; why it cannot be used: an error, or a race in machine code."""
+def verdict(job: Job, tile: Tile, card: Card) -> str:
+    """Compile what a launch would; why it cannot be used, '' if it can."""
+    return compiled(job, tile, card)[0]
+
+
+def compiled(job: Job, tile: Tile, card: Card) -> tuple[str, list[proof.Resources]]:
+    """The verdict of a tile, and what its kernels take.
+
+    An error, a race in machine code, or more of the card than there is, or than is fast.
+    """
     from triton.errors import TritonError
 
-    from sdopt.engine import proof
-
     try:
-        with proof.only_compiled(capability) as kernels:
+        with proof.only_compiled(card.capability) as kernels:
             computed(job, empty_operands(job), tile)
     except (TritonError, RuntimeError, ValueError) as error:  # passes and boxes raise the latter
-        return f"does not compile: {' '.join(str(error).split())[:200]}"
+        return f"does not compile: {' '.join(str(error).split())[:200]}", []
+    taken = [*map(proof.resources, kernels)]
     try:
         found = [str(hazard) for kernel in kernels for hazard in proof.hazards(kernel)]
     except MissingToolError:
         raise
     except ValueError as error:
-        return f"cannot be followed: {error}"
+        return f"cannot be followed: {error}", taken
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return f"races: {found[0]}{more}" if found else ""
+    return (f"races: {found[0]}{more}" if found else unfit(taken, card)), taken
 
 
-def _verdicts(job: Job, tiles: Sequence[Tile], capability: int) -> list[tuple[Make, str]]:
-    return [(make_of(job, tile), verdict(job, tile, capability)) for tile in tiles]
+def spills(kernels: Sequence[proof.Resources]) -> str:
+    """Why compiled kernels are slow whoever measures them; '' if their sums stay in registers."""
+    most = max((one.spilled_bytes for one in kernels), default=0)
+    return f"spills: {most} bytes a thread" if most > MOST_SPILLED else ""
+
+
+def unfit(kernels: Sequence[proof.Resources], card: Card) -> str:
+    """Why compiled kernels do not run well on a card, or not at all; '' if they do."""
+    for one in kernels:
+        if one.shared_bytes > card.shared_bytes:
+            return f"too large: {one.shared_bytes} bytes of shared memory of {card.shared_bytes}"
+        if card.pointers and one.kernel in PRODUCTS and one.copies != WIDE:
+            return f"narrow: asynchronous copies of {sorted(one.copies) or 'no'} bytes, not 16"
+    return ""
+
+
+Compiled = tuple[Make, str, list[proof.Resources]]
+
+
+def _all_compiled(job: Job, tiles: Sequence[Tile], card: Card) -> list[Compiled]:
+    return [(make_of(job, tile), *compiled(job, tile, card)) for tile in tiles]
 
 
 def _begun() -> None:
@@ -90,9 +123,10 @@ def _begun() -> None:
 class Compilers:
     """Processes that compile; begin before this one touches the device, since they are forks."""
 
-    def __init__(self, processes: int, capability: int) -> None:
-        self.capability = capability
+    def __init__(self, processes: int, card: Card) -> None:
+        self.card = card
         self.verdicts: dict[Make, str] = {}
+        self.taken: dict[Make, list[proof.Resources]] = {}
         self._pool = ProcessPoolExecutor(processes, mp_context=FORK)
 
     def __enter__(self) -> Compilers:
@@ -109,11 +143,11 @@ class Compilers:
             for job, tiles in work
         )
         answers = [
-            self._pool.submit(_verdicts, job, tiles, self.capability)
+            self._pool.submit(_all_compiled, job, tiles, self.card)
             for job, tiles in distinct(unknown)
         ]
-        for answer in answers:
-            self.verdicts.update(answer.result())
+        for make, reason, taken in (one for answer in answers for one in answer.result()):
+            self.verdicts[make], self.taken[make] = reason, taken
         return self.verdicts
 
     def of(self, job: Job, tile: Tile) -> str:

@@ -10,28 +10,34 @@ bits agree and its error is like the library's; otherwise the next one is tried.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sdopt.engine.proof import HOPPER
-from sdopt.engine.tiles import TUNED, Tile
+from sdopt.engine import cards
+from sdopt.engine.cards import Card, card_of
+from sdopt.engine.proof import Resources
+from sdopt.engine.tables import own_table, tuned, used_table
+from sdopt.engine.tiles import Tile
 from sdopt.errors import SdoptError
 from sdopt.tuning import chosen
 from sdopt.tuning.candidates import candidates
 from sdopt.tuning.choosing import tune
-from sdopt.tuning.compiling import FORK, Compilers, make_of, uses
+from sdopt.tuning.compiling import FORK, Compilers, make_of, spills, uses
 from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
 from sdopt.tuning.repeats import prove
 from sdopt.tuning.table import circumstances, read_table, store, tiles_of, write_table
 
 LEVELS = ("hoisted", "express")
+TOGETHER = 8
+"""Shapes that are stored together."""
 
 
 def usual_processes() -> int:
@@ -43,7 +49,9 @@ def usual_processes() -> int:
 class Tuning:
     """What is asked for: the levels whose shapes are measured, and the table `out`.
 
-    `missing` measures only shapes that the table lacks, `known` only the tiles in it.
+    Without `out` it is this user's own table of this card, which is continued unless `anew`.
+    `missing` measures only shapes that the table lacks, `known` only the tiles in it. `cards` are
+    those that kernels are only compiled for.
     """
 
     levels: Sequence[str] = LEVELS
@@ -52,80 +60,153 @@ class Tuning:
     processes: int
     missing: bool = False
     known: bool = False
-    out: Path = TUNED
+    out: Path | None = None
+    anew: bool = False
+    cards: Sequence[str] = ("H100",)
 
 
-def _tell_capability() -> None:
-    """In a child: its exit code is 10 times the major capability plus the minor, 0 without CUDA."""
-    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
-    sys.exit(10 * major + minor)
+def _tell_card(answer: Connection) -> None:
+    """In a child: what the GPU is, None without one."""
+    answer.send(card_of(torch.device("cuda")) if torch.cuda.is_available() else None)
 
 
-def capability() -> int:
-    """Of this machine's GPU, 90 for 9.0; asked in a child, since CUDA does not survive a fork."""
-    child = FORK.Process(target=_tell_capability)
+def this_card() -> Card:
+    """This machine's GPU; asked in a child, since CUDA does not survive a fork."""
+    ours, theirs = FORK.Pipe()
+    child = FORK.Process(target=_tell_card, args=(theirs,))
     child.start()
+    theirs.close()
+    try:
+        card: Card | None = ours.recv()
+    except EOFError:  # an error of CUDA's, which is on stderr
+        card = None
     child.join()
-    if child.exitcode is None or child.exitcode < 10:  # 1 for an error of CUDA's
+    if card is None:
         raise SdoptError("tiles are measured on a CUDA device, and there is none; run it on one")
-    return child.exitcode
+    return card
 
 
 def tune_levels(options: Tuning) -> int:
-    """Measure what was asked for and write the file. Raises SdoptError without a GPU."""
+    """Measure what was asked for and write the table as it grows; 0 when it is whole, else 1.
+
+    Killed or out of time, it is continued by the same command. Raises SdoptError without a GPU.
+    """
     until = time.monotonic() + options.seconds
-    kept = options.missing or options.known
-    before = read_table(options.out) if kept else {"tiles": {}, "measured": {}}
+    given = read_table(options.out) if options.out and (options.missing or options.known) else None
+    card = this_card()
+    out = options.out or own_table(card)
+    before = given or _begun(out, options)
     own = {key: [tile] for key, tile in tiles_of(before).items() if not tile.library}
-    device = capability()
 
     def tiles_to_time(job: Job) -> list[Tile]:
-        return own[job.key] if options.known else candidates(job, specialized=device == HOPPER)
+        return own[job.key] if options.known else candidates(job, card)
 
-    with Compilers(options.processes, device) as compilers:
+    with Compilers(options.processes, card) as compilers:
         jobs = [
             job
             for job in jobs_of_levels(options.levels, options.source)
             if (job.key in own if options.known else job.key not in before["tiles"])
         ]
+        print(f"{card}: {len(jobs)} shapes to measure, into {out}", flush=True)
         compilers.check((job, tiles_to_time(job)) for job in jobs)
-        print(
-            f"{len(jobs)} shapes; compiled with {until - time.monotonic():.0f} s left", flush=True
-        )
+        print(f"compiled, {until - time.monotonic():.0f} s left", flush=True)
         torch.backends.cudnn.benchmark = True
-        found = tune(jobs, until, tiles_to_time, compilers, circumstances())
-    write_table(options.out, before, found)
+        here, done = circumstances(), 0
+        for start in range(0, len(jobs), TOGETHER):
+            found = tune(jobs[start : start + TOGETHER], until, tiles_to_time, compilers, here)
+            before = write_table(out, before, found)
+            done += len(found)
+            print(f"{done} of {len(jobs)} shapes stored", flush=True)
+    if done < len(jobs):
+        print(f"the time is over: {len(jobs) - done} shapes are left; run the same command again")
+        return 1
+    print(f"{out} is whole; pipelines of this user take it on this card from now on")
     return 0
 
 
+def _begun(out: Path, options: Tuning) -> dict[str, Any]:
+    """What an own table has already, unless it is to be measured anew."""
+    continued = options.missing or options.known or (options.out is None and not options.anew)
+    if continued and out.exists():
+        return read_table(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return {"tiles": {}, "measured": {}}
+
+
 def check_machine_code(options: Tuning) -> int:
-    """Compile all that can be chosen, for Hopper, without a GPU; 1 if anything races."""
-    stored = tiles_of(read_table(options.out))
+    """Compile all that can be chosen for some cards, without them; 1 if anything cannot be used.
+
+    A table of what the kernels take comes last, a line for each card and kernel.
+    """
     if find_spec("triton") is None:
         raise SdoptError("kernels are compiled with Triton, and there is none; pip install triton")
-    work = chosen.together([*chosen.stored(stored), *chosen.by_rule()])
-    with Compilers(options.processes, HOPPER) as compilers:
-        verdicts = compilers.check(work)
-    known = [(job, tile, verdicts[make_of(job, tile)]) for job, tiles in work for tile in tiles]
-    for job, tile, reason in known:
-        if reason:
-            print(f"{job.key}: {tile} {reason}")
-    counts = Counter("clear" if not reason else reason.split(":")[0] for *_, reason in known)
-    print(", ".join(f"{count} kernels: {what}" for what, count in sorted(counts.items())))
-    return 0 if set(counts) <= {"clear"} else 1
+    failed, rows = 0, []
+    for name in options.cards:
+        card = cards.KNOWN[name]
+        stored = read_table(options.out) if options.out else None
+        tiles = tiles_of(stored) if stored else tuned(card)
+        ruled = chosen.together(chosen.by_rule(card))
+        work = chosen.together([*chosen.stored(tiles), *_pairs(ruled)])
+        with Compilers(options.processes, card) as compilers:
+            compilers.check(work)
+        makes = [make_of(job, tile) for job, tile in _pairs(work)]
+        reasons = {make: compilers.verdicts[make] for make in makes}
+        for job, tile in _pairs(ruled):
+            make = make_of(job, tile)
+            reasons[make] = reasons[make] or spills(compilers.taken[make])
+        for job, tile in _pairs(work):
+            if reason := reasons[make_of(job, tile)]:
+                print(f"{name}: {job.key}: {tile} {reason}")
+        counts = Counter(why.split(":")[0] or "clear" for why in reasons.values())
+        told = ", ".join(f"{count} kernels: {what}" for what, count in sorted(counts.items()))
+        print(f"{name}: {told}", flush=True)
+        failed += set(counts) > {"clear"} or "clear" not in counts
+        taken = (one for some in compilers.taken.values() for one in some)
+        rows += [(f"{name} ({card.family})", one) for one in taken]
+    print("\n".join(matrix(rows)))
+    return 1 if failed else 0
+
+
+def _pairs(work: Iterable[tuple[Job, Sequence[Tile]]]) -> Iterator[tuple[Job, Tile]]:
+    return ((job, tile) for job, tiles in work for tile in tiles)
+
+
+def matrix(taken: Sequence[tuple[str, Resources]]) -> list[str]:
+    """A Markdown table of what compiled kernels take, (card, resources) each; a line for each kind.
+
+    Sums that end split products, and their like, are not cut by tiles and left out.
+    """
+    lines = [
+        "| card | kernel | variants | registers | spilled, bytes | shared memory, KiB | copies |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for card, kernel in dict.fromkeys((card, one.kernel) for card, one in taken):
+        some = [one for name, one in taken if (name, one.kernel) == (card, kernel)]
+        if not any(one.shared_bytes for one in some):
+            continue
+        sizes = sorted({size for one in some for size in one.copies})
+        copies = f"cp.async, {', '.join(map(str, sizes))} bytes" if sizes else "descriptors"
+        lines.append(
+            f"| {card} | `{kernel}` | {len(some)} | {max(one.registers for one in some)} "
+            f"| {max(one.spilled_bytes for one in some)} "
+            f"| {max(one.shared_bytes for one in some) / 1024:.0f} | {copies} |"
+        )
+    return lines
 
 
 def prove_stored(options: Tuning) -> int:
     """Check and repeat every tile of the table on this GPU, store how; 1 if one fails, by name."""
-    table = read_table(options.out)
+    given = options.out and read_table(options.out)
+    card, failed = this_card(), 0
+    out = options.out or used_table(card)
+    table = given or read_table(out)
     stored, proofs = tiles_of(table), {**table.get("proof", {})}
-    device, failed = capability(), 0
     jobs = {
         job_of_key(key): tile
         for key, tile in stored.items()
-        if not tile.library and (device == HOPPER or not tile.specialized)
+        if not tile.library and (card.specialized or not tile.specialized)
     }
-    with Compilers(options.processes, device) as compilers:
+    with Compilers(options.processes, card) as compilers:
         compilers.check(
             (use, [share]) for job, tile in jobs.items() for use, share in uses(job, tile)
         )
@@ -139,6 +220,6 @@ def prove_stored(options: Tuning) -> int:
             if passed:
                 proofs[job.key] = {**proof.fields(), **here}
             print(f"{job.key:34s} {'ok    ' if passed else 'FAILED'} {proof} {reason}", flush=True)
-    store(options.out, {**table, "proof": proofs})
+    store(out, {**table, "proof": proofs})
     print(f"{len(jobs)} tiles, {failed} failed; without a tile: what the library computes")
     return 1 if failed else 0

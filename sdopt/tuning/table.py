@@ -38,8 +38,8 @@ def tiles_of(table: Mapping[str, Any]) -> dict[str, Tile]:
     return {key: Tile(**fields) for key, fields in table["tiles"].items()}
 
 
-def write_table(path: Path, before: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """What was found, beside what was there before of other shapes."""
+def write_table(path: Path, before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found, beside what was there before of other shapes; the whole of it."""
     content = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -50,6 +50,7 @@ def write_table(path: Path, before: Mapping[str, Any], found: Mapping[str, Any])
         | {key: one["proof"] for key, one in found.items() if one["proof"] is not None},
     }
     store(path, content)
+    return content
 
 
 def store(path: Path, table: Mapping[str, Any]) -> None:

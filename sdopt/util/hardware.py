@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
+POINTERS = "SDOPT_POINTERS"
+"""Environment variable: 1 lets newer GPUs read as those before Hopper do, to test that on them."""
+
+
+def pointers_forced() -> bool:
+    """Whether kernels read through pointers on any GPU."""
+    return os.environ.get(POINTERS) == "1"
+
+
 class Keyed(Protocol):
     """What histories are filed under: a machine at hand, or one that only its runs tell of."""
 
@@ -82,7 +91,7 @@ def _cuda_hardware(device: torch.device) -> Hardware:
     return Hardware(
         name=properties.name,
         memory_gib=round(properties.total_memory / 2**30),
-        detail=f"{_power_limit_w(str(properties.uuid))} W",
+        detail=f"{_power_limit_w(str(properties.uuid))} W{', pointers' * pointers_forced()}",
     )
 
 

@@ -192,10 +192,10 @@ def test_what_keeps_a_level_from_running_is_named(monkeypatch: pytest.MonkeyPatc
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(device_limits.shutil, "which", lambda name: None)
     monkeypatch.setattr(device_limits, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "install g++" in (levels.hindrance(LEVELS["final"], cpu) or "")
     assert levels.hindrance(LEVELS["turbo"], cpu) is None
-    assert "8.0" in (levels.hindrance(LEVELS["turbo"], cuda) or "")
+    assert "7.5" in (levels.hindrance(LEVELS["turbo"], cuda) or "")
     assert "pip install triton" in (levels.hindrance(LEVELS["final"], cuda) or "")
     assert levels.hindrance(LEVELS["baseline"], cuda) is None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from references import error, random
 from torch import Tensor
 
-from sdopt.engine.tiles import Tile, ruled_attention, ruled_convolution, ruled_product
+from sdopt.engine.cards import H100
+from sdopt.engine.rules import ruled_attention, ruled_convolution, ruled_product
+from sdopt.engine.tiles import Tile
 from sdopt.engine.upsampling import upsample_weights
 
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
@@ -45,6 +48,16 @@ def norm_of(groups: int, channels: int, epsilon: float = 1e-5) -> torch.nn.Group
     return norm.half()
 
 
+Cut = Callable[[Tile], Tile]
+
+
+@pytest.fixture(params=[False, True], ids=["boxes", "pointers"])
+def cut(request: pytest.FixtureRequest) -> Cut:
+    """The same tile, read in boxes as from Hopper on, or through pointers as before it."""
+    pointers: bool = request.param
+    return lambda tile: replace(tile, pointers=pointers)
+
+
 def test_they_are_interpreted() -> None:
     assert "interpreter" in type(kernels.sdopt_convolution).__module__
 
@@ -70,9 +83,9 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], int, Tile]] = [
 
 
 @pytest.mark.parametrize(("sizes", "n", "tile"), CONVOLUTIONS)
-def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
+def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile, cut: Cut) -> None:
     x, weight, bias = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1, half(n, seed=2)
-    found = launch.convolution(x, weight, bias, tile)
+    found = launch.convolution(x, weight, bias, cut(tile))
     assert found.dtype == torch.float16
     assert error(found, references.convolution(x, weight, bias)) < ROUNDED
 
@@ -81,12 +94,12 @@ def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 def test_a_convolution_ends_with_bias_residual_and_relu(
-    splits: int, biased: bool, relu: bool
+    splits: int, biased: bool, relu: bool, cut: Cut
 ) -> None:
     x, weight, residual = half(2, 5, 10, 24), half(24, 3, 3, 24, seed=1) * 0.1, half(2, 5, 10, 24)
     bias = half(24, seed=2) if biased else None
     tile = Tile(height=8, width=8, columns=32, depth=32, splits=splits)
-    found = launch.convolution(x, weight, bias, tile, residual=residual, relu=relu)
+    found = launch.convolution(x, weight, bias, cut(tile), residual=residual, relu=relu)
     wanted = references.convolution(x, weight, bias, residual)
     assert error(found, F.relu(wanted) if relu else wanted) < ROUNDED
 
@@ -94,9 +107,9 @@ def test_a_convolution_ends_with_bias_residual_and_relu(
 @pytest.mark.parametrize(
     ("sizes", "n"), [((1, 6, 10, 24), 40), ((3, 2, 2, 8), 8), ((2, 5, 3, 40), 4)]
 )
-def test_a_convolution_cut_by_rule(sizes: tuple[int, int, int, int], n: int) -> None:
+def test_a_convolution_cut_by_rule(sizes: tuple[int, int, int, int], n: int, cut: Cut) -> None:
     x, weight, bias = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1, half(n, seed=2)
-    found = launch.convolution(x, weight, bias, ruled_convolution(sizes, n, "conv"))
+    found = launch.convolution(x, weight, bias, cut(ruled_convolution(sizes, n, "conv", H100)))
     assert error(found, references.convolution(x, weight, bias)) < ROUNDED
 
 
@@ -108,11 +121,11 @@ def test_a_convolution_cut_by_rule(sizes: tuple[int, int, int, int], n: int) -> 
         ((1, 5, 10, 24), 40, BOX),
         ((3, 4, 4, 8), 24, Tile(images=4, height=4, width=4, columns=32, depth=16)),
         ((1, 7, 9, 40), 96, Tile(height=8, width=8, columns=32, extra=16, depth=32)),
-        ((2, 3, 6, 24), 8, ruled_convolution((2, 3, 6, 24), 8, "upsample")),
+        ((2, 3, 6, 24), 8, ruled_convolution((2, 3, 6, 24), 8, "upsample", H100)),
     ],
 )
 def test_a_upsample_convolution(
-    sizes: tuple[int, int, int, int], n: int, tile: Tile, biased: bool
+    sizes: tuple[int, int, int, int], n: int, tile: Tile, biased: bool, cut: Cut
 ) -> None:
     x, weight = half(*sizes), random(n, sizes[3], 3, 3, seed=1) * 0.1
     bias = half(n, seed=2) if biased else None
@@ -127,15 +140,15 @@ def test_a_upsample_convolution(
         ((1, 16, 16, 32), 48, BOX),
         ((2, 10, 12, 32), 40, Tile(height=8, width=8, columns=32, depth=16, splits=3)),
         ((3, 4, 4, 16), 96, Tile(images=4, height=2, width=2, columns=32, extra=16, depth=16)),
-        ((1, 2, 2, 64), 8, ruled_convolution((1, 2, 2, 64), 8, "downsample")),
+        ((1, 2, 2, 64), 8, ruled_convolution((1, 2, 2, 64), 8, "downsample", H100)),
     ],
 )
 def test_a_convolution_of_stride_2(
-    sizes: tuple[int, int, int, int], n: int, tile: Tile, biased: bool
+    sizes: tuple[int, int, int, int], n: int, tile: Tile, biased: bool, cut: Cut
 ) -> None:
     x, weight = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1
     bias = half(n, seed=2) if biased else None
-    found = launch.convolution(x, weight, bias, tile, downsample=True)
+    found = launch.convolution(x, weight, bias, cut(tile), downsample=True)
     assert error(found, references.convolution(x, weight, bias)[:, ::2, ::2]) < ROUNDED
 
 
@@ -174,35 +187,37 @@ PRODUCTS = [
     (70, 96, 40, Tile(height=64, width=1, columns=32, depth=32, splits=5)),
     (70, 48, 96, Tile(height=64, width=1, columns=32, extra=16, depth=16)),
     (70, 96, 100, Tile(height=64, width=1, columns=64, extra=16, depth=32, splits=3)),
-    (77, 40, 24, ruled_product(77, 40, 24, "linear")),
-    (9, 1024, 24, ruled_product(9, 1024, 24, "linear")),
+    (77, 40, 24, ruled_product(77, 40, 24, "linear", H100)),
+    (9, 1024, 24, ruled_product(9, 1024, 24, "linear", H100)),
 ]
 
 
 @pytest.mark.parametrize(("m", "k", "n", "tile"), PRODUCTS)
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_product(m: int, k: int, n: int, tile: Tile, ended: bool) -> None:
+def test_a_product(m: int, k: int, n: int, tile: Tile, ended: bool, cut: Cut) -> None:
     x, weight = half(m, k), half(n, k, seed=1)
     bias, residual = (half(n, seed=2), half(m, n, seed=3)) if ended else (None, None)
-    found = launch.matrix_product(x, weight, bias, tile, residual=residual)
+    found = launch.matrix_product(x, weight, bias, cut(tile), residual=residual)
     assert error(found, references.product(x, weight, bias, residual=residual)) < ROUNDED
 
 
 @pytest.mark.parametrize("extra", [0, 16])
 @pytest.mark.parametrize("splits", [1, 2, 3])
 @pytest.mark.parametrize(("k", "k2"), [(48, 32), (40, 24), (8, 96)])
-def test_a_product_of_two_inputs_side_by_side(k: int, k2: int, splits: int, extra: int) -> None:
+def test_a_product_of_two_inputs_side_by_side(
+    k: int, k2: int, splits: int, extra: int, cut: Cut
+) -> None:
     x, x2, weight = half(70, k), half(70, k2, seed=1), half(40, k + k2, seed=2)
     bias, residual = half(40, seed=3), half(70, 40, seed=4)
     tile = Tile(height=64, width=1, columns=32, extra=extra, depth=16, splits=splits)
-    found = launch.matrix_product(x, weight, bias, tile, x2=x2, residual=residual)
+    found = launch.matrix_product(x, weight, bias, cut(tile), x2=x2, residual=residual)
     assert error(found, references.product(x, weight, bias, x2, residual)) < ROUNDED
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(64, 32, 32), (70, 48, 40), (5, 40, 96)])
-def test_geglu(m: int, k: int, n: int) -> None:
+def test_geglu(m: int, k: int, n: int, cut: Cut) -> None:
     x, weight, bias = half(m, k), half(2 * n, k, seed=1), half(2 * n, seed=2)
-    found = launch.matrix_product(x, weight, bias, ROWS, geglu=True)
+    found = launch.matrix_product(x, weight, bias, cut(ROWS), geglu=True)
     assert error(found, references.geglu(x, weight, bias)) < ROUNDED
 
 
@@ -220,10 +235,10 @@ ATTENTIONS = [
     (1, 16, 16, 1, 160, Tile(height=64, width=1, columns=16)),
     (3, 65, 33, 3, 64, Tile(height=64, width=1, columns=32)),
     (1, 20, 50, 4, 8, Tile(height=32, width=1, columns=16)),
-    (1, 9, 3, 2, 24, ruled_attention(3, 24)),
+    (1, 9, 3, 2, 24, ruled_attention(3, 24, H100)),
     (2, 40, 40, 3, 40, Tile(height=32, width=1, columns=16, stages=2, boxed=True)),
     (1, 64, 64, 2, 80, Tile(height=64, width=1, columns=32, stages=2, boxed=True)),
-    (2, 64, 77, 2, 48, ruled_attention(77, 48)),
+    (2, 64, 77, 2, 48, ruled_attention(77, 48, H100)),
 ]
 
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from references import error, random
 from torch import Tensor
 
-from sdopt.engine.tiles import Tile, ruled_specialized_convolution
+from sdopt.engine.cards import H100
+from sdopt.engine.rules import ruled_specialized_convolution
+from sdopt.engine.tiles import Tile
 from sdopt.engine.upsampling import upsample_weights
 
 pytestmark = pytest.mark.skipif(
@@ -69,8 +71,8 @@ CONVOLUTIONS = [
     ((1, 40, 70, 64), 128, box(2, 64, 128, stages=3)),
     ((2, 8, 8, 320), 320, box(8, 8, 128, 32, splits=5)),
     ((1, 8, 8, 64), 64, box(8, 8, 64, splits=12)),
-    ((2, 12, 20, 64), 160, ruled_specialized_convolution((2, 12, 20, 64), 160, "conv")),
-    ((5, 1, 3, 64), 128, ruled_specialized_convolution((5, 1, 3, 64), 128, "conv")),
+    ((2, 12, 20, 64), 160, ruled_specialized_convolution((2, 12, 20, 64), 160, "conv", H100)),
+    ((5, 1, 3, 64), 128, ruled_specialized_convolution((5, 1, 3, 64), 128, "conv", H100)),
 ]
 
 
@@ -95,7 +97,7 @@ def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile, end
         ((2, 8, 8, 64), 64, box(8, 8, 64)),
         ((1, 7, 9, 40), 96, box(4, 16, 64, 16)),
         ((1, 20, 36, 128), 160, box(2, 32, 128, 32)),
-        ((2, 6, 6, 64), 128, ruled_specialized_convolution((2, 6, 6, 64), 128, "upsample")),
+        ((2, 6, 6, 64), 128, ruled_specialized_convolution((2, 6, 6, 64), 128, "upsample", H100)),
     ],
 )
 def test_a_upsample_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:
@@ -113,7 +115,11 @@ def test_a_upsample_convolution(sizes: tuple[int, int, int, int], n: int, tile: 
         ((2, 16, 16, 64), 64, box(8, 8, 64)),
         ((1, 18, 44, 128), 160, box(4, 16, 128, 32)),
         ((2, 8, 12, 64), 64, box(8, 8, 64, splits=3)),
-        ((1, 4, 4, 128), 128, ruled_specialized_convolution((1, 4, 4, 128), 128, "downsample")),
+        (
+            (1, 4, 4, 128),
+            128,
+            ruled_specialized_convolution((1, 4, 4, 128), 128, "downsample", H100),
+        ),
     ],
 )
 def test_a_downsample_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile) -> None:

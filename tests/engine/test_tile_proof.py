@@ -9,16 +9,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdopt.engine.tiles import LIBRARY, Tile, tuned
+from sdopt.engine.cards import H100, KNOWN
+from sdopt.engine.tables import tuned
+from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.tuning import chosen
-from sdopt.tuning.compiling import Compilers, distinct, make_of, shares_of, verdict
+from sdopt.tuning.compiling import (
+    Compilers,
+    compiled,
+    distinct,
+    make_of,
+    shares_of,
+    spills,
+    verdict,
+)
 from sdopt.tuning.jobs import computed, empty_operands, job_of_key
 
 if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None:
@@ -46,7 +56,7 @@ SPLIT_ONLY = Tile(height=8, width=16, columns=128, depth=64, stages=4, warps=8, 
 
 @pytest.fixture(scope="module")
 def compilers() -> Iterator[Compilers]:
-    with Compilers(2, proof.HOPPER) as pool:
+    with Compilers(2, H100) as pool:
         yield pool
 
 
@@ -113,13 +123,48 @@ def test_the_product_without_a_tile_has_no_race(channels: int) -> None:
     assert proof.hazards(kernels[0]) == []
 
 
-@pytest.mark.parametrize("capability", [80, 100])
-def test_other_architectures_have_no_such_products(capability: int) -> None:
-    assert verdict(job_of_key(UPSAMPLE), RACING, capability) == ""
+@pytest.mark.parametrize(("card", "pointers"), [("A100", True), ("B200", False)])
+def test_other_architectures_have_no_such_products(card: str, pointers: bool) -> None:
+    tile = replace(RACING, pointers=pointers)
+    assert verdict(job_of_key(UPSAMPLE), tile, KNOWN[card]) == ""
+
+
+@pytest.mark.parametrize("name", ["A100", "B200"])
+def test_an_image_by_rule_fits_cards_that_are_not_here(name: str) -> None:
+    """Shared memory, registers, and 16 bytes a copy; `--static --cards` does it for all shapes."""
+    card = KNOWN[name]
+    jobs = [job_of_key(key) for key in tuned()]
+    work = [(job, [tile]) for job in jobs if not (tile := chosen.ruled(job, card)).library]
+    with Compilers(2, card) as compilers:
+        verdicts = compilers.check(work)
+    reasons = {f"{job.key}: {verdicts[make_of(job, tile)]}" for job, [tile] in work}
+    assert {reason for reason in reasons if not reason.endswith(": ")} == set()
+    assert [why for taken in compilers.taken.values() if (why := spills(taken))] == []
+    assert len(compilers.taken) > 10
+
+
+@pytest.mark.parametrize(
+    ("tile", "reason"),
+    [
+        (Tile(columns=256, warps=8, stages=5, pointers=True), "too large: "),
+        (Tile(columns=64, stages=3, pointers=True), ""),
+        (Tile(columns=128, stages=3, warps=8), "narrow: asynchronous copies of no bytes"),
+    ],
+    ids=["large", "fits", "descriptors"],
+)
+def test_what_an_a100_has_no_room_or_no_accelerator_for_is_found(tile: Tile, reason: str) -> None:
+    found = verdict(job_of_key("conv 2x64x64x320-320"), tile, KNOWN["A100"])
+    assert found.startswith(reason) if reason else found == ""
+
+
+def test_sums_that_are_kept_in_memory_are_found() -> None:
+    tile = Tile(columns=256, warps=4, stages=2, pointers=True)
+    _, taken = compiled(job_of_key("conv 2x64x64x320-320"), tile, KNOWN["A100"])
+    assert spills(taken).startswith("spills: ")
 
 
 def test_a_tile_that_does_not_compile_is_told() -> None:
-    reason = verdict(job_of_key("linear 64x64-64"), Tile(height=64, width=1, columns=24), 90)
+    reason = verdict(job_of_key("linear 64x64-64"), Tile(height=64, width=1, columns=24), H100)
     assert reason.startswith("does not compile: ")
 
 
@@ -149,7 +194,7 @@ def test_the_command_names_what_races(
     tiles = {UPSAMPLE: asdict(tile), "linear 512x640-640": asdict(LIBRARY)}
     path.write_text(json.dumps({"tiles": tiles, "measured": {}}))
     before = path.read_bytes()
-    monkeypatch.setattr(chosen, "by_rule", lambda: ())
+    monkeypatch.setattr(chosen, "by_rule", lambda card: ())
     assert main(["tune", "--static", "--processes", "2", "--out", str(path)]) == code
     told = capsys.readouterr().out
     assert (f"{UPSAMPLE}: {tile} races: in sdopt_convolution" in told) == (code == 1)

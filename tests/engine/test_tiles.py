@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdopt.engine.tiles import (
-    LIBRARY,
+from sdopt.engine.cards import A100, H100, KNOWN, Card
+from sdopt.engine.rules import (
     MOST_KEYS,
-    Tile,
-    attention_tile,
-    convolution_tile,
-    product_tile,
     ruled_attention,
     ruled_convolution,
     ruled_product,
     ruled_specialized_convolution,
+)
+from sdopt.engine.tables import (
+    attention_tile,
+    convolution_tile,
+    described,
+    own_table,
+    product_tile,
     tuned,
 )
+from sdopt.engine.tiles import LIBRARY, Tile
+from sdopt.errors import BrokenFileError
+from sdopt.tuning.candidates import shared_bytes
 
 side, channels = st.integers(1, 300), st.integers(8, 2560)
+cards = st.sampled_from([*KNOWN.values()])
+UNSPECIALIZED = replace(H100, specialized=False)
 
 
 def is_power(number: int) -> bool:
@@ -38,16 +49,12 @@ def check(tile: Tile) -> None:
     assert is_power(tile.warps)
 
 
-SHARED_BYTES = 227 * 1024
-"""Of a Hopper multiprocessor, for one program."""
-
-
 def check_specialized(tile: Tile) -> None:
     """Two consumers of 64 or 128 pixels, whose stages fit into the shared memory."""
     check(replace(tile, specialized=False))
     assert tile.pixels in (64, 128)
     entries = 2 * tile.pixels + tile.columns + tile.extra
-    assert 2 * tile.depth * entries * tile.stages <= SHARED_BYTES, tile
+    assert 2 * tile.depth * entries * tile.stages <= H100.shared_bytes, tile
 
 
 @given(
@@ -58,7 +65,7 @@ def test_a_ruled_specialized_convolution(
     i: int, h: int, w: int, blocks: int, n: int, kind: str
 ) -> None:
     sizes = (i, 2 * h, 2 * w, 64 * blocks) if kind == "downsample" else (i, h, w, 64 * blocks)
-    tile = ruled_specialized_convolution(sizes, n, kind)
+    tile = ruled_specialized_convolution(sizes, n, kind, H100)
     assert tile.specialized
     check_specialized(tile)
     assert kind != "upsample" or tile.splits == 1
@@ -73,12 +80,12 @@ def test_only_a_device_that_takes_them_is_given_specialized_tiles() -> None:
         sizes = tuple(map(int, shape.split("x")))
         chosen = convolution_tile if len(sizes) == 4 else product_tile
         kind = key.split()[0]
-        assert chosen(*_given(sizes), int(n), kind, specialized=True) == stored[key]  # type: ignore[operator]
-        assert not chosen(*_given(sizes), int(n), kind).specialized  # type: ignore[operator]
+        assert chosen(*_given(sizes), int(n), kind, H100) == stored[key]  # type: ignore[operator]
+        assert not chosen(*_given(sizes), int(n), kind, UNSPECIALIZED).specialized  # type: ignore[operator]
     unknown = (1, 24, 40, 320)
-    assert convolution_tile(unknown, 640, "conv", specialized=True).specialized
-    assert not convolution_tile(unknown, 640, "conv").specialized
-    assert not convolution_tile((1, 24, 40, 24), 640, "conv", specialized=True).specialized
+    assert convolution_tile(unknown, 640, "conv", H100).specialized
+    assert not convolution_tile(unknown, 640, "conv", UNSPECIALIZED).specialized
+    assert not convolution_tile((1, 24, 40, 24), 640, "conv", H100).specialized
 
 
 def _given(sizes: tuple[int, ...]) -> tuple[object, ...]:
@@ -86,17 +93,33 @@ def _given(sizes: tuple[int, ...]) -> tuple[object, ...]:
     return (sizes,) if len(sizes) == 4 else sizes
 
 
-@given(st.integers(1, 16), side, side, channels, channels, st.sampled_from(["conv", "upsample"]))
-def test_a_ruled_convolution(i: int, h: int, w: int, c: int, n: int, kind: str) -> None:
-    tile = ruled_convolution((i, h, w, c), n, kind)
+def check_for(tile: Tile, card: Card) -> None:
     check(tile)
+    assert tile.pointers == card.pointers
+    assert shared_bytes(tile) <= card.shared_bytes
+
+
+@given(
+    st.integers(1, 16),
+    *(side, side, channels, channels),
+    st.sampled_from(["conv", "upsample"]),
+    cards,
+)
+def test_a_ruled_convolution(i: int, h: int, w: int, c: int, n: int, kind: str, card: Card) -> None:
+    tile = ruled_convolution((i, h, w, c), n, kind, card)
+    check_for(tile, card)
     assert kind == "conv" or tile.splits == 1
 
 
-@given(st.integers(1, 20000), channels, channels, st.sampled_from(["linear", "joined", "geglu"]))
-def test_a_ruled_product(m: int, k: int, n: int, kind: str) -> None:
-    tile = ruled_product(m, k, n, kind)
-    check(tile)
+@given(
+    *(st.integers(1, 20000), channels, channels),
+    st.sampled_from(["linear", "joined", "geglu"]),
+    cards,
+)
+def test_a_ruled_product(m: int, k: int, n: int, kind: str, card: Card) -> None:
+    tile = ruled_product(m, k, n, kind, card)
+    check_for(tile, card)
+    assert shared_bytes(tile, gated=kind == "geglu") <= card.shared_bytes
     assert kind != "geglu" or tile.splits == 1
 
 
@@ -115,25 +138,26 @@ def test_a_measured_tile(key: str) -> None:
 def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:
     measured = tuned()["conv 2x16x16x1280-1280"]
     assert measured.splits > 1
-    assert convolution_tile((2, 16, 16, 1280), 1280, "conv", specialized=True) == measured
+    assert convolution_tile((2, 16, 16, 1280), 1280, "conv", H100) == measured
     of_two = tuned()["conv 4x16x16x1280-1280"]
     for times in (2, 4, 8):
-        found = convolution_tile((4 * times, 16, 16, 1280), 1280, "conv", specialized=True)
+        found = convolution_tile((4 * times, 16, 16, 1280), 1280, "conv", H100)
         assert found == replace(of_two, splits=max(1, of_two.splits // times))
-    assert convolution_tile((6, 16, 16, 1280), 1280, "conv") == ruled_convolution(
-        (6, 16, 16, 1280), 1280, "conv"
+    unknown = (6, 16, 16, 1280)
+    assert convolution_tile(unknown, 1280, "conv", UNSPECIALIZED) == ruled_convolution(
+        unknown, 1280, "conv", UNSPECIALIZED
     )
 
 
 def test_a_convolution_without_bias_has_its_own_tile_or_that_of_one_with() -> None:
     with_bias = tuned()["conv 2x64x64x320-4"]
     assert "plain 2x64x64x320-4" not in tuned()
-    assert convolution_tile((2, 64, 64, 320), 4, "plain") == with_bias
+    assert convolution_tile((2, 64, 64, 320), 4, "plain", H100) == with_bias
 
 
-@given(st.integers(1, 5000), st.sampled_from([8, 40, 64, 80, 160]))
-def test_a_ruled_attention(keys: int, size: int) -> None:
-    tile = ruled_attention(keys, size)
+@given(st.integers(1, 5000), st.sampled_from([8, 40, 64, 80, 160]), cards)
+def test_a_ruled_attention(keys: int, size: int, card: Card) -> None:
+    tile = ruled_attention(keys, size, card)
     assert tile.library == (keys > MOST_KEYS)
     assert is_power(tile.columns)
     if not tile.library:
@@ -141,17 +165,60 @@ def test_a_ruled_attention(keys: int, size: int) -> None:
 
 
 def test_more_images_use_the_attention_of_fewer() -> None:
-    assert attention_tile((2, 4096, 5000), 8, 40) == LIBRARY
+    assert attention_tile((2, 4096, 5000), 8, 40, H100) == LIBRARY
     keys = [key for key in tuned() if key.startswith("attention 2x")]
     for key in keys:
         sizes, heads = key.split()[1].split("-")
         tokens, number = int(sizes.split("x")[1]), int(sizes.split("x")[2])
         count, size = map(int, heads.split("x"))
-        assert attention_tile((8, tokens, number), count, size) == tuned()[key]
+        assert attention_tile((8, tokens, number), count, size, H100) == tuned()[key]
 
 
 def test_more_rows_use_the_tile_of_fewer() -> None:
     measured = tuned()["linear 512x5120-1280"]
     assert measured.library
-    assert product_tile(4096, 5120, 1280, "linear") == measured
-    assert product_tile(16384, 5120, 1280, "linear") == ruled_product(16384, 5120, 1280, "linear")
+    assert product_tile(4096, 5120, 1280, "linear", H100) == measured
+    assert product_tile(16384, 5120, 1280, "linear", H100) == ruled_product(
+        16384, 5120, 1280, "linear", H100
+    )
+
+
+def test_a_card_without_a_table_is_cut_by_its_rule_alone() -> None:
+    assert tuned(A100) == {}
+    sizes = (2, 64, 64, 320)
+    assert convolution_tile(sizes, 320, "conv", A100) == ruled_convolution(sizes, 320, "conv", A100)
+    assert convolution_tile(sizes, 320, "conv", A100).columns == 128
+    small = (2, 8, 8, 1280)
+    assert convolution_tile(small, 1280, "conv", A100).columns == 64
+    assert "cut by rule" in described(A100)
+    assert "sdopt tune" in described(A100)
+
+
+def test_a_table_of_another_card_says_so() -> None:
+    assert "measured on NVIDIA H200" in described(H100)
+    assert "on such a card" in described(replace(H100, name="NVIDIA H200"))
+    assert tuned(H100.through_pointers()) == {}
+
+
+def test_a_table_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = own_table(A100)
+    path.parent.mkdir(parents=True)
+    tile = replace(ruled_product(64, 64, 64, "linear", A100), stages=4)
+    tiles = {"linear 64x64-64": asdict(tile)}
+    path.write_text(json.dumps({"device": A100.name, "tiles": tiles, "measured": {}}))
+    assert product_tile(64, 64, 64, "linear", A100) == tile
+    assert str(path) in described(A100)
+    assert tuned(KNOWN["L4"]) == {}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"tiles": {"a": {"high": 3}}, "device": "x"}'])
+def test_a_table_that_is_none_is_named(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = own_table(A100)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(BrokenFileError, match=re.escape(f"{path} is no table of tiles")):
+        tuned(A100)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdopt.engine import tiles
-from sdopt.engine.tiles import Tile, tuned
+from sdopt.engine.cards import H100, card_of
+from sdopt.engine.tables import convolution_tile, tuned
+from sdopt.engine.tiles import Tile, convolution_key
 from sdopt.levels import LEVELS
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import EMBEDDED_REQUESTS
@@ -43,9 +44,7 @@ RACING = "upsample 2x32x32x640-640", Tile(height=8, width=16, columns=128, stage
 
 def takes(tile: Tile) -> bool:
     """Whether this GPU takes such a tile; asked where there is one."""
-    from sdopt.engine import specialized_launch
-
-    return not tile.specialized or specialized_launch.is_usable(torch.device("cuda"))
+    return not tile.specialized or card_of(torch.device("cuda")).specialized
 
 
 def larger_batches() -> Iterator[tuple[str, Tile]]:
@@ -57,8 +56,8 @@ def larger_batches() -> Iterator[tuple[str, Tile]]:
         sizes, n = rest.split("-")
         images, height, width, c = map(int, sizes.split("x"))
         larger = (2 * images, height, width, c)
-        tile = tiles.convolution_tile(larger, int(n), kind, specialized=True)
-        name = tiles.convolution_key(larger, int(n), kind)
+        tile = convolution_tile(larger, int(n), kind, H100)
+        name = convolution_key(larger, int(n), kind)
         if name not in tuned() and not tile.library:
             yield name, tile
 
@@ -70,8 +69,7 @@ LARGER = list(larger_batches())
 def verdicts() -> Verdicts:
     """All kernels compiled beforehand, side by side, and whether their machine code has a race."""
     work = [*((key, tuned()[key]) for key in STORED), *LARGER]
-    major, minor = torch.cuda.get_device_capability()
-    with Compilers(max(1, (os.cpu_count() or 2) - 1), 10 * major + minor) as compilers:
+    with Compilers(max(1, (os.cpu_count() or 2) - 1), card_of(torch.device("cuda"))) as compilers:
         return compilers.check((job_of_key(key), [tile]) for key, tile in work if takes(tile))
 
 
@@ -102,8 +100,7 @@ def test_so_does_the_tile_of_a_batch_without_its_own(
 def test_a_tile_that_races_is_seen_to_differ() -> None:
     """Where this Triton compiles it to machine code with a race, so that repeats can show one."""
     job, tile = job_of_key(RACING[0]), RACING[1]
-    major, minor = torch.cuda.get_device_capability()
-    if not verdict(job, tile, 10 * major + minor).startswith("races"):
+    if not verdict(job, tile, card_of(torch.device("cuda"))).startswith("races"):
         pytest.skip("needs CUDA: a Hopper GPU and a Triton before 3.9, where this tile races")
     proof = prove(job, tile, torch.device("cuda"), REPEATS)
     assert proof.differing > 0, str(proof)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from sdopt.cli.app import main
-from sdopt.engine.tiles import LIBRARY, TUNED, Tile, tuned
+from sdopt.engine.cards import H100
+from sdopt.engine.tables import shipped_table, tuned
+from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.errors import BrokenFileError
 from sdopt.tuning import choosing, repeats, timing
 from sdopt.tuning.candidates import SHARED_BYTES, candidates
@@ -33,6 +36,8 @@ LINEAR = Job(
     key="linear 512x5120-1280", shapes=((512, 5120), (1280, 5120), (1280,), None, (512, 1280))
 )
 GEGLU = Job(key="geglu 8192x320-1280", shapes=((8192, 320), (2560, 320), (2560,)))
+SHIPPED = shipped_table(H100)
+UNSPECIALIZED = replace(H100, specialized=False)
 JOBS = (CONVOLUTION, UPSAMPLE, NARROW, LINEAR, GEGLU)
 
 
@@ -42,7 +47,7 @@ def test_candidates_are_many_different_tiles_that_fit_the_matrix_unit(job: Job) 
     assert len(set(tiles)) == len(tiles) > 1
     assert all(tile.pixels in (64, 128, 256) and tile.splits >= 1 for tile in tiles)
     assert not any(tile.library for tile in tiles)
-    assert not any(tile.specialized for tile in candidates(job, specialized=False))
+    assert not any(tile.specialized for tile in candidates(job, UNSPECIALIZED))
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.kind)
@@ -132,7 +137,7 @@ def test_a_kernel_is_compiled_once_for_all_shapes_that_share_it() -> None:
 
 
 def test_a_few_kernels_of_one_operation_are_compiled_together() -> None:
-    tiles = candidates(CONVOLUTION, specialized=False)
+    tiles = candidates(CONVOLUTION, UNSPECIALIZED)
     parts = distinct([(CONVOLUTION, tiles), (LINEAR, [Tile(columns=128, splits=2)])])
     assert all(1 <= len(part) <= 8 for _, part in parts)
     assert parts[-1] == (LINEAR, [Tile(columns=128, splits=2)])
@@ -170,10 +175,10 @@ def test_without_a_gpu_nothing_is_started_and_nothing_written(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "tuned.json"
-    path.write_bytes(TUNED.read_bytes())
+    path.write_bytes(SHIPPED.read_bytes())
     assert main(["tune", option, "--out", str(path)]) == 2
     assert "measured on a CUDA device, and there is none" in capsys.readouterr().err
-    assert path.read_bytes() == TUNED.read_bytes()
+    assert path.read_bytes() == SHIPPED.read_bytes()
 
 
 def test_a_table_is_not_measured_anew_unasked(
@@ -210,7 +215,7 @@ def test_a_table_that_is_not_there_is_named(
 
 def test_the_shipped_table_says_how_each_of_its_tiles_was_proved() -> None:
     """All or none: one proof missing is a tile put in by hand."""
-    table = read_table(TUNED)
+    table = read_table(SHIPPED)
     own = {key for key, tile in tuned().items() if not tile.library}
     proofs = table.get("proof", {})
     assert set(proofs) in (own, set())
@@ -222,7 +227,7 @@ def test_the_shipped_table_says_how_each_of_its_tiles_was_proved() -> None:
 
 
 def test_the_shipped_table_can_be_continued() -> None:
-    table = read_table(TUNED)
+    table = read_table(SHIPPED)
     assert set(table["tiles"]) == set(table["measured"])
     assert "conv 2x64x64x320-320" in table["tiles"]
 

@@ -197,7 +197,8 @@ def racing_stand_in(pipeline: LevelPipeline) -> Iterator[Any]:
 @contextmanager
 def _racing_tile(pipeline: LevelPipeline) -> Iterator[Any]:
     """ImageAndLatents by graphs that are captured with that tile."""
-    from sdopt.engine.tiles import Tile, tuned
+    from sdopt.engine.tables import tuned
+    from sdopt.engine.tiles import Tile
 
     before = tuned().get(RACING_KEY)
     tuned()[RACING_KEY] = Tile(**RACING_TILE)

@@ -172,7 +172,7 @@ def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Findi
 
 def _has_racing_tile(run: RunContext) -> bool:
     """Whether an image of this source has the convolution whose tile raced."""
-    from sdopt.engine.tiles import tuned
+    from sdopt.engine.tables import tuned
 
     return not run.source.is_embedded and RACING_KEY in tuned()
 

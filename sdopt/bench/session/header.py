@@ -19,13 +19,21 @@ def header(run: RunContext, store: BaselineStore) -> list[str]:
     source, settings = run.source, run.settings
     return [
         f"sdopt: {run.hardware}, {run.dtype}",
-        *([] if run.device.type == "cuda" else [WITHOUT_CUDA]),
+        f"sdopt: kernels for {kernels(run)}" if run.device.type == "cuda" else WITHOUT_CUDA,
         f"sdopt: source {source.name} ({source.why}), {source.size_px} x {source.size_px}, "
         f"guidance scale {source.guidance_scale:g}, {len(run.workload.requests)} prompts",
         f"sdopt: baselines {settings.baselines_root}, set {run.baseline_set}, "
         f"hardware key {run.hardware.key}",
         *_compared_with(run, store),
     ]
+
+
+def kernels(run: RunContext) -> str:
+    """How the engine reads and cuts its work on the run's GPU, and who measured that."""
+    from sdopt.engine.cards import card_of
+    from sdopt.engine.tables import described
+
+    return described(card_of(run.device))
 
 
 def _compared_with(run: RunContext, store: BaselineStore) -> list[str]:

@@ -1,0 +1,155 @@
+"""Which tile a shape has on a card: one measured there, one of a card like it, or one by rule.
+
+A user's own table, which `sdopt tune` writes, comes before the one that ships with the engine for
+the card's family, which another card of it was measured for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sdopt.engine.cards import H100, Card
+from sdopt.engine.rules import (
+    FEWEST_SPECIALIZED_COLUMNS,
+    SPECIALIZED_DEPTH,
+    ruled_attention,
+    ruled_convolution,
+    ruled_product,
+    ruled_specialized_convolution,
+)
+from sdopt.engine.tiles import (
+    Sizes,
+    Tile,
+    attention_key,
+    convolution_key,
+    current_key,
+    product_key,
+)
+from sdopt.errors import BrokenFileError
+from sdopt.util.files import cause
+from sdopt.util.places import cache_root
+
+SHIPPED = Path(__file__).with_name("tables")
+MOST_TIMES = 16
+"""As many times the images of a measured shape use its tile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Measured tiles by shape, and the card and file that they are of."""
+
+    path: Path
+    device: str
+    tiles: dict[str, Tile]
+
+
+def own_table(card: Card) -> Path:
+    """Where `sdopt tune` keeps what it measured on this card."""
+    return cache_root() / "tiles" / f"{card.family}-{card.multiprocessors}.json"
+
+
+def shipped_table(card: Card) -> Path:
+    """That of the card's family."""
+    return SHIPPED / f"{card.family}.json"
+
+
+def used_table(card: Card) -> Path:
+    """The one that the card's tiles are of; its own even if there is none."""
+    table = table_of(card)
+    return own_table(card) if table is None else table.path
+
+
+def table_of(card: Card) -> Table | None:
+    """The table that is used on this card; None if it is cut by rule."""
+    for path in (own_table(card), shipped_table(card)):
+        if path.exists():
+            return _read(path)
+    return None
+
+
+@lru_cache
+def _read(path: Path) -> Table:
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tiles = {current_key(key): Tile(**fields) for key, fields in stored["tiles"].items()}
+        return Table(path=path, device=str(stored["device"]), tiles=tiles)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenFileError(
+            f"{path} is no table of tiles: {cause(error)}; remove it, and `sdopt tune` writes "
+            "another one"
+        ) from error
+
+
+def tuned(card: Card = H100) -> dict[str, Tile]:
+    """The tiles that were measured for it or for a card of its family, by shape."""
+    table = table_of(card)
+    return {} if table is None else table.tiles
+
+
+def described(card: Card) -> str:
+    """Where a card's tiles come from, in one sentence."""
+    table = table_of(card)
+    if table is None:
+        return (
+            f"{card} has no table of tiles: kernels are cut by rule, "
+            "which is right but slower; run `sdopt tune` on it"
+        )
+    if table.path == own_table(card):
+        return f"{card}: tiles of {table.path}"
+    if card.name.startswith(table.device):
+        return f"{card}: tiles measured on such a card"
+    return f"{card}: tiles measured on {table.device}; `sdopt tune` measures those of this card"
+
+
+def convolution_tile(sizes: Sizes, n: int, kind: str, card: Card) -> Tile:
+    """The measured tile of this convolution, that of fewer images, or one by rule."""
+    images, height, width, c = sizes
+    for times in _times(images):
+        for kind_or_like in (kind, "conv") if kind == "plain" else (kind,):
+            key = convolution_key((images // times, height, width, c), n, kind_or_like)
+            if (tile := _stored(key, card)) is not None:
+                return _less_split(tile, times)
+    if card.specialized and c % SPECIALIZED_DEPTH == 0 and n >= FEWEST_SPECIALIZED_COLUMNS:
+        return ruled_specialized_convolution(sizes, n, kind, card)
+    return ruled_convolution(sizes, n, kind, card)
+
+
+def product_tile(m: int, k: int, n: int, kind: str, card: Card) -> Tile:
+    """The measured tile of this matrix product, that of fewer rows, or one by rule."""
+    for times in _times(m):
+        if (tile := _stored(product_key(m // times, k, n, kind), card)) is not None:
+            return _less_split(tile, times)
+    return ruled_product(m, k, n, kind, card)
+
+
+def attention_tile(sizes: tuple[int, int, int], heads: int, size: int, card: Card) -> Tile:
+    """The measured tile of this attention, that of fewer images, or one by rule."""
+    images, tokens, keys = sizes
+    for times in _times(images):
+        key = attention_key((images // times, tokens, keys), heads, size)
+        if (tile := _stored(key, card)) is not None:
+            return tile
+    return ruled_attention(keys, size, card)
+
+
+def _stored(key: str, card: Card) -> Tile | None:
+    tile = tuned(card).get(key)
+    return None if tile is None or (tile.specialized and not card.specialized) else tile
+
+
+def _times(number: int) -> Iterator[int]:
+    """The powers of 2 that divide it, up to MOST_TIMES; 1 is the shape itself."""
+    times = 1
+    while times <= MOST_TIMES and number % times == 0:
+        yield times
+        times *= 2
+
+
+def _less_split(tile: Tile, times: int) -> Tile:
+    """The tile for so many times as many pixels: they fill the device with fewer splits."""
+    return replace(tile, splits=max(1, tile.splits // times))
