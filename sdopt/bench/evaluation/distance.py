@@ -14,7 +14,7 @@ from sdopt.bench.evaluation.places import Place
 if TYPE_CHECKING:
     import torch
 
-    from sdopt.bench.evaluation.scores import Image
+    from sdopt.bench.evaluation.pixels import Image
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """As torch-fidelity names them; torchmetrics takes its network from there."""
@@ -50,7 +50,7 @@ def batches(place: Place, level: str) -> Iterator[torch.Tensor]:
     import numpy as np
     import torch
 
-    from sdopt.bench.evaluation.scores import from_png
+    from sdopt.bench.evaluation.pixels import from_png
 
     for name in place.files(f"{PARTS}/{level}"):
         rows = read_rows(place, f"{PARTS}/{level}/{name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sdopt.bench.evaluation.distance import fid_absence
+from sdopt.bench.evaluation.pixels import Image
 from sdopt.bench.measure.scoring import JUDGED, judge
 from sdopt.bench.metrics import lpips as perceptual
 from sdopt.bench.metrics import metrics_of
@@ -22,7 +20,6 @@ from sdopt.bench.metrics.metric import Better, Subject
 from sdopt.miniature.scenes import Scene, parse_caption, render
 from sdopt.weights.sources import Source
 
-Image = NDArray[np.uint8]
 CLIP_MODEL = "openai/clip-vit-base-patch16"
 _ONE_AT_A_TIME = threading.Lock()
 """torchmetrics' modules keep a state; they are no faster in several threads."""
@@ -103,8 +100,6 @@ def _likeness(image: Image, other: Image, subject: Subject) -> dict[str, float]:
 
 def absences() -> dict[str, str]:
     """Why a score that needs weights of its own is not there, by its name."""
-    from sdopt.bench.evaluation.distance import fid_absence
-
     found = {
         "lpips_cost": perceptual.absence(),
         "clip_score": clip_absence(),
@@ -145,23 +140,6 @@ def clip_score(image: Image, prompt: str) -> float:
 
     with torch.no_grad():
         return float(_clip()(torch.from_numpy(image.copy()).permute(2, 0, 1), prompt))
-
-
-def to_png(image: Image) -> bytes:
-    """Quickly: these files are many, and read once or never."""
-    from PIL import Image as Images
-
-    content = io.BytesIO()
-    Images.fromarray(image).save(content, "PNG", compress_level=1)
-    return content.getvalue()
-
-
-def from_png(content: bytes) -> Image:
-    """(height, width, 3), 0 to 255."""
-    from PIL import Image as Images
-
-    with Images.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def finite(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -96,9 +96,9 @@ class Histogram:
         counts = [int(self.counts[start : start + width].sum()) for start in starts]
         return {"edges": [round(edge, 6) for edge in edges], "counts": counts}
 
-    def _centres(self) -> NDArray[np.float64]:
+    def _centres(self) -> NDArray[np.floating[Any]]:
         step = (self.most - self.least) / FINE_BINS
-        centres: NDArray[np.float64] = self.least + step * (np.arange(FINE_BINS) + 0.5)
+        centres: NDArray[np.floating[Any]] = self.least + step * (np.arange(FINE_BINS) + 0.5)
         return centres
 
 

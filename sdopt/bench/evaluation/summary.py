@@ -12,9 +12,10 @@ import numpy as np
 from sdopt.bench.evaluation.judging import judged_name
 from sdopt.bench.evaluation.merging import NAMES, Merged, merge, score_named
 from sdopt.bench.evaluation.parts import part_file, read_rows
+from sdopt.bench.evaluation.pixels import Image, from_png, to_png
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.plan import Evaluation, read_run
-from sdopt.bench.evaluation.scores import SCORES, Image, from_png, scene_of, to_png
+from sdopt.bench.evaluation.scores import SCORES, scene_of
 from sdopt.bench.judge.verdict import Verdict, exit_code
 from sdopt.bench.metrics.metric import Better
 from sdopt.bench.report.results import markdown_table

@@ -15,17 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdopt.bench.evaluation.parts import Made, Scored, part_file, read_rows, write_part
+from sdopt.bench.evaluation.pixels import Image, from_png, to_png
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.plan import Evaluation
-from sdopt.bench.evaluation.scores import (
-    PAIRED,
-    Image,
-    finite,
-    from_png,
-    scene_of,
-    scores_of,
-    to_png,
-)
+from sdopt.bench.evaluation.scores import PAIRED, finite, scene_of, scores_of
 from sdopt.bench.evaluation.statistics import differences
 from sdopt.bench.measure.quality import image_fault, to_uint8
 from sdopt.errors import OutOfMemoryError
