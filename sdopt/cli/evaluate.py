@@ -118,6 +118,7 @@ def evaluate(
         say=lambda line: print(f"evaluate: {line}", file=sys.stderr, flush=True),
         again="the same command in another --out, once it is repaired",
     )
+    crew.part()
     if outcome is None:
         return 0
     summary, verdicts = outcome

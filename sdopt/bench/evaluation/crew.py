@@ -72,3 +72,7 @@ class Crew:
         if not told[1]:
             raise SystemExit(2)
         return told[0]
+
+    def part(self) -> None:
+        """Leave the others, after the last word with them."""
+        self.state.destroy_process_group()

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from sdopt.errors import BrokenFileError, MissingToolError, SdoptError
 from sdopt.util.files import cause, write_whole
+from sdopt.util.partial_files import SUFFIX, remove_stale
 
 
 class Place(Protocol):
@@ -22,6 +23,9 @@ class Place(Protocol):
 
     def files(self, folder: str) -> list[str]:
         """The names in that folder, in order; none if it is not there."""
+
+    def tidy(self, folder: str) -> None:
+        """Remove what killed writers left half done there."""
 
 
 class Folder:
@@ -45,10 +49,14 @@ class Folder:
             raise BrokenFileError(f"{self.path / file} cannot be read: {cause(error)}") from error
 
     def files(self, folder: str) -> list[str]:
-        """Also what is no part; a name that begins with a dot is not told."""
+        """As of Place; files that are being written have no name yet."""
         place = self.path / folder
         names = (path.name for path in place.iterdir()) if place.is_dir() else iter(())
-        return sorted(name for name in names if not name.endswith(".partial"))
+        return sorted(name for name in names if not name.endswith(SUFFIX))
+
+    def tidy(self, folder: str) -> None:
+        """As of Place."""
+        remove_stale((self.path / folder).glob(f"*{SUFFIX}"))
 
 
 class Bucket:
@@ -87,6 +95,9 @@ class Bucket:
         if not self.system.exists(place):
             return []
         return sorted(str(name).rpartition("/")[2] for name in self.system.ls(place, detail=False))
+
+    def tidy(self, folder: str) -> None:
+        """Nothing: half an upload is no file."""
 
 
 def place_of(out: str) -> Place:

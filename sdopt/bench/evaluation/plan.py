@@ -133,6 +133,8 @@ def open_run(place: Place, evaluation: Evaluation, device: str, dtype: str) -> N
         levels = {**theirs, **levels}
     elif place.files(PARTS):
         raise BrokenFileError(f"{place.name} has {PARTS}/ and no {RUN}; name another --out")
+    for name in ("", *(f"{PARTS}/{level}" for level in levels)):
+        place.tidy(name)
     content = {**ours, "origin": evaluation.prompts.origin, "levels": levels}
     place.write(RUN, json.dumps(content, indent=1).encode() + b"\n")
 
