@@ -6,8 +6,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from sdopt.weights.sources import Source
 
 CLIP_MODEL = "openai/clip-vit-base-patch16"
 _ONE_AT_A_TIME = threading.Lock()
-"""torchmetrics' modules keep a state; they are no faster in several threads."""
+"""These models use every core by themselves, and LPIPS keeps a state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +109,6 @@ def absences() -> dict[str, str]:
 @cache
 def clip_absence() -> str | None:
     """Why a CLIP score cannot be computed here, or None."""
-    if not find_spec("torchmetrics"):
-        return "it needs torchmetrics, which is not installed"
     if clip_folder() is None:
         return f"{CLIP_MODEL} is not in the local cache of the hub, and it is not downloaded"
     return None
@@ -129,17 +125,28 @@ def clip_folder() -> Path | None:
 
 
 @cache
-def _clip() -> Any:
-    package = import_module("torchmetrics.multimodal.clip_score")
-    return package.CLIPScore(model_name_or_path=str(clip_folder()))
+def _clip() -> tuple[Any, Any]:
+    """The model and its processor, from the cache alone."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    local: dict[str, Any] = {"local_files_only": True}
+    model = CLIPModel.from_pretrained(clip_folder(), use_safetensors=True, **local)
+    return model.eval(), CLIPProcessor.from_pretrained(clip_folder(), **local)
 
 
 def clip_score(image: Image, prompt: str) -> float:
-    """100 times the cosine of image and prompt, at least 0 (Hessel et al. 2021)."""
+    """100 times the cosine of image and prompt, at least 0 (Hessel et al. 2021).
+
+    By transformers itself: torchmetrics 1.9 asks its version 5 for what that no longer answers.
+    """
     import torch
 
+    model, processor = _clip()
+    given = processor(text=[prompt], images=[image], return_tensors="pt", truncation=True)
     with torch.no_grad():
-        return float(_clip()(torch.from_numpy(image.copy()).permute(2, 0, 1), prompt))
+        found = model(**given)
+    cosine = torch.nn.functional.cosine_similarity(found.image_embeds, found.text_embeds)
+    return 100 * max(0.0, float(cosine))
 
 
 def finite(scores: Mapping[str, Any]) -> dict[str, float]:
