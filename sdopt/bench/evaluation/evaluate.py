@@ -52,6 +52,7 @@ def evaluate(
         build=build or partial(pipeline_of, evaluation.source, crew.device),
         session=session,
         process=crew.number,
+        device=crew.device.type,
         threads=threads_of(crew.size),
         say=say,
         progress=watch.look,

@@ -101,22 +101,33 @@ class Batches:
         self.stack.close()
 
 
+def _on_one_core() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One process's tools. `session` names this start of all of them."""
+    """One process's tools. `session` names this start of all of them.
+
+    `threads` score; on a GPU each has a single core, which would otherwise use all of them.
+    """
 
     evaluation: Evaluation
     place: Place
     build: Build
     session: str
     process: int
+    device: str
     threads: int
     say: Callable[[str], None]
     progress: Callable[[], None]
 
     def work(self, missing: dict[str, list[int]], ours: Sequence[int], batch: int) -> None:
         """Make the missing parts of our blocks, level after level: the reference comes first."""
-        with ThreadPoolExecutor(self.threads) as pool:
+        first = _on_one_core if self.device == "cuda" else None
+        with ThreadPoolExecutor(self.threads, initializer=first) as pool:
             for level in self.evaluation.all_levels():
                 lacking = set(missing[level.name])
                 blocks = [block for block in ours if block in lacking]
