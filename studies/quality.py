@@ -45,12 +45,13 @@ def times_ms(summary: Summary, history: Path | None) -> dict[str, float]:
     if history is not None:
         runs = [run.metrics for run in read_judging_runs(history)]
         return {level: ms for level, ms, _ in latency_bars(runs)}
-    rates = {level: told["rate"] for level, told in summary["levels"].items()}
-    return {
-        level: 1e3 * rate["processes"] / rate["images_per_s_of_pipelines"]
-        for level, rate in rates.items()
-        if rate.get("images_per_s_of_pipelines")
-    }
+    times = {}
+    for level, told in summary["levels"].items():
+        rate = told["rate"]
+        steady = rate.get("images_per_s") or rate.get("images_per_s_of_pipelines")
+        if steady:
+            times[level] = 1e3 * rate["processes"] / steady
+    return times
 
 
 def points(summary: Summary, score: str, times: Mapping[str, float]) -> list[Point]:
@@ -145,16 +146,41 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _write(options: argparse.Namespace) -> None:
-    """The table into a page, the charts beside it."""
+    """The table into a page, with the charts and the worst prompts beside it."""
     summary = read_summary(options.summary)
     lines = [markdown(summary)[0], "", *table(summary)]
     print("\n".join(lines))
-    if options.page:
-        write_table(options.page, lines, options.name)
-        folder = options.page.parent
-        draw_costs(summary, times_ms(summary, options.times), folder / f"{options.name}.png")
-        draw_histograms(summary, folder / f"{options.name}-histograms.png")
-        print(f"wrote {options.name} into {options.page}, and two charts beside it")
+    if not options.page:
+        return
+    charts = {
+        f"{options.name}.png": lambda path: draw_costs(
+            summary, times_ms(summary, options.times), path
+        ),
+        f"{options.name}-histograms.png": lambda path: draw_histograms(summary, path),
+    }
+    for name, draw in charts.items():
+        draw(options.page.parent / name)
+        lines += ["", f"![{' '.join(name.removesuffix('.png').split('-'))}]({name})"]
+    if options.worst:
+        lines += worst_lines(summary, options.worst, options.page.parent, options.name)
+    write_table(options.page, lines, options.name)
+    print(f"wrote {options.name} into {options.page}, and images beside it")
+
+
+def worst_lines(summary: Summary, sheets: Path, folder: Path, name: str) -> list[str]:
+    """Each level's ten worst prompts, and the sheet of their images, copied into the folder."""
+    lines: list[str] = []
+    for level, told in summary["levels"].items():
+        sheet = sheets / f"{level}.png"
+        if level == summary["reference"] or not sheet.is_file():
+            continue
+        file = f"{name}-worst-{level}.png"
+        write_whole(folder / file, sheet.read_bytes())
+        rows = [f"{one['value']:.4f} {one['prompt']}" for one in told["worst"]]
+        lines += ["", f"Worst by `{level}` ({told['ranked_by']}):", ""]
+        lines += [f"{number}. {row}" for number, row in enumerate(rows, start=1)]
+        lines += ["", f"![the reference's image, that of {level}, the ground truth]({file})"]
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--page", type=Path, help="page to write the table into; charts are put beside it")
     add("--name", default="quality", help="of the table's marks and the charts (quality)")
     add("--times", type=Path, metavar="HISTORY_FOLDER", help="latency (default: this run's rates)")
+    add("--worst", type=Path, metavar="DIR", help="sheets of the worst prompts, to be shown too")
     add("--noise", metavar="OTHER", help="folder of the same prompts: how far the two are apart")
     options = parser.parse_args(arguments)
     try:

@@ -26,12 +26,13 @@ def test_a_page_gets_the_table_and_the_charts_beside_it(
     page = tmp_path / "page.md"
     page.write_text("\n".join(["before", *marks("mine"), "after"]))
     given = [str(evaluated / "summary.json"), "--page", str(page), "--name", "mine"]
-    assert main(given) == 0
+    assert main([*given, "--worst", str(evaluated / "worst")]) == 0
     text = page.read_text()
     assert "| `turbo` |" in text
     assert "22 prompts (a stub), source `stub`" in text
     assert text.endswith("after")
-    for name in ("mine.png", "mine-histograms.png"):
+    for name in ("mine.png", "mine-histograms.png", "mine-worst-turbo.png"):
+        assert f"]({name})" in text
         assert (tmp_path / name).read_bytes().startswith(PNG)
     assert "wrote mine" in capsys.readouterr().out
 
