@@ -70,21 +70,26 @@ def draw_costs(summary: Summary, times: Mapping[str, float], path: Path) -> None
     panels = [(score, found) for score in SHOWN if (found := points(summary, score, times))]
     if not panels:
         raise SdoptError("no level has both a time and a score; give --times HISTORY_FOLDER")
-    figure = _figure(width=10, height=5 * len(panels))
+    figure = _figure(width=9, height=4 * len(panels))
     every = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, (score, found) in zip(every, panels, strict=True):
         for number, (level, ms, value) in enumerate(sorted(found, key=lambda point: point[1])):
             below, above = value["mean"] - value["low"], value["high"] - value["mean"]
             axes.errorbar(ms, value["mean"], [[below], [above]], fmt="o", capsize=4, color="C0")
+            is_slow = number >= len(found) / 2  # a label to the right of it would be cut off
             axes.annotate(
                 level,
                 (ms, value["mean"]),
-                xytext=(8, 10 if number % 2 else -14),
+                xytext=(-8 if is_slow else 8, 10 if number % 2 else -14),
                 textcoords="offset points",
+                horizontalalignment="right" if is_slow else "left",
             )
         axes.set_xscale("log")
+        for part in ("major", "minor"):
+            getattr(axes.xaxis, f"set_{part}_formatter")("{x:g}")
+        axes.margins(x=0.15)
         axes.set_xlabel("ms an image")
-        axes.set_ylabel(f"{WORDS[score]} ({summary['reference']})")
+        axes.set_ylabel(f"{WORDS[score]}\n({summary['reference']})")
         axes.grid(alpha=0.3)
     _save(figure, path)
 

@@ -51,7 +51,10 @@ BENCH_FOR_COMMANDS = {
 `evaluate`, `history`, `accept` and `baseline` say first what they need installed.
 """
 
-BENCH_ONLY = {"pytest", "skimage", "scipy", "pytest_benchmark", "_pytest", "jsonschema"}
+BENCH_ONLY = {
+    *("pytest", "_pytest", "pytest_benchmark", "jsonschema"),
+    *("pyarrow", "scipy", "skimage"),
+}
 NEVER = {"matplotlib", "hypothesis"}
 
 MODULES = {

@@ -98,11 +98,17 @@ def evaluate(
 
     limits = [parse_limit(text, names) for text in limit or []]
     crew = Crew()
-    crew.told_by_main(lambda: _read(resolve(source), prompts, column, scenes).digest)
+    digest = crew.told_by_main(lambda: _read(resolve(source), prompts, column, scenes).digest)
     found = resolve(source)  # after the main process, which has downloaded it
+    ours = _read(found, prompts, column, scenes)
+    if ours.digest != digest:
+        raise SdoptError(
+            f"process {crew.number} finds other prompts in {ours.origin} than the main process; "
+            "give a file that all nodes share"
+        )
     evaluation = evaluation_of(
         found,
-        _read(found, prompts, column, scenes),
+        ours,
         base,
         [get_level(name) for name in names],
         guidance=guidance,

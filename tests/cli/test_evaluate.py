@@ -74,6 +74,15 @@ def test_levels_are_evaluated_and_held_to_a_limit(
     assert "holds another evaluation: prompts " in refusal(capsys, *given)
 
 
+def test_a_process_that_reads_other_prompts_than_the_main_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Crew, "told_by_main", lambda self, decide: "another digest")
+    given = ("--levels", "turbo", "--source", "embedded", "--scenes", "1", "--out", tmp_path)
+    message = refusal(capsys, "evaluate", *given)
+    assert "process 0 finds other prompts in 1 held-out scenes than the main process" in message
+
+
 def test_the_other_processes_end_without_a_word_where_the_main_one_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

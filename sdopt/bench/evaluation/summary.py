@@ -26,6 +26,7 @@ from sdopt.miniature.scenes import render
 SCHEMA = "sdopt-evaluation/1"
 JSON, MARKDOWN = "summary.json", "summary.md"
 BAR = 40
+GAP_PX = 4
 
 
 def summarize(
@@ -202,7 +203,7 @@ def write_worst(place: Place, evaluation: Evaluation, summary: Mapping[str, Any]
         indices = [one["index"] for one in told["worst"]]
         if level != reference and indices:
             rows = [_row(place, evaluation, level, index) for index in indices]
-            place.write(f"worst/{level}.png", to_png(np.concatenate(rows, axis=0)))
+            place.write(f"worst/{level}.png", to_png(_joined(rows, axis=0)))
 
 
 def _row(place: Place, evaluation: Evaluation, level: str, index: int) -> Image:
@@ -214,4 +215,17 @@ def _row(place: Place, evaluation: Evaluation, level: str, index: int) -> Image:
     scene = scene_of(evaluation.source, evaluation.prompts.texts[index])
     if scene is not None:
         images.append(render(scene, images[0].shape[0]))
-    return np.concatenate(images, axis=1)
+    return _joined(images, axis=1)
+
+
+def _joined(images: Sequence[Image], axis: int) -> Image:
+    """One after the other with a white gap; a prompt without a ground truth is a shorter row."""
+    other = 1 - axis
+    most = max(image.shape[other] for image in images)
+    parts: list[Image] = []
+    for image in images:
+        short = [(0, 0), (0, 0), (0, 0)]
+        short[other] = (0, most - image.shape[other])
+        short[axis] = (GAP_PX if parts else 0, 0)
+        parts.append(np.pad(image, short, constant_values=255))
+    return np.concatenate(parts, axis=axis)
