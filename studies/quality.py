@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +157,9 @@ def _write(options: argparse.Namespace) -> None:
     print("\n".join(lines))
     if not options.page:
         return
-    charts = {
-        f"{options.name}.png": lambda path: draw_costs(
-            summary, times_ms(summary, options.times), path
-        ),
+    times = times_ms(summary, options.times)
+    charts: dict[str, Callable[[Path], None]] = {
+        f"{options.name}.png": lambda path: draw_costs(summary, times, path),
         f"{options.name}-histograms.png": lambda path: draw_histograms(summary, path),
     }
     for name, draw in charts.items():

@@ -96,10 +96,10 @@ def test_the_other_processes_end_without_a_word_where_the_main_one_is_wrong(
     monkeypatch.setattr(Crew, "size", 2)
     told: list[object] = [None, False]
 
-    def broadcast(given: list[object]) -> None:
+    def broadcast(self: Crew, given: list[object]) -> None:
         given[:] = told
 
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    monkeypatch.setattr(Crew, "broadcast", broadcast)
     with pytest.raises(SystemExit) as caught:
         crew.told_by_main(wrong)
     assert caught.value.code == 2

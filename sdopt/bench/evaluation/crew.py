@@ -55,8 +55,6 @@ class Crew:
 
         It raises SdoptError there; the others end with its exit code, without a word.
         """
-        from accelerate.utils import broadcast_object_list
-
         error: SdoptError | None = None
         answer: Any = None
         if self.is_main:
@@ -66,12 +64,24 @@ class Crew:
                 error = one
         told: list[Any] = [answer, error is None]
         if self.size > 1:
-            broadcast_object_list(told)
+            self.broadcast(told)
         if error is not None:
             raise error
         if not told[1]:
             raise SystemExit(2)
         return told[0]
+
+    def broadcast(self, told: list[Any]) -> None:
+        """The main process's values in the place of our own.
+
+        By gloo, on GPUs too: NCCL would take memory of each GPU, and wait for the slowest at the
+        end.
+        """
+        import torch
+        from torch import distributed
+
+        group = distributed.new_group(backend="gloo")
+        distributed.broadcast_object_list(told, src=0, group=group, device=torch.device("cpu"))
 
     def part(self) -> None:
         """Leave the others, after the last word with them."""
