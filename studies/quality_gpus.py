@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.bench.evaluation.summary import JSON, table
-from sdopt.bench.report.results import markdown_table
+from sdopt.bench.report.results import markdown_table, write_table
 from sdopt.errors import SdoptError, WorkerError
 from sdopt.util.files import write_whole
 from studies.quality import read_summary
@@ -94,7 +94,10 @@ def scaling(options: argparse.Namespace) -> list[str]:
     add_factors(rows)
     content = {"schema": SCHEMA, "run": summary["run"], "goal": GOAL, "rows": rows}
     write_whole(options.json, json.dumps(content, indent=1).encode() + b"\n")
-    return markdown_table(HEADINGS, [_cells(row) for row in rows])
+    lines = markdown_table(HEADINGS, [_cells(row) for row in rows])
+    if options.page:
+        write_table(options.page, lines, "quality-scaling")
+    return lines
 
 
 def rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -146,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--json", type=Path, default=Path("build/quality/scaling.json"), help="file to write")
     add("--source", default="sd15-random", help="of scaling (sd15-random)")
     add("--prompts", default="--prompts captions", help="of scaling, as options of the evaluation")
+    add("--page", type=Path, help="page to write the table of scaling into")
     add("--scenes", type=int, default=2000, help="of lossy (2000)")
     options = parser.parse_args(arguments)
     try:

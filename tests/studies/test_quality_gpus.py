@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import stub_evaluation as stub
 
+from sdopt.bench.report.results import marks
 from sdopt.levels import LEVELS, cost_is_comparable
 from studies import quality_gpus
 from studies.quality_gpus import LOSSY, add_factors, command, main
@@ -36,7 +37,11 @@ def test_scaling_compares_one_process_with_two(
 ) -> None:
     asked = faked(monkeypatch)
     file = tmp_path / "scaling.json"
-    assert main(["scaling", "--out", str(tmp_path), "--json", str(file)]) == 0
+    page = tmp_path / "page.md"
+    page.write_text("\n".join(marks("quality-scaling")))
+    given = ["--out", str(tmp_path), "--json", str(file), "--page", str(page)]
+    assert main(["scaling", *given]) == 0
+    assert "| `turbo` | 1 |" in page.read_text()
     assert len(asked) == 2
     assert capsys.readouterr().out.count("| `turbo` |") == 2
     rows = json.loads(file.read_text())["rows"]
