@@ -86,7 +86,8 @@ def evaluate(
         raise SdoptError("give either --prompts FILE or --scenes N")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingToolError(
-            f"an evaluation needs {', '.join(missing)}; pip install 'sdopt[evaluate]' brings them"
+            f"an evaluation needs {', '.join(missing)}; in a clone of sdopt, "
+            "pip install -c constraints.txt -e '.[evaluate]' brings them"
         )
     from sdopt.bench.evaluation.crew import Crew
     from sdopt.bench.evaluation.evaluate import evaluate as run
