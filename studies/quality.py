@@ -17,7 +17,7 @@ from sdopt.bench.evaluation.places import Place, place_of
 from sdopt.bench.evaluation.summary import MARKDOWN, markdown, table
 from sdopt.bench.report.results import write_table
 from sdopt.bench.stored import schema
-from sdopt.bench.stored.history import read_judging_runs
+from sdopt.bench.stored.judging import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.util.files import read_json, write_whole
 from studies.plots import latency_bars
