@@ -26,20 +26,21 @@ LAYERS = (
     {"pipelines", "compile_cache", "tuning"},
     {"service"},
     {"bench"},
-    {"cli"},
+    {"cli", "evaluate"},
 )
 """A module may import from its own layer and from those before it."""
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 ROOMS = (
     *("own", "metrics", "measure", "stored", "judge"),
-    *("report", "ab", "session", "review", "faults", "plugin"),
+    *("report", "evaluation", "ab", "session", "review", "faults", "plugin"),
 )
 """Of the bench, in the order that numbers flow in: a room imports from those before it."""
 
 BENCH_FOR_COMMANDS = {
     "sdopt/cli/levels.py": {"report", "stored"},
     "sdopt/cli/compare.py": {"metrics"},
+    "sdopt/cli/evaluate.py": {"evaluation", "judge"},
     "sdopt/cli/history.py": {"review"},
     "sdopt/cli/accept.py": {"judge", "report", "review", "session"},
     "sdopt/cli/baseline.py": {"metrics", "review", "stored"},
@@ -47,10 +48,13 @@ BENCH_FOR_COMMANDS = {
 }
 """What of the bench a command may use, inside its functions: a plain installation has no pytest.
 
-`history`, `accept` and `baseline` say first what they need installed.
+`evaluate`, `history`, `accept` and `baseline` say first what they need installed.
 """
 
-BENCH_ONLY = {"pytest", "skimage", "scipy", "pytest_benchmark", "_pytest", "jsonschema"}
+BENCH_ONLY = {
+    *("pytest", "_pytest", "pytest_benchmark", "jsonschema"),
+    *("pyarrow", "scipy", "skimage"),
+}
 NEVER = {"matplotlib", "hypothesis"}
 
 MODULES = {

@@ -20,6 +20,7 @@ from sdopt.cli.bench import bench
 from sdopt.cli.cache import check, pack, unpack
 from sdopt.cli.compare import compare
 from sdopt.cli.doctor import doctor
+from sdopt.cli.evaluate import evaluate
 from sdopt.cli.generate import generate
 from sdopt.cli.history import history
 from sdopt.cli.levels import levels
@@ -35,7 +36,7 @@ CODES = "0 done; 2 a mistake in the arguments, a broken file, or what cannot be 
 
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False}
 app = typer.Typer(
-    **_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, serve, measure, tune."
+    **_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, serve, measure, evaluate, tune."
 )
 CONFIRMED = f"{CODES}; 1 not confirmed, and nothing written"
 
@@ -113,6 +114,14 @@ _add(
     "sdopt bench --level turbo --compare\nsdopt bench --ab origin/main --level final",
     "those of the suite: 0 pass; 1 regression; 2 a fault, a mistake in the arguments, or nothing "
     "to run it with; 10 too noisy for an answer; 3 and 5 pytest's own, without a verdict",
+)
+_add(
+    app,
+    evaluate,
+    "Say what levels cost over thousands of prompts.",
+    "sdopt evaluate --levels turbo --reference hoisted --scenes 2000 --out quality/\n"
+    "accelerate launch -m sdopt.evaluate --levels final --prompts captions --out quality/",
+    f"{CODES}; 1 the bound of an interval passes a --limit",
 )
 _add(
     app,

@@ -39,7 +39,7 @@ def test_a_schema_is_one_and_is_published_as_it_is(name: str) -> None:
 
 
 def test_each_schema_is_published_and_shipped() -> None:
-    assert schema.NAMES == ("run", "verdicts")
+    assert schema.NAMES == ("evaluation", "run", "verdicts")
     assert {path.stem for path in PUBLISHED.iterdir()} == {*schema.NAMES}
     packaged = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"sdopt.bench.stored" = ["schemas/*.json"]' in packaged

@@ -1,0 +1,143 @@
+"""Parts of results: Parquet files of a few prompts of one level each, with images and scores."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sdopt.bench.evaluation.places import Place
+from sdopt.errors import BrokenFileError
+from sdopt.util.files import cause
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PARTS = "parts"
+SUFFIX = ".parquet"
+NUMBERS = ("index", "process", "batch", "generated_unix_s", "generate_s")
+TEXTS = ("prompt", "fault", "session")
+IMAGE = "png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One prompt of one level. `fault` says what makes the image worthless, else it is empty."""
+
+    index: int
+    prompt: str
+    fault: str
+    png: bytes
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Who made a part, when and how fast: `generate_s` is the time of the pipeline alone."""
+
+    session: str
+    process: int
+    batch: int
+    generated_unix_s: float
+    generate_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The numbers of a part, by prompt; a score that a prompt does not have is NaN."""
+
+    file: str
+    indices: NDArray[np.int64]
+    faults: list[str]
+    scores: Mapping[str, NDArray[np.float64]]
+    made: Made
+
+
+def part_name(block: int) -> str:
+    """'00000012.parquet'."""
+    return f"{block:08}{SUFFIX}"
+
+
+def part_file(level: str, block: int) -> str:
+    """The part's name below the place."""
+    return f"{PARTS}/{level}/{part_name(block)}"
+
+
+def write_part(place: Place, file: str, rows: Sequence[Scored], made: Made) -> None:
+    """Write the results of consecutive prompts as one file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns: dict[str, Any] = {
+        "index": pyarrow.array([row.index for row in rows], pyarrow.int64()),
+        "prompt": [row.prompt for row in rows],
+        "fault": [row.fault for row in rows],
+        IMAGE: pyarrow.array([row.png for row in rows], pyarrow.binary()),
+        **{name: [value] * len(rows) for name, value in vars(made).items()},
+    }
+    for name in dict.fromkeys(name for row in rows for name in row.scores):
+        values = [row.scores.get(name, float("nan")) for row in rows]
+        columns[name] = pyarrow.array(values, pyarrow.float64())
+    content = io.BytesIO()
+    # Images are compressed already.
+    pyarrow.parquet.write_table(pyarrow.table(columns), content, compression="none")
+    place.write(file, content.getvalue())
+
+
+def read_scores(place: Place, file: str) -> Scores:
+    """A part without its images and prompts. Raises BrokenFileError naming the file."""
+    skipped = ("prompt", IMAGE)
+    table = _read(place, file, skipped)
+    names = [name for name in table.column_names if name not in (*NUMBERS, *TEXTS)]
+    first = {name: table.column(name)[0].as_py() for name in Made.__dataclass_fields__}
+    return Scores(
+        file=file,
+        indices=table.column("index").to_numpy(),
+        faults=table.column("fault").to_pylist(),
+        scores={name: table.column(name).to_numpy() for name in names},
+        made=Made(**first),
+    )
+
+
+def read_rows(place: Place, file: str) -> list[Scored]:
+    """A part with its images. Raises BrokenFileError naming the file."""
+    table = _read(place, file, ())
+    known = (*NUMBERS, *TEXTS, IMAGE)
+    return [
+        Scored(
+            index=row["index"],
+            prompt=row["prompt"],
+            fault=row["fault"],
+            png=row[IMAGE],
+            scores={name: value for name, value in row.items() if name not in known},
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def _read(place: Place, file: str, skipped: Sequence[str]) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    needed = {*NUMBERS, *TEXTS, IMAGE}
+    with place.open(file) as opened:
+        try:
+            rows = pyarrow.parquet.ParquetFile(opened)
+            names = rows.schema_arrow.names
+            if lacking := sorted(needed - set(names)):
+                raise _broken(place, file, f"has no column {', '.join(lacking)}")
+            table = rows.read([name for name in names if name not in skipped])
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _broken(place, file, f"cannot be read: {cause(error)}") from error
+    if not table.num_rows:
+        raise _broken(place, file, "holds no row")
+    return table
+
+
+def _broken(place: Place, file: str, what: str) -> BrokenFileError:
+    return BrokenFileError(
+        f"{place.name}/{file} {what}; delete it and run the same command again: that part alone "
+        "is made anew"
+    )

@@ -1,0 +1,208 @@
+"""What one process does: its parts of each level, generated in batches and scored beside that."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdopt.bench.evaluation.parts import Made, Scored, part_file, read_rows, write_part
+from sdopt.bench.evaluation.pixels import Image, from_png, to_png
+from sdopt.bench.evaluation.places import Place
+from sdopt.bench.evaluation.plan import Evaluation
+from sdopt.bench.evaluation.scores import PAIRED, finite, scene_of, scores_of
+from sdopt.bench.evaluation.statistics import differences
+from sdopt.bench.measure.quality import image_fault, to_uint8
+from sdopt.errors import OutOfMemoryError
+from sdopt.levels import Level
+from sdopt.pipelines.workload import Request, generate_batch
+from sdopt.weights.sources import Source
+
+if TYPE_CHECKING:
+    import torch
+
+Generate = Callable[[Sequence[Request]], NDArray[np.float32]]
+"""The images of requests, (n, height, width, 3), 0 to 1."""
+Build = Callable[[Level], AbstractContextManager[Generate]]
+"""A level's pipeline, and its memory given back afterwards."""
+MOST_BATCH = {"cuda": 8, "cpu": 4}
+MOST_WAITING = 2
+"""Parts that are generated and not yet scored."""
+
+
+@contextmanager
+def pipeline_of(source: Source, device: torch.device, level: Level) -> Iterator[Generate]:
+    """The images of a level, until it is left."""
+    from sdopt.pipelines.pipeline import build
+    from sdopt.util.hardware import free_memory
+
+    pipeline = build(source, level, device)
+    try:
+        yield partial(generate_batch, pipeline)
+    finally:
+        pipeline.__dict__.clear()
+        free_memory(device)
+
+
+class Batches:
+    """A level's images in batches that fit: one that does not is halved, and it stays so.
+
+    Each batch is filled up with its last prompt: another size would be compiled anew.
+    """
+
+    def __init__(self, build: Build, level: Level, most: int, say: Callable[[str], None]) -> None:
+        self.build, self.level, self.size, self.say = build, level, most, say
+        self.stack = ExitStack()
+        self.generate: Generate | None = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._free()
+
+    def images(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
+        """One image a request. Raises OutOfMemoryError if a single one does not fit."""
+        done: list[NDArray[np.float32]] = []
+        while len(done) < len(requests):
+            batch = list(requests[len(done) : len(done) + self.size])
+            filled = batch + batch[-1:] * (self.size - len(batch))
+            try:
+                made = self._generate(filled)
+            except OutOfMemoryError:
+                if self.size == 1:
+                    raise
+                self._halve()
+                continue
+            done += list(made[: len(batch)])
+        return done
+
+    def _generate(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        if self.generate is None:
+            self.generate = self.stack.enter_context(self.build(self.level))
+        return self.generate(requests)
+
+    def _halve(self) -> None:
+        """What was captured for the larger batch goes with the pipeline."""
+        self._free()
+        self.size //= 2
+        self.say(f"{self.level.name}: out of memory, going on in batches of {self.size}")
+
+    def _free(self) -> None:
+        self.generate = None
+        self.stack.close()
+
+
+def _on_one_core() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One process's tools. `session` names this start of all of them.
+
+    `threads` score; on a GPU each has a single core, which would otherwise use all of them.
+    """
+
+    evaluation: Evaluation
+    place: Place
+    build: Build
+    session: str
+    process: int
+    device: str
+    threads: int
+    say: Callable[[str], None]
+    progress: Callable[[], None]
+
+    def work(self, missing: dict[str, list[int]], ours: Sequence[int], batch: int) -> None:
+        """Make the missing parts of our blocks, level after level: the reference comes first."""
+        first = _on_one_core if self.device == "cuda" else None
+        with ThreadPoolExecutor(self.threads, initializer=first) as pool:
+            for level in self.evaluation.all_levels():
+                lacking = set(missing[level.name])
+                blocks = [block for block in ours if block in lacking]
+                if blocks:
+                    most = min(batch, self.evaluation.part)
+                    with Batches(self.build, level, most, self.say) as batches:
+                        self._level(level, blocks, batches, pool)
+
+    def _level(
+        self, level: Level, blocks: Sequence[int], batches: Batches, pool: ThreadPoolExecutor
+    ) -> None:
+        waiting: deque[tuple[int, float, float, list[Future[Scored]]]] = deque()
+        for block in blocks:
+            requests = self._requests(block)
+            start = time.perf_counter()
+            images = batches.images(requests)
+            generate_s = time.perf_counter() - start
+            rows = self._scored(level, block, images, pool)
+            waiting.append((block, time.time(), generate_s, rows))
+            while len(waiting) > MOST_WAITING:
+                self._store(level, batches.size, *waiting.popleft())
+        while waiting:
+            self._store(level, batches.size, *waiting.popleft())
+
+    def _requests(self, block: int) -> list[Request]:
+        texts = self.evaluation.prompts.texts
+        return [
+            Request(name=str(index), prompt=texts[index], seed=index)
+            for index in self.evaluation.indices(block)
+        ]
+
+    def _scored(
+        self,
+        level: Level,
+        block: int,
+        images: Sequence[NDArray[np.float32]],
+        pool: ThreadPoolExecutor,
+    ) -> list[Future[Scored]]:
+        reference = self.evaluation.reference
+        others: list[Scored | None] = [None] * len(images)
+        if level.name != reference.name:
+            others = [*read_rows(self.place, part_file(reference.name, block))]
+        pairs = zip(self.evaluation.indices(block), images, others, strict=True)
+        return [pool.submit(self._score, index, image, other) for index, image, other in pairs]
+
+    def _score(self, index: int, image: NDArray[np.float32], other: Scored | None) -> Scored:
+        prompt = self.evaluation.prompts.texts[index]
+        fault = image_fault(image) or ""
+        pixels: Image = to_uint8(np.nan_to_num(image))
+        scores: dict[str, float] = {}
+        if not fault:
+            sound = other is not None and not other.fault
+            reference = from_png(other.png) if other is not None and sound else None
+            scene = scene_of(self.evaluation.source, prompt)
+            scores = scores_of(pixels, prompt, scene, reference)
+            if other is not None and sound:
+                scores |= differences(scores, finite(other.scores), PAIRED)
+        return Scored(index=index, prompt=prompt, fault=fault, png=to_png(pixels), scores=scores)
+
+    def _store(
+        self,
+        level: Level,
+        batch: int,
+        block: int,
+        generated: float,
+        generate_s: float,
+        rows: list[Future[Scored]],
+    ) -> None:
+        found = [row.result() for row in rows]
+        made = Made(
+            session=self.session,
+            process=self.process,
+            batch=batch,
+            generated_unix_s=generated,
+            generate_s=generate_s,
+        )
+        write_part(self.place, part_file(level.name, block), found, made)
+        self.progress()

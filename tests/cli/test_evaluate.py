@@ -1,0 +1,107 @@
+"""`sdopt evaluate`: refusals before any work, a whole evaluation, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import plain, refusal
+
+from sdopt.bench.evaluation.crew import Crew
+from sdopt.cli.app import main
+from sdopt.errors import SdoptError
+
+TWO = ("--levels", "express,turbo", "--reference", "hoisted", "--steps", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--levels", "turbo", "--out", "x"), "give either --prompts FILE or --scenes N"),
+        (("--levels", "turbo", "--out", "x", "--scenes", "1", "--prompts", "p"), "give either"),
+        (("--levels", "turbi", "--out", "x", "--scenes", "1"), "unknown level 'turbi'"),
+        (("--levels", "turbo", "--scenes", "1"), "--out"),
+        (
+            ("--levels", "turbo", "--out", "x", "--scenes", "1", "--limit", "final:ssim_cost=1"),
+            "unknown level of --limit 'final'",
+        ),
+        (
+            ("--levels", "turbo", "--reference", "turbo", "--out", "x", "--scenes", "1"),
+            "'turbo' is named twice",
+        ),
+        (
+            ("--levels", "turbo", "--out", "x", "--scenes", "1", "--steps", "0"),
+            "--steps is 0",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in refusal(capsys, "evaluate", "--source", "embedded", *arguments)
+
+
+def test_a_plain_installation_says_what_is_missing(tmp_path: Path) -> None:
+    given = ("evaluate", "--levels", "turbo", "--scenes", "1", "--out", tmp_path / "out")
+    done = plain(*given, "--source", "embedded")
+    assert done.returncode == 2
+    assert "an evaluation needs jsonschema, scipy, skimage; in a clone of sdopt" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_levels_are_evaluated_and_held_to_a_limit(
+    micro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("text,n\na cat,1\na dog,2\na bird,3\n")
+    out = tmp_path / "out"
+    given = ["evaluate", *TWO, "--source", str(micro), "--prompts", str(prompts)]
+    given += ["--column", "text", "--out", str(out), "--part", "2", "--guidance", "2"]
+    assert main([*given, "--limit", "-1"]) == 0
+    told = capsys.readouterr().out
+    assert "[turbo] ssim_cost: pass: the cost of `turbo` over 3 prompts is" in told
+    assert f"wrote {out}/summary.md" in told
+    assert main([*given, "--limit", "turbo:ssim_cost=1"]) == 1
+    assert "[turbo] ssim_cost: regression" in capsys.readouterr().out
+    assert main([*given, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["run"]["guidance_scale"] == 2
+    assert set(summary["levels"]) == {"hoisted", "express", "turbo"}
+    assert summary["levels"]["turbo"]["scores"]["ssim_cost"]["count"] == 3
+    assert "attributes_right" not in summary["levels"]["turbo"]["scores"]
+    prompts.write_text("text,n\na cat,1\na dog,2\na fish,3\n")
+    assert "holds another evaluation: prompts " in refusal(capsys, *given)
+
+
+def test_a_process_that_reads_other_prompts_than_the_main_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Crew, "told_by_main", lambda self, decide: "another digest")
+    given = ("--levels", "turbo", "--source", "embedded", "--scenes", "1", "--out", tmp_path)
+    message = refusal(capsys, "evaluate", *given)
+    assert "process 0 finds other prompts in 1 held-out scenes than the main process" in message
+
+
+def test_the_other_processes_end_without_a_word_where_the_main_one_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong() -> None:
+        raise SdoptError("it is wrong")
+
+    crew = Crew()
+    with pytest.raises(SdoptError, match="it is wrong"):
+        crew.told_by_main(wrong)
+    monkeypatch.setattr(Crew, "is_main", False)
+    monkeypatch.setattr(Crew, "size", 2)
+    told: list[object] = [None, False]
+
+    def broadcast(self: Crew, given: list[object]) -> None:
+        given[:] = told
+
+    monkeypatch.setattr(Crew, "broadcast", broadcast)
+    with pytest.raises(SystemExit) as caught:
+        crew.told_by_main(wrong)
+    assert caught.value.code == 2
+    told[:] = ["the answer", True]
+    assert crew.told_by_main(wrong) == "the answer"
