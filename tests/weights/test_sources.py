@@ -114,7 +114,9 @@ def test_a_file_that_holds_no_weights_is_named(content: bytes, tmp_path: Path) -
         resolve(str(path))
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     for name in (str(tmp_path / "none"), "./none", "../none"):
         with pytest.raises(SourceError, match=f"there is no folder {name}; a source is auto, "):
             resolve(name)
