@@ -138,12 +138,12 @@ def check_machine_code(options: Tuning) -> int:
 
     A table of what the kernels take comes last, a line for each card and kernel.
     """
+    stored = read_table(options.out) if options.out else None
     if find_spec("triton") is None:
         raise SdoptError("kernels are compiled with Triton, and there is none; pip install triton")
     failed, rows = 0, []
     for name in options.cards:
         card = cards.KNOWN[name]
-        stored = read_table(options.out) if options.out else None
         tiles = tiles_of(stored) if stored else tuned(card)
         ruled = chosen.together(chosen.by_rule(card))
         work = chosen.together([*chosen.stored(tiles), *_pairs(ruled)])

@@ -16,7 +16,7 @@ from sdopt.engine.cards import H100
 from sdopt.engine.tables import shipped_table, tuned
 from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.errors import BrokenFileError
-from sdopt.tuning import choosing, repeats, timing
+from sdopt.tuning import choosing, programs, repeats, timing
 from sdopt.tuning.candidates import SHARED_BYTES, candidates
 from sdopt.tuning.chosen import by_rule, stored, together
 from sdopt.tuning.compiling import distinct, make_of, shares_of
@@ -182,8 +182,9 @@ def test_without_a_gpu_nothing_is_started_and_nothing_written(
 
 
 def test_a_table_is_not_measured_anew_unasked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(programs, "this_card", lambda: H100)
     path = tmp_path / "tuned.json"
     path.write_text("{}")
     assert main(["tune", "--out", str(path)]) == 2

@@ -47,7 +47,8 @@ from sdopt.bench.measure.double import double_latents
 from sdopt.bench.measure.latents import generate_with_latents
 from sdopt.bench.measure.quality import to_uint8
 from sdopt.bench.stored.soundness import statistics_of
-from sdopt.engine.tiles import Tile, tuned
+from sdopt.engine.tables import tuned
+from sdopt.engine.tiles import Tile
 from sdopt.levels import FINAL, TURBO, Level
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.workload import Request, generate

@@ -249,7 +249,7 @@ def test_a_partial_run_that_was_accepted_judges_at_once(
     accept = ("baseline", "accept", "run.json", "--reason", "faster", "--yes")
     assert main([*accept, "--baselines", str(stored.baselines)]) == 0
     said = capsys.readouterr().out
-    assert "1 earlier run judges its levels no more; it left benchmarks out: other" in said
+    assert "1 earlier run no longer judges its levels; it left benchmarks out: other" in said
     accepted = stored.histories()[-1]
     assert accepted.name == "0002_run_partial.json"
     result = stored.latency("--benchmark-compare", "--benchmark-json=again.json")

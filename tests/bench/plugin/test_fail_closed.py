@@ -67,7 +67,7 @@ def without_rounds(data: dict[str, Any]) -> None:
     ("change", "complaint"),
     [
         (of_other_hardware, "* is of another hardware: 'nvidia-h100-80gb-hbm3-80gib-700w', *"),
-        (of_another_set, "* is of another baseline set: 'embedded', this run is 'micro'"),
+        (of_another_set, "* is of another baseline set: 'embedded', this run is 'micro'; *"),
         (of_another_schema, "* was not written by this suite: *another schema*"),
         (without_our_block, "* was not written by this suite: *missing*"),
         (without_benchmarks, "* is not of the schema run.json: *benchmarks*"),
