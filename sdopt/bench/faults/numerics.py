@@ -197,16 +197,18 @@ def racing_stand_in(pipeline: LevelPipeline) -> Iterator[Any]:
 @contextmanager
 def _racing_tile(pipeline: LevelPipeline) -> Iterator[Any]:
     """ImageAndLatents by graphs that are captured with that tile."""
+    from sdopt.engine.cards import H100, card_of
     from sdopt.engine.tables import tuned
     from sdopt.engine.tiles import Tile
 
-    before = tuned().get(RACING_KEY)
-    tuned()[RACING_KEY] = Tile(**RACING_TILE)
+    table = tuned(card_of(pipeline.device) if pipeline.device.type == "cuda" else H100)
+    before = table.get(RACING_KEY)
+    table[RACING_KEY] = Tile(**RACING_TILE)
     try:
         with replaced(pipeline, "engine", _fresh_engine(pipeline)):
             yield pipeline
     finally:
         if before is None:
-            del tuned()[RACING_KEY]
+            del table[RACING_KEY]
         else:
-            tuned()[RACING_KEY] = before
+            table[RACING_KEY] = before

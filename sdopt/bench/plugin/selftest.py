@@ -171,10 +171,13 @@ def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Findi
 
 
 def _has_racing_tile(run: RunContext) -> bool:
-    """Whether an image of this source has the convolution whose tile raced."""
+    """Whether an image of this source has the convolution whose tile raced, on such a card."""
+    from sdopt.engine.cards import H100, card_of
     from sdopt.engine.tables import tuned
 
-    return not run.source.is_embedded and RACING_KEY in tuned()
+    card = card_of(run.device) if run.device.type == "cuda" else H100
+    races = card.family == H100.family
+    return races and not run.source.is_embedded and RACING_KEY in tuned(card)
 
 
 def summary(bench: Bench) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from project import BENCHMARKS
 
 from sdopt.bench.faults.between import (
@@ -46,7 +47,9 @@ from sdopt.bench.measure import observe, work_of
 from sdopt.bench.measure.double import double_latents
 from sdopt.bench.measure.latents import generate_with_latents
 from sdopt.bench.measure.quality import to_uint8
+from sdopt.bench.plugin import selftest
 from sdopt.bench.stored.soundness import statistics_of
+from sdopt.engine import cards
 from sdopt.engine.tables import tuned
 from sdopt.engine.tiles import Tile
 from sdopt.levels import FINAL, TURBO, Level
@@ -273,6 +276,19 @@ def test_a_race_is_seen_by_generating_twice(
     assert "generated twice" in found.seen
     control = replace(fault, inject=numeric_faults(level, "float32")[0].inject, caught_by=None)
     assert judge_repeat_fault(control, session, generating.level, generating).caught
+
+
+@pytest.mark.parametrize(
+    ("card", "races"),
+    [("H100", True), ("A100", False), ("H100 through pointers", False), ("B200", False)],
+)
+def test_the_tile_that_raced_is_put_in_only_where_it_would_be_taken(
+    card: str, races: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "card_of", lambda device: cards.KNOWN[card])
+    source = SimpleNamespace(is_embedded=False)
+    run: Any = SimpleNamespace(device=torch.device("cuda"), source=source)
+    assert selftest._has_racing_tile(run) == races
 
 
 def test_the_racing_tile_is_put_back_for_a_while(turbo: LevelPipeline) -> None:
