@@ -264,6 +264,7 @@ class ImageEngine:
             self.owner.unet,
             times,
             text,
+            images=kind.images,
             fused=self.owner.fused_unet if level.hoisted else None,
             full=set(level.full_steps(kind.steps, kind.guided_steps)) if reusing else None,
         )

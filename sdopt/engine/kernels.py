@@ -673,7 +673,7 @@ def sdopt_layer_norm(
     tl.store(out + at, scaled.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["tokens", "keys"])
+@triton.jit(do_not_specialize=["tokens", "keys", "q_images"])
 def sdopt_attention(
     q,
     k,
@@ -681,6 +681,7 @@ def sdopt_attention(
     out,
     tokens,
     keys,
+    q_images,
     q_row,
     k_row,
     scale,
@@ -697,17 +698,17 @@ def sdopt_attention(
     """softmax(scale * q @ k.T) @ v for BM tokens of one head; softmax as keys come (Dao 2022).
 
     Heads of SIZE entries are padded to WIDTH. `q_row` and `k_row` are how far tokens lie apart;
-    `scale` is in powers of 2, times log2(e). With EVEN the keys are a multiple of BN. With BOXED
-    `k` and `v` are boxes of BN keys by WIDTH entries: those beyond SIZE are the next head's, and
-    meet zeros in the query, or columns of the result that nobody keeps. With CAUSAL no token sees
-    a later one.
+    `scale` is in powers of 2, times log2(e). After `q_images` images of the query its first one is
+    used again. With EVEN the keys are a multiple of BN. With BOXED `k` and `v` are boxes of BN keys
+    by WIDTH entries: those beyond SIZE are the next head's, and meet zeros in the query, or columns
+    of the result that nobody keeps. With CAUSAL no token sees a later one.
     """
     head = tl.program_id(1) % HEADS
     image = tl.program_id(1) // HEADS
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     entry = tl.arange(0, WIDTH)
     own = (row < tokens)[:, None] & (entry < SIZE)[None, :]
-    q_at = (image * tokens + row).to(tl.int64)[:, None] * q_row
+    q_at = (image % q_images * tokens + row).to(tl.int64)[:, None] * q_row
     query = tl.load(q + q_at + (head * SIZE + entry)[None, :], mask=own, other=0.0)
     acc = tl.zeros((BM, WIDTH), dtype=tl.float32)
     highest = tl.full((BM,), float("-inf"), dtype=tl.float32)

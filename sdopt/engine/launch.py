@@ -153,18 +153,19 @@ def attention(
 ) -> Tensor:
     """`kernels.sdopt_attention` of q (B, tokens, width), k and v (B, keys, width).
 
-    Their rows may be apart.
+    Their rows may be apart. Of q there may be fewer images, which are used again from the first.
 
     `tile` has `height` tokens and `columns` keys at a time, which may come in boxes.
     """
-    images, tokens, width = q.shape
-    keys, size = k.shape[1], width // heads
+    tokens, width = q.shape[1:]
+    images, keys = k.shape[:2]
+    size = width // heads
     out = q.new_empty((images, tokens, width))
     wide = max(16, next_power_of_2(size))
     box = [1, tile.columns, wide]
     kernels.sdopt_attention[(cdiv(tokens, tile.height), images * heads)](
         q, *(TensorDescriptor.from_tensor(t, box) if tile.boxed else t for t in (k, v)), out,
-        tokens, keys, q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
+        tokens, keys, len(q), q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
         WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
         CAUSAL=causal, BOXED=tile.boxed, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip

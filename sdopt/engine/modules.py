@@ -35,10 +35,14 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class Hoisted:
-    """What the UNet computes from the timestep and the prompts alone, done before the loop."""
+    """What the UNet computes from the timestep and the prompts alone, done before the loop.
+
+    `twins` says that the latents' second half is the first again, the guided one.
+    """
 
     shift: Shift
     context: Context
+    twins: bool = False
 
 
 class FusedPart(Generic[Made]):
@@ -215,8 +219,9 @@ class Fused:
             ready = hoisted or hoist(fused, timestep, encoder_hidden_states)
             x = channels_last(sample)
             if deep is not None:
-                return (channels_first(fused.shallow(x, deep, ready.shift, ready.context)),)
-            noise, features = fused.store(x, ready.shift, ready.context)
+                noise = fused.shallow(x, deep, ready.shift, ready.context, twins=ready.twins)
+                return (channels_first(noise),)
+            noise, features = fused.store(x, ready.shift, ready.context, twins=ready.twins)
         if store:
             return channels_first(noise), features
         first = channels_first(noise)

@@ -238,8 +238,11 @@ def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention of (images, tokens, heads * size) tensors."""
-    images, tokens, width = q.shape
+    """Scaled dot-product attention of (images, tokens, heads * size) tensors.
+
+    Of k and v there may be more images than of q, whose images are then used again from the first.
+    """
+    images, tokens, width = len(k), *q.shape[1:]
     size = width // heads
     tile = None
     if size <= MOST_HEAD_SIZE:
@@ -257,7 +260,8 @@ def tiled_attention(
         from sdopt.engine import launch
 
         return launch.attention(q, k, v, heads, tile, causal=causal)
-    images, tokens, width = q.shape
+    images, tokens, width = len(k), *q.shape[1:]
+    q = q.repeat(images // len(q), 1, 1)
     q, k, v = (t.reshape(images, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return out.transpose(1, 2).reshape(images, tokens, width)

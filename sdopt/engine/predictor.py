@@ -53,7 +53,8 @@ class FusedPredictor:
     features of the last of them. None is for a level that reuses nothing.
 
     It calls the module, so that whoever watches a pipeline's modules sees each step; this class
-    alone knows what the engine's forward pass takes beyond a UNet2DConditionModel's.
+    alone knows what the engine's forward pass takes beyond a UNet2DConditionModel's. Of `images`
+    there are twice as many latents while there is guidance, both halves the same.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class FusedPredictor:
         times: Tensor,
         text: Tensor,
         *,
+        images: int,
         fused: FusedUNet | None,
         full: Collection[int] | None,
     ) -> None:
         self._unet, self._times, self._text, self._full = unet, times, text, full
-        self._hoisted = [] if fused is None else hoisted_steps(fused, times, text)
+        self._hoisted = [] if fused is None else hoisted_steps(fused, times, text, images)
         self._deep: Tensor | None = None
 
     def predict(self, x: Tensor, step: int) -> Tensor:
@@ -99,12 +101,16 @@ def as_module_input(x: Tensor, *, fused: bool) -> Tensor:
     return first if fused else first.contiguous()
 
 
-def hoisted_steps(fused: FusedUNet, times: Tensor, text: Tensor) -> list[Hoisted]:
-    """What each step needs from its timestep and the prompts."""
+def hoisted_steps(fused: FusedUNet, times: Tensor, text: Tensor, images: int) -> list[Hoisted]:
+    """What each step of so many images needs from its timestep and the prompts."""
     context = fused.context(text)
     shifts = fused.shifts(times)
     return [
-        Hoisted(shift={m: rows[step] for m, rows in shifts.items()}, context=context)
+        Hoisted(
+            shift={m: rows[step] for m, rows in shifts.items()},
+            context=context,
+            twins=len(text) == 2 * images,
+        )
         for step in range(len(times))
     ]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,7 +63,7 @@ class FusedUNet:
     module's own become views of the joined ones. A transformer's last two products, of its last
     feed-forward and its output, have no nonlinearity between them and are one as well. What ran is
     counted: `contexts` of the prompts' keys and values, `embeddings` of timesteps, `wholes` of the
-    UNet with its deep layers.
+    UNet with its deep layers, `twins` of calls that computed two equal halves once.
     """
 
     unet: Any
@@ -72,6 +73,7 @@ class FusedUNet:
     contexts: int = 0
     embeddings: int = 0
     wholes: int = 0
+    twins: int = 0
 
     def __post_init__(self) -> None:
         check_supported(self.unet.config)
@@ -117,11 +119,18 @@ class FusedUNet:
         """Predicted noise (B, H, W, 4) for latents x (B, H, W, 4)."""
         return self.store(x, shift, context)[0]
 
-    def store(self, x: Tensor, shift: Shift, context: Context) -> tuple[Tensor, Tensor]:
-        """The predicted noise, and the last layer's deep input (B, H, W, channels) to reuse."""
+    def store(
+        self, x: Tensor, shift: Shift, context: Context, *, twins: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The predicted noise, and the last layer's deep input (B, H, W, channels) to reuse.
+
+        With `twins` the second half of x is the first one again, as in guidance. Up to the first
+        look at the prompts both go the same way, so it is gone once.
+        """
         self.wholes += 1
         unet = self.unet
         check_sides(x, 2 ** (len(unet.down_blocks) - 1))
+        x = self._once(x) if twins else x
         x = ops.convolution(x, _taps(unet.conv_in), unet.conv_in.bias)
         skips = [x]
         for block in unet.down_blocks:
@@ -135,13 +144,22 @@ class FusedUNet:
             x = self._layer(last, layer, x, skips.pop(), shift, context)
         return self._end(x, skips.pop(), shift, context), x
 
-    def shallow(self, x: Tensor, deep: Tensor, shift: Shift, context: Context) -> Tensor:
+    def shallow(
+        self, x: Tensor, deep: Tensor, shift: Shift, context: Context, *, twins: bool = False
+    ) -> Tensor:
         """The predicted noise from `deep`, what `store` gave at an earlier step.
 
         Source: DeepCache, https://arxiv.org/abs/2312.00858. Exact if `deep` is this step's own.
+        `twins` is as `store`'s.
         """
+        x = self._once(x) if twins else x
         x = ops.convolution(x, _taps(self.unet.conv_in), self.unet.conv_in.bias)
         return self._end(deep, x, shift, context)
+
+    def _once(self, x: Tensor) -> Tensor:
+        """The first of two equal halves."""
+        self.twins += 1
+        return x[: len(x) // 2]
 
     def _end(self, deep: Tensor, skip: Tensor, shift: Shift, context: Context) -> Tensor:
         unet = self.unet
@@ -192,8 +210,8 @@ class FusedUNet:
 
     def _transformer(self, module: Any, x: Tensor, context: Context) -> Tensor:
         """Transformer2DModel: its 1 x 1 convolutions are products over tokens."""
-        images, height, width, _ = x.shape
         outer = x
+        images, height, width, _ = x.shape
         x = ops.group_norm(x, module.norm)
         x = ops.linear(x, _flat(module.proj_in), module.proj_in.bias)
         x = x.reshape(images, height * width, -1)
@@ -203,6 +221,7 @@ class FusedUNet:
             x = ops.linear(hidden, _w(block.ff.net[2]), block.ff.net[2].bias, residual=x)
         x, hidden = self._transformer_block(last, x, context)
         weight, bias = self.merged[module]
+        outer = _as_many(outer, x)
         out = ops.linear(
             x, weight, bias, x2=hidden, residual=outer.reshape(x.shape[0], x.shape[1], -1)
         )
@@ -217,6 +236,7 @@ class FusedUNet:
         x = ops.linear(attended, _w(one.to_out[0]), one.to_out[0].bias, residual=x)
         query = ops.linear(ops.layer_norm(x, block.norm2), _w(other.to_q))
         keys, values = context[other]
+        x = _as_many(x, keys)
         attended = ops.attention(query, keys, values, other.heads)
         x = ops.linear(attended, _w(other.to_out[0]), other.to_out[0].bias, residual=x)
         first = block.ff.net[0].proj
@@ -228,6 +248,7 @@ def residual_block(
 ) -> Tensor:
     """ResnetBlock2D of x continued by `skip`, which is never joined to it in memory."""
     bias = module.conv1.bias if shift is None else shift[module]
+    skip = None if skip is None else _as_many(skip, x)
     hidden = ops.group_norm(x, module.norm1, silu=True, x2=skip)
     hidden = ops.convolution(hidden, _taps(module.conv1), None)
     hidden = ops.group_norm(hidden, module.norm2, silu=True, shift=bias)
@@ -236,6 +257,12 @@ def residual_block(
         short = module.conv_shortcut
         outer = ops.linear(x, _flat(short), short.bias, x2=skip)
     return ops.convolution(hidden, _taps(module.conv2), module.conv2.bias, residual=outer)
+
+
+def _as_many(x: Tensor, like: Tensor) -> Tensor:
+    """x (images, ...) as often as `like` has its images; x itself where that is once."""
+    times = len(like) // len(x)
+    return x if times == 1 else torch.cat([x] * times)
 
 
 def check_sides(x: Tensor, multiple: int) -> None:

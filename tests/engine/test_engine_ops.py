@@ -111,6 +111,12 @@ def test_attention(heads: int) -> None:
     assert error(ops.attention(q, k, v, heads), references.attention(q, k, v, heads)) < EXACT
 
 
+def test_attention_uses_images_of_the_query_again() -> None:
+    q, k, v = random(2, 5, 24), random(4, 9, 24, seed=1), random(4, 9, 24, seed=2)
+    wanted = references.attention(q.repeat(2, 1, 1), k, v, 3)
+    assert error(ops.attention(q, k, v, 3), wanted) < EXACT
+
+
 def test_causal_attention_looks_back_only() -> None:
     q, k, v = (random(2, 6, 24, seed=seed) for seed in range(3))
     found = ops.attention(q, k, v, 3, causal=True)

@@ -101,6 +101,26 @@ def test_it_predicts_what_diffusers_does(
         assert error(channels_first(found), wanted) < EXACT
 
 
+def test_equal_halves_are_computed_once_as_far_as_the_first_look_at_the_prompts(
+    unet: Any, fused: FusedUNet
+) -> None:
+    sample, text = inputs(unet, 4)
+    x = channels_last(torch.cat([sample[:2]] * 2))
+    ready = hoist(fused, 500, text)
+    wanted, deep = fused.store(x, ready.shift, ready.context)
+    counted = fused.twins
+    found, features = fused.store(x, ready.shift, ready.context, twins=True)
+    assert fused.twins == counted + 1
+    assert error(found, wanted) < EXACT
+    assert error(features, deep) < EXACT
+    found = fused.shallow(x, deep, ready.shift, ready.context, twins=True)
+    assert error(found, fused.shallow(x, deep, ready.shift, ready.context)) < EXACT
+    # Nothing of the second half is read: that is what it saves.
+    x[2:] = float("nan")
+    again, _ = fused.store(x, ready.shift, ready.context, twins=True)
+    assert error(again, wanted) < EXACT
+
+
 def test_shifts_of_many_timesteps_are_those_of_each(fused: FusedUNet) -> None:
     times = torch.tensor([1.0, 300.0, 999.0])
     together = fused.shifts(times)

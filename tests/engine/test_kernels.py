@@ -250,6 +250,12 @@ def test_attention(images: int, tokens: int, keys: int, heads: int, size: int, t
     assert error(found, references.attention(q, k, v, heads)) < ROUNDED
 
 
+def test_attention_uses_images_of_the_query_again() -> None:
+    q, k, v = half(2, 40, 96), half(4, 24, 96, seed=1), half(4, 24, 96, seed=2)
+    found = launch.attention(q, k, v, 2, Tile(height=64, width=1, columns=16))
+    assert error(found, references.attention(q.repeat(2, 1, 1), k, v, 2)) < ROUNDED
+
+
 @pytest.mark.parametrize("boxed", [False, True])
 def test_attention_of_parts_of_one_tensor(boxed: bool) -> None:
     q, k, v = half(2, 70, 3 * 80).chunk(3, dim=-1)

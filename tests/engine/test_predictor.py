@@ -46,7 +46,7 @@ class Fused:
 
 
 def fused_predictor(unet: Unet, **more: Any) -> FusedPredictor:
-    given: Any = {"fused": None, "full": None, **more}
+    given: Any = {"images": 1, "fused": None, "full": None, **more}
     return FusedPredictor(unet, TIMES, TEXT, **given)
 
 

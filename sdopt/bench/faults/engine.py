@@ -42,6 +42,13 @@ def engine_faults() -> list[Fault]:
         ),
         Fault(
             group="engine",
+            name="equal halves of guidance computed twice",
+            inject=_halves_apart,
+            caught_by="effect",
+            says="hoisted: the equal halves of guidance were, as one, computed 0 times",
+        ),
+        Fault(
+            group="engine",
             name="every step a full one",
             inject=_generated_as(feature_cache=False),
             caught_by="unet_evaluations",
@@ -107,6 +114,15 @@ def _embedding_each_step(pipeline: LevelPipeline) -> AbstractContextManager[Any]
         rows = fused.shifts(timestep.reshape(1))
         anew = replace(hoisted, shift={module: shift[0] for module, shift in rows.items()})
         return predict(sample, timestep, *args, hoisted=anew, **kwargs)
+
+    return _predicting(pipeline, forward)
+
+
+def _halves_apart(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
+    predict = pipeline.unet.forward
+
+    def forward(*args: Any, hoisted: Any, **kwargs: Any) -> Any:
+        return predict(*args, hoisted=replace(hoisted, twins=False), **kwargs)
 
     return _predicting(pipeline, forward)
 

@@ -103,6 +103,10 @@ def _computed(level: Level, seen: Observation) -> Iterator[str]:
     counts = {
         "hoisted: keys and values of the prompts were": (seen.contexts, once),
         "hoisted: time embeddings were": (seen.embeddings, once),
+        "hoisted: the equal halves of guidance were, as one,": (
+            seen.twins,
+            level.guided_steps() if level.hoisted else 0,
+        ),
         "fused: the whole UNet was": (seen.wholes, len(level.full_steps()) if level.fused else 0),
     }
     for what, (found, wanted) in counts.items():

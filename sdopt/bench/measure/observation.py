@@ -36,7 +36,8 @@ class Call:
 
     `shapes` are those of its tensor arguments; `graphs` counts the Inductor graphs that ran inside
     it: 0 for eager code, more than 1 after a graph break; `fused` the engine's forward passes. A
-    UNet call that reuses deep features has the part `shallow`. `inputs` are all arguments of a call
+    UNet call that reuses deep features has the part `shallow`; one of `twins` has two equal halves,
+    which the engine computes as one as far as it can. `inputs` are all arguments of a call
     of a project's own module, on the meta device.
     """
 
@@ -45,6 +46,7 @@ class Call:
     dtype: str
     graphs: int = 0
     fused: int = 0
+    twins: bool = False
     inputs: tuple[Any, Any] | None = field(default=None, compare=False, repr=False)
 
 
@@ -54,8 +56,8 @@ class Observation:
 
     `channels_last` tells for the UNet and the decoder whether every weight of a convolution wider
     than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled and the engine captured
-    meanwhile. `by_engine` is whether the engine generated the image; `contexts`, `embeddings` and
-    `wholes` are what its UNet counted, see `FusedUNet`. `gpu` is what the device did during another
+    meanwhile. `by_engine` is whether the engine generated the image; `contexts`, `embeddings`,
+    `wholes` and `twins` are what its UNet counted, see `FusedUNet`. `gpu` is what the device did during another
     image, or None without CUDA. `solver` is what moved the latents, and from which noise on.
     """
 
@@ -72,6 +74,7 @@ class Observation:
     contexts: int = 0
     embeddings: int = 0
     wholes: int = 0
+    twins: int = 0
     gpu: GpuActivity | None = None
     solver: SeenSolver | None = field(default=None, compare=False, repr=False)
 
@@ -150,7 +153,8 @@ def _captures(pipeline: LevelPipeline) -> int:
 def _counted(pipeline: LevelPipeline) -> dict[str, int]:
     """What the engine's UNet has computed so far."""
     return {
-        name: getattr(pipeline.fused_unet, name, 0) for name in ("contexts", "embeddings", "wholes")
+        name: getattr(pipeline.fused_unet, name, 0)
+        for name in ("contexts", "embeddings", "wholes", "twins")
     }
 
 
@@ -236,6 +240,7 @@ def _recording(part: str, module: Any, calls: list[Call], *, keep: bool = False)
             Call(
                 part=SHALLOW if kwargs.get("deep") is not None else part,
                 shapes=tuple(tuple(tensor.shape) for tensor in tensors),
+                twins=getattr(kwargs.get("hoisted"), "twins", False),
                 dtype=str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
                 inputs=(on_meta(args), on_meta(kwargs)) if keep else None,
             )

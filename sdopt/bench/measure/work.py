@@ -92,7 +92,7 @@ def _flop_of_call(pipeline: LevelPipeline, call: Call) -> dict[str, int]:
     owner = {"decoder": pipeline.vae, SHALLOW: pipeline.unet, **_owners(pipeline)}[call.part]
     how = call.part if call.fused else MODULE
     kind: Any = type(owner)
-    counted = flop_by_block(kind, _config_json(owner), call.shapes, how)
+    counted = flop_by_block(kind, _config_json(owner), call.shapes, how, call.twins)
     return {name if name == WHOLE else f"{call.part}.{name}": n for name, n in counted.items()}
 
 
@@ -142,7 +142,11 @@ def _owners(pipeline: LevelPipeline) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def flop_by_block(
-    kind: Callable[..., Any], config_json: str, shapes: Shapes, how: str = MODULE
+    kind: Callable[..., Any],
+    config_json: str,
+    shapes: Shapes,
+    how: str = MODULE,
+    twins: bool = False,
 ) -> dict[str, int]:
     """Floating-point operations of one call of a model of that class and configuration.
 
@@ -150,7 +154,7 @@ def flop_by_block(
     'up_blocks.0'. Counted on the meta device, because the counter does not see the CPU's fused
     attention and would give another figure there. `shapes` are the call's tensor arguments'. `how`
     is MODULE for the class's own forward pass, else which of the engine's it is: a part's name or
-    CONTEXT; those are not split into blocks.
+    CONTEXT; those are not split into blocks. `twins` is as a Call's.
     """
     config = json.loads(config_json)
     counter = FlopCounterMode(display=False)
@@ -158,7 +162,7 @@ def flop_by_block(
         if how == MODULE:
             call = _call_on_meta(kind, config, shapes)
         else:
-            call = _fused_call_on_meta(kind, config, shapes, how)
+            call = _fused_call_on_meta(kind, config, shapes, how, twins)
         with counter:
             call()
     if how != MODULE:
@@ -192,7 +196,9 @@ def _is_block(path: tuple[str, ...], numbered: set[tuple[str, ...]]) -> bool:
     return len(path) == 1 and not any(other[:1] == path for other in numbered)
 
 
-def _fused_call_on_meta(kind: Any, config: dict[str, Any], shapes: Shapes, how: str) -> Any:
+def _fused_call_on_meta(
+    kind: Any, config: dict[str, Any], shapes: Shapes, how: str, twins: bool
+) -> Any:
     from sdopt.engine.decoders import fused_decoder
     from sdopt.engine.text import encode_text, joined_attentions
     from sdopt.engine.unet import FusedUNet
@@ -214,8 +220,8 @@ def _fused_call_on_meta(kind: Any, config: dict[str, Any], shapes: Shapes, how: 
     shift = {module: rows[0] for module, rows in fused.shifts(torch.zeros(1)).items()}
     if how == SHALLOW:
         deep = torch.empty(shapes[-1])
-        return lambda: fused.shallow(_pixels(shapes[0]), deep, shift, context)
-    return lambda: fused.store(_pixels(shapes[0]), shift, context)
+        return lambda: fused.shallow(_pixels(shapes[0]), deep, shift, context, twins=twins)
+    return lambda: fused.store(_pixels(shapes[0]), shift, context, twins=twins)
 
 
 def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
