@@ -64,6 +64,10 @@ class SourceError(SdoptError):
     """A source of weights that cannot be loaded here."""
 
 
+class UnsupportedCardError(SdoptError):
+    """A level whose kernels or graphs this device cannot run."""
+
+
 class OutOfMemoryError(SdoptError):
     """A level that needs more memory than its device has free."""
 

@@ -388,6 +388,7 @@ def sdopt_epilogue(
 @triton.jit
 def sdopt_sum_splits(
     partial,
+    scale,
     bias,
     residual,
     out,
@@ -395,6 +396,7 @@ def sdopt_sum_splits(
     N,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
+    SCALED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -405,6 +407,8 @@ def sdopt_sum_splits(
     acc = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in tl.static_range(SPLITS):
         acc += tl.load(partial + split * size.to(tl.int64) + at, mask=mask, other=0.0)
+    if SCALED:
+        acc *= tl.load(scale + at % N, mask=mask, other=0.0)
     if HAS_BIAS:
         acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
@@ -426,6 +430,14 @@ def _load_joined(x, x2, image, pixels, row, column, mask, C: tl.constexpr, C2: t
     return values.to(tl.float32)
 
 
+@triton.jit
+def _rounded(values, factor, out):
+    """In the result's type; float8 has room for less, so `factor` brings values into it."""
+    if out.dtype.element_ty.primitive_bitwidth == 8:
+        values = values * factor
+    return values.to(out.dtype.element_ty)
+
+
 @triton.jit(do_not_specialize=["pixels"])
 def sdopt_group_norm_small(
     x,
@@ -438,6 +450,7 @@ def sdopt_group_norm_small(
     C: tl.constexpr,
     C2: tl.constexpr,
     epsilon,
+    factor,
     GROUPS: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -470,7 +483,7 @@ def sdopt_group_norm_small(
         values = values * tl.sigmoid(values)
     place = out + image.to(tl.int64) * pixels * channels
     place += row[:, None] * channels + column[None, :]
-    tl.store(place, values.to(out.dtype.element_ty), mask=mask)
+    tl.store(place, _rounded(values, factor, out), mask=mask)
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk_rows"])
@@ -598,6 +611,7 @@ def sdopt_group_norm_apply(
     C: tl.constexpr,
     C2: tl.constexpr,
     epsilon,
+    factor,
     GROUPS: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -642,7 +656,7 @@ def sdopt_group_norm_apply(
         values = values * tl.sigmoid(values)
     place = out + image.to(tl.int64) * pixels * channels
     place += row[:, None] * channels + column[None, :]
-    tl.store(place, values.to(out.dtype.element_ty), mask=mask)
+    tl.store(place, _rounded(values, factor, out), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -654,6 +668,7 @@ def sdopt_layer_norm(
     rows,
     C: tl.constexpr,
     epsilon,
+    factor,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -670,7 +685,7 @@ def sdopt_layer_norm(
     scaled = apart * scale[:, None]
     scaled *= tl.load(weight + column, mask=known, other=0.0).to(tl.float32)[None, :]
     scaled += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + at, scaled.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + at, _rounded(scaled, factor, out), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens", "keys", "q_images"])

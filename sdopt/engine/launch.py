@@ -10,6 +10,7 @@ from triton import cdiv, next_power_of_2
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sdopt.engine import epilogue, kernels, specialized_launch
+from sdopt.engine.float8 import KIND, Rounded
 from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
@@ -33,7 +34,7 @@ LOG2_E = 1.4426950408889634
 
 def convolution(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Rounded,
     bias: Tensor | None,
     tile: Tile,
     *,
@@ -44,15 +45,17 @@ def convolution(
 ) -> Tensor:
     """`kernels.sdopt_convolution` of x (B, H, W, C) by `weight` (phases**2 * N, taps, taps, C).
 
-    With `halved` H and W are even, and the tile's depth divides C.
+    With `halved` H and W are even, and the tile's depth divides C. Operands in float8 take a
+    specialized tile.
     """
+    weight, scale = _unscaled(weight)
     images, height, width, channels = x.shape
     if downsample:
         height, width = height // 2, width // 2
         if not tile.pointers:
             x = x.view(images, height, 2, width, 2 * channels)
     columns, taps = weight.shape[0] // phases**2, weight.shape[1]
-    out = x.new_empty((images, height * phases, width * phases, columns))
+    out = x.new_empty((images, height * phases, width * phases, columns), dtype=_result(x))
     sums = _sums(out, tile)
     end = _epilogue_arguments(bias, residual, relu)
     flat = weight.reshape(weight.shape[0], -1)
@@ -60,9 +63,9 @@ def convolution(
         specialized_launch.product(
             x, None, flat, sums, tile, shape=(images, height, width, channels), columns=columns,
             taps=taps, phases=phases, bias=bias, residual=residual, activation=end["ACTIVATION"],
-            flat=False, downsample=downsample,
+            flat=False, downsample=downsample, scale=scale,
         )  # fmt: skip
-        return _summed(sums, out, tile, bias, residual, end)
+        return _summed(sums, out, tile, bias, residual, end, scale)
     rows = [tile.height, 1] if downsample else [tile.height]
     box = [tile.images, *rows, tile.width, tile.depth]
     tiles = cdiv(images, tile.images) * cdiv(height, tile.height) * cdiv(width, tile.width)
@@ -83,7 +86,7 @@ def convolution(
 
 def matrix_product(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Rounded,
     bias: Tensor | None,
     tile: Tile,
     *,
@@ -91,19 +94,23 @@ def matrix_product(
     residual: Tensor | None = None,
     geglu: bool = False,
 ) -> Tensor:
-    """`kernels.sdopt_matrix_product` of x (M, K), and maybe x2 (M, K2), by `weight` (N, K + K2)."""
+    """`kernels.sdopt_matrix_product` of x (M, K), and maybe x2 (M, K2), by `weight` (N, K + K2).
+
+    Operands in float8 take a specialized tile.
+    """
+    weight, scale = _unscaled(weight)
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if geglu else 1)
-    out = x.new_empty((rows, columns))
+    out = x.new_empty((rows, columns), dtype=_result(x))
     sums = _sums(out, tile)
     end = _epilogue_arguments(bias, residual, False)
     if tile.specialized:
         specialized_launch.product(
             x, x2, weight, sums, tile, shape=(1, rows, 1, depth), columns=columns, taps=1,
             phases=1, bias=bias, residual=residual, activation=end["ACTIVATION"], flat=True,
-            geglu=geglu,
+            geglu=geglu, scale=scale,
         )  # fmt: skip
-        return _summed(sums, out, tile, bias, residual, end)
+        return _summed(sums, out, tile, bias, residual, end, scale)
     box = [tile.pixels, tile.depth]
     across = cdiv(columns, tile.columns + tile.extra)
     kernels.sdopt_matrix_product[(cdiv(rows, tile.pixels), across, tile.splits)](
@@ -182,21 +189,24 @@ def group_norm(
     silu: bool = False,
     x2: Tensor | None = None,
     shift: Tensor | None = None,
+    factor: float | None = None,
 ) -> Tensor:
     """GroupNorm of x (B, H, W, C), continued along its channels by x2 if there is one.
 
-    `shift` (C,) is added to x before.
+    `shift` (C,) is added to x before. With a `factor` it is multiplied by it and rounded to float8.
     """
     images, height, width, channels = x.shape
     more = 0 if x2 is None else x2.shape[3]
     pixels, joined = height * width, channels + more
-    out = x.new_empty((images, height, width, joined))
+    out = x.new_empty((images, height, width, joined), dtype=_normed(x, factor))
+    by = 1.0 if factor is None else factor
     second, before, shifted = _or(x2, x), _or(shift, x), shift is not None
     narrow, tall = next_power_of_2(joined // groups), next_power_of_2(pixels)
     if narrow * tall <= SMALL_NORM_ENTRIES:
         kernels.sdopt_group_norm_small[(groups, images)](
-            x, second, before, weight, bias, out, pixels, channels, more, epsilon, GROUPS=groups,
-            ROWS=tall, WIDTH=narrow, SHIFTED=shifted, SILU=silu, num_warps=_warps(narrow * tall),
+            x, second, before, weight, bias, out, pixels, channels, more, epsilon, by,
+            GROUPS=groups, ROWS=tall, WIDTH=narrow, SHIFTED=shifted, SILU=silu,
+            num_warps=_warps(narrow * tall),
         )  # fmt: skip
         return out
     rows = _chunk_rows(images, pixels)
@@ -221,22 +231,25 @@ def group_norm(
     down = NORM_ENTRIES // across
     kernels.sdopt_group_norm_apply[(cdiv(pixels, down), images, cdiv(joined, across))](
         x, second, before, statistics, weight, bias, out, pixels, chunks, rows, channels, more,
-        epsilon, GROUPS=groups, CHUNKS=next_power_of_2(chunks), ROWS=down, WIDTH=across,
+        epsilon, by, GROUPS=groups, CHUNKS=next_power_of_2(chunks), ROWS=down, WIDTH=across,
         NEAR=next_power_of_2(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu,
         num_warps=8,
     )  # fmt: skip
     return out
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """LayerNorm over the last dimension of a contiguous x."""
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, factor: float | None = None
+) -> Tensor:
+    """LayerNorm over the last dimension of a contiguous x; `factor` as `group_norm`'s."""
     channels = x.shape[-1]
     rows = x.numel() // channels
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=_normed(x, factor))
+    by = 1.0 if factor is None else factor
     wide = next_power_of_2(channels)
     tall = max(1, 2048 // wide)
     kernels.sdopt_layer_norm[(cdiv(rows, tall),)](
-        x, weight, bias, out, rows, channels, epsilon, ROWS=tall, WIDTH=wide,
+        x, weight, bias, out, rows, channels, epsilon, by, ROWS=tall, WIDTH=wide,
         num_warps=1 if wide <= 512 else 4,
     )  # fmt: skip
     return out
@@ -280,6 +293,20 @@ def _ended(
     return out
 
 
+def _unscaled(weight: Tensor | Rounded) -> tuple[Tensor, Tensor | None]:
+    """What the matrix unit multiplies by, and by what a column's sum is scaled."""
+    return (weight.values, weight.scale) if isinstance(weight, Rounded) else (weight, None)
+
+
+def _result(x: Tensor) -> torch.dtype:
+    """Of a product of such operands."""
+    return torch.float16 if x.dtype == KIND else x.dtype
+
+
+def _normed(x: Tensor, factor: float | None) -> torch.dtype:
+    return x.dtype if factor is None else KIND
+
+
 def _sums(out: Tensor, tile: Tile) -> Tensor:
     return out if tile.splits == 1 else _float32(out, (tile.splits, *out.shape))
 
@@ -295,11 +322,13 @@ def _summed(
     bias: Tensor | None,
     residual: Tensor | None,
     end: dict[str, Any],
+    scale: Tensor | None = None,
 ) -> Tensor:
     if tile.splits > 1:
         kernels.sdopt_sum_splits[(cdiv(out.numel(), SUM_BLOCK),)](
-            sums, _or(bias, out), _or(residual, out), out, out.numel(), out.shape[-1],
-            SPLITS=tile.splits, BLOCK=SUM_BLOCK, num_warps=4, **end,
+            sums, _or(scale, out), _or(bias, out), _or(residual, out), out, out.numel(),
+            out.shape[-1], SPLITS=tile.splits, BLOCK=SUM_BLOCK, SCALED=scale is not None,
+            num_warps=4, **end,
         )  # fmt: skip
     return out
 

@@ -18,6 +18,7 @@ from sdopt.engine.adapters import engine_view
 from sdopt.engine.decoders import Decoder, fused_decoder
 from sdopt.engine.described import described, difference, unsupported
 from sdopt.engine.fingerprint import Fingerprint, differing
+from sdopt.engine.float8 import chosen_kinds
 from sdopt.engine.placed import check_alike
 from sdopt.engine.put_in import PutIn
 from sdopt.engine.stock import foreign
@@ -132,13 +133,18 @@ class Fused:
 
     looked_at = False
 
-    def __init__(self, text_encoder: Any, unet: Any, vae: Any, level: str) -> None:
+    def __init__(
+        self, text_encoder: Any, unet: Any, vae: Any, level: str, *, float8: bool = False
+    ) -> None:
         self.level = level
         check_encoder(text_encoder)
         self.encoder = FusedPart(
             "text_encoder", text_encoder, lambda view: (view, joined_attentions(view)), level
         )
-        self.predictor = FusedPart("unet", unet, lambda view: FusedUNet(unet=view), level)
+        kinds = chosen_kinds() if float8 else ()
+        self.predictor = FusedPart(
+            "unet", unet, lambda view: FusedUNet(unet=view, kinds=kinds), level
+        )
         make: Callable[[Any], Decoder] = fused_decoder
         self.decoder = FusedPart("vae", vae, make, level, (vae.decoder,))
 
@@ -294,8 +300,9 @@ def _is_unused(name: str, value: Any) -> bool:
 def fuse_modules(pipeline: Any) -> None:
     """Replace the forward passes of text encoder, UNet and decoder, in place, see `Fused`."""
     encoder, unet, vae = pipeline.text_encoder, pipeline.unet, pipeline.vae
-    level = getattr(getattr(pipeline, "level", None), "name", "the engine's")
-    fused = Fused(encoder, unet, vae, level)
+    level = getattr(pipeline, "level", None)
+    name = getattr(level, "name", "the engine's")
+    fused = Fused(encoder, unet, vae, name, float8=getattr(level, "float8", False))
     encoder.forward = PutIn(encoder, fused.encode)
     unet.forward = PutIn(unet, fused.predict)
     vae.decoder.forward = PutIn(vae.decoder, fused.decode)

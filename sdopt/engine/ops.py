@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdopt.engine.cards import card_of
+from sdopt.engine.float8 import Rounded, to_float8
 from sdopt.engine.tables import attention_tile, convolution_tile, product_tile
-from sdopt.engine.tiles import Tile, attention_key, convolution_key, product_key
+from sdopt.engine.tiles import FLOAT8, Tile, attention_key, convolution_key, product_key
 
 LEAST_CHANNELS = 8
 """A box's rows begin at multiples of 16 bytes: fewer have a kernel that needs no boxes."""
@@ -38,20 +39,24 @@ def shapes_seen() -> Iterator[dict[str, tuple[Tensor | None, ...]]]:
 
 def convolution(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Rounded,
     bias: Tensor | None,
     *,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """A 3 x 3 convolution with a border of zeros; plus the residual; then ReLU."""
+    """A 3 x 3 convolution with a border of zeros; plus the residual; then ReLU.
+
+    In float8 if x and the weight are.
+    """
     n, _, _, c = weight.shape
     tile = None
     if c >= LEAST_CHANNELS:
-        kind = "plain" if bias is None and residual is None and not relu else "conv"
-        _note(convolution_key(_sizes(x), n, kind), x, weight, bias, residual)
+        bare = bias is None and residual is None and not relu
+        kind = _product_kind("plain" if bare else "conv", weight)
+        _note(convolution_key(_sizes(x), n, kind), x, _values(weight), bias, residual)
         tile = _convolution_tile(x, n, kind)
-    elif x.is_cuda and residual is None and not relu:
+    elif x.is_cuda and residual is None and not relu and isinstance(weight, Tensor):
         from sdopt.engine import launch
 
         return launch.narrow_convolution(x, weight, bias)
@@ -60,7 +65,7 @@ def convolution(
 
 def tiled_convolution(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Rounded,
     bias: Tensor | None,
     tile: Tile | None,
     *,
@@ -72,6 +77,7 @@ def tiled_convolution(
         from sdopt.engine import launch
 
         return launch.convolution(x, weight, bias, tile, residual=residual, relu=relu)
+    x, weight = _as_multiplied(x, weight)
     out = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), None, padding=1)
     return ended(out.permute(0, 2, 3, 1).contiguous(), bias, residual, relu=relu)
 
@@ -150,26 +156,29 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Rounded,
     bias: Tensor | None = None,
     *,
     x2: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """x @ weight.T over the last dimension, x continued by x2 if there is one; plus the rest."""
+    """x @ weight.T over the last dimension, x continued by x2 if there is one; plus the rest.
+
+    In float8 if x and the weight are.
+    """
     n, k = weight.shape
     flat = x.reshape(-1, x.shape[-1])
     more = None if x2 is None else x2.reshape(-1, x2.shape[-1])
     rest = None if residual is None else residual.reshape(-1, n)
-    kind = "linear" if x2 is None else "joined"
-    _note(product_key(flat.shape[0], k, n, kind), flat, weight, bias, more, rest)
+    kind = _product_kind("linear" if x2 is None else "joined", weight)
+    _note(product_key(flat.shape[0], k, n, kind), flat, _values(weight), bias, more, rest)
     tile = _product_tile(flat, k, n, kind)
     return tiled_linear(flat, weight, bias, tile, x2=more, residual=rest).reshape(*x.shape[:-1], n)
 
 
 def tiled_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Rounded,
     bias: Tensor | None,
     tile: Tile | None,
     *,
@@ -181,25 +190,31 @@ def tiled_linear(
         from sdopt.engine import launch
 
         return launch.matrix_product(x, weight, bias, tile, x2=x2, residual=residual)
+    x, weight = _as_multiplied(x, weight)
     out = F.linear(x if x2 is None else torch.cat([x, x2], 1), weight, bias)
     return out if residual is None else out + residual
 
 
-def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The first half of a product's columns times GELU of the second (Shazeer 2020)."""
+def geglu(x: Tensor, weight: Tensor | Rounded, bias: Tensor) -> Tensor:
+    """The first half of a product's columns times GELU of the second (Shazeer 2020).
+
+    In float8 if x and the weight are.
+    """
     flat = x.reshape(-1, x.shape[-1])
     n = weight.shape[0] // 2
-    _note(product_key(flat.shape[0], flat.shape[1], n, "geglu"), flat, weight, bias)
-    tile = _product_tile(flat, flat.shape[1], n, "geglu")
+    kind = _product_kind("geglu", weight)
+    _note(product_key(flat.shape[0], flat.shape[1], n, kind), flat, _values(weight), bias)
+    tile = _product_tile(flat, flat.shape[1], n, kind)
     return tiled_geglu(flat, weight, bias, tile).reshape(*x.shape[:-1], n)
 
 
-def tiled_geglu(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None) -> Tensor:
+def tiled_geglu(x: Tensor, weight: Tensor | Rounded, bias: Tensor, tile: Tile | None) -> Tensor:
     """`geglu` of a matrix, cut that way; by the library if there is no tile."""
     if tile is not None and not tile.library:
         from sdopt.engine import launch
 
         return launch.matrix_product(x, weight, bias, tile, geglu=True)
+    x, weight = _as_multiplied(x, weight)
     values, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
     return values * F.gelu(gate)
 
@@ -211,30 +226,37 @@ def group_norm(
     silu: bool = False,
     x2: Tensor | None = None,
     shift: Tensor | None = None,
+    factor: float | None = None,
 ) -> Tensor:
-    """GroupNorm of x + shift, continued along its channels by x2 if there is one; then SiLU."""
+    """GroupNorm of x + shift, continued along its channels by x2 if there is one; then SiLU.
+
+    With a `factor` the result is multiplied by it and rounded to float8.
+    """
     if x.is_cuda:
         from sdopt.engine import launch
 
         return launch.group_norm(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, x2=x2, shift=shift
-        )
+            x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, x2=x2, shift=shift,
+            factor=factor,
+        )  # fmt: skip
     x = x if shift is None else x + shift
     joined = x if x2 is None else torch.cat([x, x2], 3)
     out = F.group_norm(
         joined.permute(0, 3, 1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps
     )
     out = out.permute(0, 2, 3, 1).contiguous()
-    return F.silu(out) if silu else out
+    out = F.silu(out) if silu else out
+    return out if factor is None else to_float8(out, factor)
 
 
-def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
-    """LayerNorm over the last dimension."""
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm, factor: float | None = None) -> Tensor:
+    """LayerNorm over the last dimension; `factor` as `group_norm`'s."""
     if x.is_cuda:
         from sdopt.engine import launch
 
-        return launch.layer_norm(x, norm.weight, norm.bias, norm.eps)
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return launch.layer_norm(x, norm.weight, norm.bias, norm.eps, factor)
+    out = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return out if factor is None else to_float8(out, factor)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, *, causal: bool = False) -> Tensor:
@@ -287,6 +309,21 @@ def solver_step(
     sample.copy_(factors[3] * sample + factors[4] * estimate + factors[5] * before)
     before.copy_(estimate)
     return torch.cat([sample.to(noise.dtype)] * max(copies, 1))
+
+
+def _as_multiplied(x: Tensor, weight: Tensor | Rounded) -> tuple[Tensor, Tensor]:
+    """Operands in float8 as the library can multiply them: rounded already, in a wider type."""
+    if isinstance(weight, Rounded):
+        return x.to(weight.dtype), weight.whole
+    return x, weight
+
+
+def _product_kind(kind: str, weight: Tensor | Rounded) -> str:
+    return FLOAT8 + kind if isinstance(weight, Rounded) else kind
+
+
+def _values(weight: Tensor | Rounded) -> Tensor:
+    return weight.values if isinstance(weight, Rounded) else weight
 
 
 def _convolution_tile(x: Tensor, n: int, kind: str) -> Tile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sdopt.engine.cards import HOPPER, Card
@@ -9,6 +10,8 @@ from sdopt.engine.tiles import LIBRARY, Sizes, Tile
 
 SPECIALIZED_DEPTH, FEWEST_SPECIALIZED_COLUMNS = 64, 128
 """What the rule for specialized tiles loads at a time, and the least width that it is for."""
+FLOAT8_DEPTH, FEWEST_FLOAT8_COLUMNS = 128, 64
+"""A row of a box is 128 bytes, as in float16."""
 POINTER_STAGES = 3
 """With 128 x 128 x 64 entries 96 KiB at most, which the smallest card has room for."""
 MOST_KEYS = 256
@@ -57,6 +60,36 @@ def ruled_specialized_convolution(sizes: Sizes, n: int, kind: str, card: Card) -
         images=several, height=high, width=wide, columns=columns, extra=extra, stages=5,
         splits=splits, specialized=True,
     )  # fmt: skip
+
+
+def ruled_float8_convolution(sizes: Sizes, n: int, card: Card) -> Tile:
+    """`ruled_specialized_convolution` in float8: twice as deep in as many bytes."""
+    if not fits_float8(sizes[3], n, card):
+        return LIBRARY
+    tile = ruled_specialized_convolution((*sizes[:3], sizes[3] // 2), n, "conv", card)
+    return replace(tile, depth=FLOAT8_DEPTH)
+
+
+def ruled_float8_product(m: int, k: int, n: int, kind: str, card: Card) -> Tile:
+    """Two boxes of 64 rows by 128 columns, by 64 where those leave multiprocessors without work.
+
+    GEGLU has as many columns of the gate.
+    """
+    if not fits_float8(k, n, card):
+        return LIBRARY
+    down = -(-m // 128)
+    columns = 128 if n >= 128 and down * -(-n // 128) >= card.multiprocessors else 64
+    extra = columns if kind == "geglu" else 0
+    splits = 1 if extra else _splits(2 * down * -(-n // columns), -(-k // FLOAT8_DEPTH), card)
+    return Tile(
+        height=64, width=1, columns=columns, extra=extra, depth=FLOAT8_DEPTH,
+        stages=3 if extra == 128 else 4, splits=splits, specialized=True,
+    )  # fmt: skip
+
+
+def fits_float8(k: int, n: int, card: Card) -> bool:
+    """Whether the kernel for float8 computes so many channels; others are left to the library."""
+    return card.specialized and k % 16 == 0 and n % 8 == 0 and n >= FEWEST_FLOAT8_COLUMNS
 
 
 def ruled_product(m: int, k: int, n: int, kind: str, card: Card) -> Tile:

@@ -9,6 +9,8 @@ there, which Triton's pipelining may refill too early; see docs/lab-notes/pitfal
 Gluon is experimental: `specialized_launch.GLUON_VERSIONS` are those that this compiles with.
 """
 
+from typing import Any
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -94,13 +96,13 @@ def _producer(boxes, weights, matrices, barriers, places, rows, steps, sizes, ba
 
 @gluon.jit
 def _store(acc, n0, place, ends, shape, phase, PHASES: gl.constexpr, FLAT: gl.constexpr,
-           BH: gl.constexpr, BW: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr,
-           ACTIVATION: gl.constexpr):  # fmt: skip
-    """Bias, residual, activation; rounded once; written by rows of 16 bytes."""
+           BH: gl.constexpr, BW: gl.constexpr, SCALED: gl.constexpr, HAS_BIAS: gl.constexpr,
+           HAS_RESIDUAL: gl.constexpr, ACTIVATION: gl.constexpr):  # fmt: skip
+    """Scale, bias, residual, activation; rounded once; written by rows of 16 bytes."""
     WIDTH: gl.constexpr = acc.shape[1]
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
     acc = gl.convert_layout(acc, ROWS)
-    bias, residual, out = ends
+    scale, bias, residual, out = ends
     images, H, W, N = shape
     m0, i0, h0, w0 = place
     phase_h, phase_w = phase
@@ -117,6 +119,8 @@ def _store(acc, n0, place, ends, shape, phase, PHASES: gl.constexpr, FLAT: gl.co
         pixel = (i * H * PHASES + h * PHASES + phase_h) * W * PHASES + w * PHASES + phase_w
     at = pixel.to(gl.int64)[:, None] * N + column[None, :]
     mask = inside[:, None] & (column < N)[None, :]
+    if SCALED:
+        acc *= gl.load(scale + column, mask=column < N, other=0.0)[None, :]
     if HAS_BIAS:
         acc += gl.load(bias + column, mask=column < N, other=0.0).to(gl.float32)[None, :]
     if HAS_RESIDUAL:
@@ -129,7 +133,7 @@ def _store(acc, n0, place, ends, shape, phase, PHASES: gl.constexpr, FLAT: gl.co
 def _consumer(a, b, bx, barriers, steps, n0, place, ends, shape, phase, PHASES: gl.constexpr,
               FLAT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, BN: gl.constexpr,
               BX: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, GEGLU: gl.constexpr,
-              HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr,
+              SCALED: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr,
               ACTIVATION: gl.constexpr):  # fmt: skip
     """The sum over all steps of one consumer's pixels by BN (and BX) columns, and its end."""
     full, empty = barriers
@@ -163,27 +167,35 @@ def _consumer(a, b, bx, barriers, steps, n0, place, ends, shape, phase, PHASES: 
     else:
         acc = warpgroup_mma_wait(0, deps=[acc])
     if GEGLU:
-        bias, _, _ = ends
+        scale, bias, _, _ = ends
         N = shape[3]
         column = n0 + gl.arange(0, BN, layout=gl.SliceLayout(0, SUM))
+        if SCALED:
+            acc *= gl.load(scale + column, mask=column < N, other=0.0)[None, :]
+            ext *= gl.load(scale + N + column, mask=column < N, other=0.0)[None, :]
         acc += gl.load(bias + column, mask=column < N, other=0.0).to(gl.float32)[None, :]
         ext += gl.load(bias + N + column, mask=column < N, other=0.0).to(gl.float32)[None, :]
         acc *= _gelu(ext)
-    _store(acc, n0, place, ends, shape, phase, PHASES, FLAT, BH, BW, HAS_BIAS and not GEGLU,
-           HAS_RESIDUAL, ACTIVATION)  # fmt: skip
+    _store(acc, n0, place, ends, shape, phase, PHASES, FLAT, BH, BW, SCALED and not GEGLU,
+           HAS_BIAS and not GEGLU, HAS_RESIDUAL, ACTIVATION)  # fmt: skip
     if BX > 0 and not GEGLU:
-        _store(ext, n0 + BN, place, ends, shape, phase, PHASES, FLAT, BH, BW, HAS_BIAS,
+        _store(ext, n0 + BN, place, ends, shape, phase, PHASES, FLAT, BH, BW, SCALED, HAS_BIAS,
                HAS_RESIDUAL, ACTIVATION)  # fmt: skip
 
 
-@gluon.jit(do_not_specialize=["images", "H", "W", "C", "C2", "splits"])
+def _name(kernel: Any) -> str:
+    """What it is called in a profile, where products in float8 are counted."""
+    return "sdopt_product" + "_float8" * ("fp8" in kernel.signature["x_box"])
+
+
+@gluon.jit(do_not_specialize=["images", "H", "W", "C", "C2", "splits"], repr=_name)
 def sdopt_product(
-    x_box, x2_box, w_box, wx_box, bias, residual, out, images, H, W, C, C2, N, splits,
+    x_box, x2_box, w_box, wx_box, scale, bias, residual, out, images, H, W, C, C2, N, splits,
     TAPS: gl.constexpr, PHASES: gl.constexpr, FLAT: gl.constexpr, DOWNSAMPLE: gl.constexpr,
     JOINED: gl.constexpr, GEGLU: gl.constexpr, PARTIAL: gl.constexpr, BI: gl.constexpr,
     BH: gl.constexpr, BW: gl.constexpr, BN: gl.constexpr, BX: gl.constexpr, BK: gl.constexpr,
-    STAGES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr,
-    ACTIVATION: gl.constexpr,
+    STAGES: gl.constexpr, SCALED: gl.constexpr, HAS_BIAS: gl.constexpr,
+    HAS_RESIDUAL: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
     """What `kernels.sdopt_convolution` computes, and, of FLAT images of H rows, `matrix_product`.
 
@@ -229,7 +241,7 @@ def sdopt_product(
         mbarrier.init(empty.index(i), count=2)
     fence_async_shared()
 
-    ends = (bias, residual, out)
+    ends = (scale, bias, residual, out)
     shape = (images, H, W, N)
     barriers = (full, empty)
     # Three taps reach one pixel back; two of them back or on, by phase.
@@ -237,9 +249,11 @@ def sdopt_product(
     gl.warp_specialize(
         [
             (_consumer, (a0, b, bx, barriers, steps, n0, place0, ends, shape, phases, PHASES, FLAT,
-                         BH, BW, BN, BX, BK, STAGES, GEGLU, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)),
+                         BH, BW, BN, BX, BK, STAGES, GEGLU, SCALED, HAS_BIAS, HAS_RESIDUAL,
+                         ACTIVATION)),
             (_consumer, (a1, b, bx, barriers, steps, n0, place1, ends, shape, phases, PHASES, FLAT,
-                         BH, BW, BN, BX, BK, STAGES, GEGLU, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)),
+                         BH, BW, BN, BX, BK, STAGES, GEGLU, SCALED, HAS_BIAS, HAS_RESIDUAL,
+                         ACTIVATION)),
             (_producer, ((x_box, x2_box), (w_box, wx_box), (a0, a1, b, bx), barriers,
                          (place0, place1), rows, steps, (blocks, C), back, FLAT, TAPS, DOWNSAMPLE,
                          JOINED, MC, BN, BX, BK, STAGES)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 from torch import Tensor
 from triton import cdiv
@@ -35,11 +36,13 @@ def product(
     flat: bool,
     downsample: bool = False,
     geglu: bool = False,
+    scale: Tensor | None = None,
 ) -> None:
     """`specialized.sdopt_product` into `out`, or, of a split tile, into its sums.
 
     `shape` is that of the image before doubling, (images, H, W, C); of a matrix (1, rows, 1, K).
-    `weight` is (phases**2 * N, taps**2 * C), for GEGLU (2 * N, K).
+    `weight` is (phases**2 * N, taps**2 * C), for GEGLU (2 * N, K). Operands are float16 or float8,
+    whose columns' sums are multiplied by `scale`.
     """
     from sdopt.engine import specialized
 
@@ -58,12 +61,13 @@ def product(
     specialized.sdopt_product[(down, across, tile.splits * phases**2)](
         _boxes(x, box), _boxes(x if x2 is None else x2, box),
         _boxes(weight, [tile.columns, depth]), _boxes(weight, [tile.extra or tile.columns, depth]),
-        out if bias is None else bias, out if residual is None else residual, out,
+        *(out if tensor is None else tensor for tensor in (scale, bias, residual)), out,
         images, height, width, channels, 0 if x2 is None else x2.shape[1], columns, tile.splits,
         TAPS=taps, PHASES=phases, FLAT=flat, DOWNSAMPLE=downsample,
         JOINED=x2 is not None, GEGLU=geglu,
         PARTIAL=not whole, BI=tile.images, BH=tile.height, BW=tile.width, BN=tile.columns,
-        BX=tile.extra, BK=depth, STAGES=tile.stages, HAS_BIAS=whole and bias is not None,
+        BX=tile.extra, BK=depth, STAGES=tile.stages, SCALED=whole and scale is not None,
+        HAS_BIAS=whole and bias is not None,
         HAS_RESIDUAL=whole and residual is not None, ACTIVATION=activation if whole else 0,
         num_warps=4,
     )  # fmt: skip
@@ -73,5 +77,6 @@ def _boxes(tensor: Tensor, box: list[int]) -> object:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    layout = gl.NVMMASharedLayout.get_default_for(box, gl.float16)
+    kind = gl.float8e4nv if tensor.dtype == torch.float8_e4m3fn else gl.float16
+    layout = gl.NVMMASharedLayout.get_default_for(box, kind)
     return TensorDescriptor.from_tensor(tensor, box, layout)

@@ -19,10 +19,13 @@ from sdopt.engine.rules import (
     SPECIALIZED_DEPTH,
     ruled_attention,
     ruled_convolution,
+    ruled_float8_convolution,
+    ruled_float8_product,
     ruled_product,
     ruled_specialized_convolution,
 )
 from sdopt.engine.tiles import (
+    FLOAT8,
     Sizes,
     Tile,
     attention_key,
@@ -110,10 +113,12 @@ def convolution_tile(sizes: Sizes, n: int, kind: str, card: Card) -> Tile:
     """The measured tile of this convolution, that of fewer images, or one by rule."""
     images, height, width, c = sizes
     for times in _times(images):
-        for kind_or_like in (kind, "conv") if kind == "plain" else (kind,):
+        for kind_or_like in dict.fromkeys((kind, kind.replace("plain", "conv"))):
             key = convolution_key((images // times, height, width, c), n, kind_or_like)
             if (tile := _stored(key, card)) is not None:
                 return _less_split(tile, times)
+    if kind.startswith(FLOAT8):
+        return ruled_float8_convolution(sizes, n, card)
     if card.specialized and c % SPECIALIZED_DEPTH == 0 and n >= FEWEST_SPECIALIZED_COLUMNS:
         return ruled_specialized_convolution(sizes, n, kind, card)
     return ruled_convolution(sizes, n, kind, card)
@@ -124,6 +129,8 @@ def product_tile(m: int, k: int, n: int, kind: str, card: Card) -> Tile:
     for times in _times(m):
         if (tile := _stored(product_key(m // times, k, n, kind), card)) is not None:
             return _less_split(tile, times)
+    if kind.startswith(FLOAT8):
+        return ruled_float8_product(m, k, n, kind.removeprefix(FLOAT8), card)
     return ruled_product(m, k, n, kind, card)
 
 

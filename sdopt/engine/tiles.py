@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FLOAT8 = "float8-"
+"""How the kind of a product begins whose operands are in float8."""
 OLD_KINDS = {"doubled": "upsample", "halved": "downsample"}
 Sizes = tuple[int, int, int, int]
 """Images, height, width and channels of a convolution's input."""
@@ -48,7 +50,7 @@ LIBRARY = Tile(library=True)
 
 def convolution_key(sizes: Sizes, n: int, kind: str) -> str:
     """The name of a convolution's shape: 'conv 2x64x64x320-320'; `kind` is conv, plain, upsample or
-    downsample.
+    downsample; of the first two in float8, float8-conv and float8-plain.
 
     A plain one has no bias and no residual, for which the library needs kernels of their own.
     """
@@ -56,7 +58,8 @@ def convolution_key(sizes: Sizes, n: int, kind: str) -> str:
 
 
 def product_key(m: int, k: int, n: int, kind: str) -> str:
-    """The name of a matrix product's shape: 'linear 8192x320-320'; `kind` is linear or geglu."""
+    """The name of a matrix product's shape: 'linear 8192x320-320'; `kind` is linear, joined or
+    geglu, or in float8 float8-linear or float8-geglu."""
     return f"{kind} {m}x{k}-{n}"
 
 

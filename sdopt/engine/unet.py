@@ -6,7 +6,7 @@ class's options that such models do not use are refused by name when it is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdopt.engine import ops
+from sdopt.engine.float8 import NO_FLOAT8, Float8, Rounded
 from sdopt.engine.joining import joined_projections, merged_products
 from sdopt.engine.upsampling import upsample_weights
 from sdopt.errors import SdoptError
@@ -49,6 +50,11 @@ SUPPORTED: Mapping[str, Any] = {
 """The options of a UNet2DConditionModel that this forward pass was written for."""
 BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
+FLOAT8_KINDS = (
+    "conv1", "conv2", "proj_in", "self-attention", "cross-attention", "feed-forward",
+)  # fmt: skip
+"""Products of norms' outputs, whose operands can be in float8."""
+
 Context = Mapping[nn.Module, tuple[Tensor, Tensor]]
 """Keys and values of the prompts, (images, tokens, width) each, by cross-attention module."""
 Shift = Mapping[nn.Module, Tensor]
@@ -61,15 +67,18 @@ class FusedUNet:
 
     Queries, keys and values of self-attention are one product: their weights are joined, and the
     module's own become views of the joined ones. A transformer's last two products, of its last
-    feed-forward and its output, have no nonlinearity between them and are one as well. What ran is
+    feed-forward and its output, have no nonlinearity between them and are one as well. Products of
+    `kinds`, of FLOAT8_KINDS, are in float8. What ran is
     counted: `contexts` of the prompts' keys and values, `embeddings` of timesteps, `wholes` of the
     UNet with its deep layers, `twins` of calls that computed two equal halves once.
     """
 
     unet: Any
+    kinds: Collection[str] = ()
     joined: dict[nn.Module, Tensor] = field(default_factory=dict)
     upsample: dict[nn.Module, Tensor] = field(default_factory=dict)
     merged: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    float8: Float8 = field(default_factory=Float8)
     contexts: int = 0
     embeddings: int = 0
     wholes: int = 0
@@ -87,6 +96,28 @@ class FusedUNet:
             if kind == "Transformer2DModel":
                 last = module.transformer_blocks[-1].ff.net[2]
                 self.merged[module] = merged_products(last, module.proj_out)
+            for name, owner, weight, norm in self._after_norms(module):
+                if name in self.kinds:
+                    self.float8.add(owner, weight, norm)
+
+    def _after_norms(self, module: Any) -> Iterator[tuple[str, nn.Module, Tensor, nn.Module]]:
+        """A module's products of norms' outputs: kind, owner and weight of each, and the norm."""
+        kind = type(module).__name__
+        if kind == "ResnetBlock2D":
+            yield "conv1", module.conv1, _taps(module.conv1), module.norm1
+            yield "conv2", module.conv2, _taps(module.conv2), module.norm2
+        elif kind == "Transformer2DModel":
+            yield "proj_in", module.proj_in, _flat(module.proj_in), module.norm
+        elif kind == "BasicTransformerBlock":
+            first = module.ff.net[0].proj
+            yield "self-attention", module.attn1, self.joined[module.attn1], module.norm1
+            yield "cross-attention", module.attn2.to_q, module.attn2.to_q.weight, module.norm2
+            yield "feed-forward", first, first.weight, module.norm3
+
+    @property
+    def float8_products(self) -> int:
+        """How many products were in float8 so far."""
+        return self.float8.used
 
     def shifts(self, timesteps: Tensor) -> dict[nn.Module, Tensor]:
         """The residual blocks' shifts at some timesteps, of shape (timesteps, channels) each.
@@ -179,10 +210,10 @@ class FusedUNet:
         return outputs
 
     def _middle(self, block: Any, x: Tensor, shift: Shift, context: Context) -> Tensor:
-        x = residual_block(block.resnets[0], x, shift)
+        x = residual_block(block.resnets[0], x, shift, float8=self.float8)
         for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
             x = self._transformer(attention, x, context)
-            x = residual_block(resnet, x, shift)
+            x = residual_block(resnet, x, shift, float8=self.float8)
         return x
 
     def _up(
@@ -203,7 +234,7 @@ class FusedUNet:
         shift: Shift,
         context: Context,
     ) -> Tensor:
-        x = residual_block(block.resnets[layer], x, shift, skip)
+        x = residual_block(block.resnets[layer], x, shift, skip, self.float8)
         if getattr(block, "has_cross_attention", False):
             x = self._transformer(block.attentions[layer], x, context)
         return x
@@ -212,8 +243,9 @@ class FusedUNet:
         """Transformer2DModel: its 1 x 1 convolutions are products over tokens."""
         outer = x
         images, height, width, _ = x.shape
-        x = ops.group_norm(x, module.norm)
-        x = ops.linear(x, _flat(module.proj_in), module.proj_in.bias)
+        float8, into = self.float8, module.proj_in
+        x = ops.group_norm(x, module.norm, factor=float8.factors.get(module.norm))
+        x = ops.linear(x, float8.weight(into, _flat(into)), into.bias)
         x = x.reshape(images, height * width, -1)
         *blocks, last = module.transformer_blocks
         for block in blocks:
@@ -230,33 +262,47 @@ class FusedUNet:
     def _transformer_block(self, block: Any, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """A BasicTransformerBlock up to its feed-forward's hidden values, which are left to add."""
         one, other = block.attn1, block.attn2
-        joined = ops.linear(ops.layer_norm(x, block.norm1), self.joined[one])
+        joined = ops.linear(self._normed(x, block.norm1), self._weight(one, self.joined[one]))
         q, k, v = joined.chunk(3, dim=-1)
         attended = ops.attention(q, k, v, one.heads)
         x = ops.linear(attended, _w(one.to_out[0]), one.to_out[0].bias, residual=x)
-        query = ops.linear(ops.layer_norm(x, block.norm2), _w(other.to_q))
+        query = ops.linear(self._normed(x, block.norm2), self._weight(other.to_q))
         keys, values = context[other]
         x = _as_many(x, keys)
         attended = ops.attention(query, keys, values, other.heads)
         x = ops.linear(attended, _w(other.to_out[0]), other.to_out[0].bias, residual=x)
         first = block.ff.net[0].proj
-        return x, ops.geglu(ops.layer_norm(x, block.norm3), first.weight, first.bias)
+        return x, ops.geglu(self._normed(x, block.norm3), self._weight(first), first.bias)
+
+    def _normed(self, x: Tensor, norm: Any) -> Tensor:
+        """LayerNorm, in float8 if the product after it is."""
+        return ops.layer_norm(x, norm, self.float8.factors.get(norm))
+
+    def _weight(self, module: Any, weight: Tensor | None = None) -> Tensor | Rounded:
+        """In float8 if the module's product is; else the one given, or the module's own."""
+        return self.float8.weight(module, module.weight if weight is None else weight)
 
 
 def residual_block(
-    module: Any, x: Tensor, shift: Shift | None = None, skip: Tensor | None = None
+    module: Any,
+    x: Tensor,
+    shift: Shift | None = None,
+    skip: Tensor | None = None,
+    float8: Float8 = NO_FLOAT8,
 ) -> Tensor:
     """ResnetBlock2D of x continued by `skip`, which is never joined to it in memory."""
     bias = module.conv1.bias if shift is None else shift[module]
     skip = None if skip is None else _as_many(skip, x)
-    hidden = ops.group_norm(x, module.norm1, silu=True, x2=skip)
-    hidden = ops.convolution(hidden, _taps(module.conv1), None)
-    hidden = ops.group_norm(hidden, module.norm2, silu=True, shift=bias)
+    one, other = module.conv1, module.conv2
+    factors = float8.factors.get(module.norm1), float8.factors.get(module.norm2)
+    hidden = ops.group_norm(x, module.norm1, silu=True, x2=skip, factor=factors[0])
+    hidden = ops.convolution(hidden, float8.weight(one, _taps(one)), None)
+    hidden = ops.group_norm(hidden, module.norm2, silu=True, shift=bias, factor=factors[1])
     outer = x
     if module.conv_shortcut is not None:
         short = module.conv_shortcut
         outer = ops.linear(x, _flat(short), short.bias, x2=skip)
-    return ops.convolution(hidden, _taps(module.conv2), module.conv2.bias, residual=outer)
+    return ops.convolution(hidden, float8.weight(other, _taps(other)), other.bias, residual=outer)
 
 
 def _as_many(x: Tensor, like: Tensor) -> Tensor:

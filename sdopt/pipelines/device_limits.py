@@ -14,14 +14,14 @@ import torch
 
 from sdopt.engine.cards import LEAST_CAPABILITY, card_of
 from sdopt.engine.tables import described, table_of
-from sdopt.errors import OutOfMemoryError, SdoptError
+from sdopt.errors import OutOfMemoryError, UnsupportedCardError
 from sdopt.levels import Level
 
 logger = logging.getLogger(__name__)
 
 
 def check_capability(level: Level, device: torch.device) -> None:
-    """Raise SdoptError on a device that the level's kernels or graphs cannot run on.
+    """Raise UnsupportedCardError on a device that the level's kernels or graphs cannot run on.
 
     Eager and compiled levels run wherever PyTorch does.
     """
@@ -40,6 +40,13 @@ def check_capability(level: Level, device: torch.device) -> None:
             f"(Ampere), {device} has {major}.{minor}",
             "one-graph",
         )
+    if level.float8 and not card_of(device).specialized:
+        _refuse(
+            level,
+            f"its float8 kernels are for Hopper GPUs (compute capability 9) and a Triton whose "
+            f"Gluon compiles them; {card_of(device)} takes others",
+            str(level.reference),
+        )
 
 
 def warn_of_rules(level: Level, device: torch.device) -> None:
@@ -49,7 +56,9 @@ def warn_of_rules(level: Level, device: torch.device) -> None:
 
 
 def _refuse(level: Level, reason: str, other: str) -> NoReturn:
-    raise SdoptError(f"level {level.name!r}: {reason}; choose {other!r} or a level before it")
+    raise UnsupportedCardError(
+        f"level {level.name!r}: {reason}; choose {other!r} or a level before it"
+    )
 
 
 def cpp_compiler() -> str | None:

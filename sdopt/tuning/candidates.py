@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sdopt.engine.cards import H100, Card
-from sdopt.engine.rules import MOST_KEYS
+from sdopt.engine.rules import FLOAT8_DEPTH, MOST_KEYS
 from sdopt.engine.tiles import Tile
 from sdopt.tuning.chosen import ruled
 from sdopt.tuning.jobs import CONVOLUTIONS, Job
@@ -26,6 +26,8 @@ def candidates(job: Job, card: Card = H100) -> list[Tile]:
     """The tiles to time on a card: those that it can read for, and has the shared memory for."""
     if job.kind == "attention":
         return [tile for tile in _attention_tiles(job) if not (tile.boxed and card.pointers)]
+    if job.float8:
+        return list(_specialized_tiles(job)) or [ruled(job, card)]
     convolving = job.kind in CONVOLUTIONS
     found = [*(_convolution_tiles(job) if convolving else _product_tiles(job))]
     if card.pointers:
@@ -147,7 +149,8 @@ def _specialized_tiles(job: Job) -> Iterator[Tile]:
     gated, n = job.kind == "geglu", job.columns
     whole = gated or job.kind == "upsample"
     _, weight = job.first_two
-    blocks = -(-weight[-1] // DEPTH) * (weight[1] ** 2 if job.kind in CONVOLUTIONS else 1)
+    depth = FLOAT8_DEPTH if job.float8 else DEPTH  # of as many bytes
+    blocks = -(-weight[-1] // depth) * (weight[1] ** 2 if job.kind in CONVOLUTIONS else 1)
     for box, programs in _specialized_boxes(job):
         pixels = box[0] * box[1] * box[2]
         for columns, extra in _specialized_columns(n, gated):
@@ -158,7 +161,7 @@ def _specialized_tiles(job: Job) -> Iterator[Tile]:
                 for splits in _splits(programs * across, blocks, not whole):
                     yield Tile(
                         images=box[0], height=box[1], width=box[2], columns=columns, extra=extra,
-                        depth=DEPTH, stages=stages, splits=splits, specialized=True,
+                        depth=depth, stages=stages, splits=splits, specialized=True,
                     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from itertools import product
 
 from sdopt.engine import rules
 from sdopt.engine.cards import H100, Card
-from sdopt.engine.tiles import Tile, attention_key, convolution_key, product_key
+from sdopt.engine.tiles import FLOAT8, Tile, attention_key, convolution_key, product_key
 from sdopt.tuning.compiling import make_of, uses
 from sdopt.tuning.jobs import CONVOLUTIONS, Job, job_of_key, uses_of
 
@@ -49,8 +49,11 @@ def ruled(job: Job, card: Card) -> Tile:
         return rules.ruled_attention(weight[1], x[-1] // job.heads, card)
     if job.kind in CONVOLUTIONS:
         images, height, width, c = x
+        if job.float8:
+            return rules.ruled_float8_convolution((images, height, width, c), job.columns, card)
         return rules.ruled_convolution((images, height, width, c), job.columns, job.kind, card)
-    return rules.ruled_product(x[0], weight[1], job.columns, job.kind, card)
+    rule = rules.ruled_float8_product if job.float8 else rules.ruled_product
+    return rule(x[0], weight[1], job.columns, job.kind, card)
 
 
 def _convolutions(card: Card) -> Iterator[tuple[str, Tile]]:
@@ -63,12 +66,17 @@ def _convolutions(card: Card) -> Iterator[tuple[str, Tile]]:
             wide = n >= rules.FEWEST_SPECIALIZED_COLUMNS
             if card.specialized and c % rules.SPECIALIZED_DEPTH == 0 and wide:
                 yield key, rules.ruled_specialized_convolution(sizes, n, kind, card)
+            if kind in ("conv", "plain"):
+                yield FLOAT8 + key, rules.ruled_float8_convolution(sizes, n, card)
 
 
 def _products(card: Card) -> Iterator[tuple[str, Tile]]:
     for kind, m, k, n in product(("linear", "joined", "geglu"), ROWS, (64, 320, 2560), WIDTHS):
         if kind != "geglu" or n % 8 == 0:
-            yield product_key(m, k, n, kind), rules.ruled_product(m, k, n, kind, card)
+            key = product_key(m, k, n, kind)
+            yield key, rules.ruled_product(m, k, n, kind, card)
+            if kind != "joined":
+                yield FLOAT8 + key, rules.ruled_float8_product(m, k, n, kind, card)
 
 
 def _attentions(card: Card) -> Iterator[tuple[str, Tile]]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sdopt.engine import ops
-from sdopt.engine.tiles import Tile
+from sdopt.engine.float8 import Rounded, rounded_weight, to_float8
+from sdopt.engine.tiles import FLOAT8, Tile
 
 CONVOLUTIONS = ("conv", "plain", "upsample", "downsample")
 COLD_BYTES = 120 * 2**20
@@ -21,7 +22,10 @@ DEPTH = 64
 """A joined product's second input is a multiple of it, as in Stable Diffusion."""
 
 Shape = tuple[int, ...]
-Operands = Sequence[Tensor | None]
+Operands = Sequence[Any]
+"""Tensors, of float8 the weight as `Rounded`, and None where there is none."""
+FACTOR = 8.0
+"""By which an operand in float8 was multiplied, that of most norms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,12 @@ class Job:
     @property
     def kind(self) -> str:
         """'conv', 'plain', 'upsample', 'downsample', 'linear', 'joined', 'geglu' or 'attention'."""
-        return self.key.split()[0]
+        return self.key.split()[0].removeprefix(FLOAT8)
+
+    @property
+    def float8(self) -> bool:
+        """Whether its operands are."""
+        return self.key.startswith(FLOAT8)
 
     @property
     def heads(self) -> int:
@@ -87,7 +96,7 @@ def jobs_of_levels(names: Sequence[str], source: str) -> list[Job]:
 
 def job_of_key(key: str) -> Job:
     """The operation that a key of the table names, with all the operands that it can have."""
-    kind, rest = key.split()
+    kind, rest = key.removeprefix(FLOAT8).split()
     sizes, last = rest.rsplit("-", 1)
     shape = tuple(map(int, sizes.split("x")))
     if kind == "attention":
@@ -131,17 +140,28 @@ def uses_of(job: Job) -> Iterator[Job]:
         yield usual
 
 
-def empty_operands(job: Job) -> list[Tensor | None]:
+def empty_operands(job: Job) -> list[Tensor | Rounded | None]:
     """In the host's memory, of which nothing is touched: to compile for."""
-    return [None if s is None else torch.empty(s, dtype=torch.float16) for s in job.shapes]
+    empty = [None if s is None else torch.empty(s, dtype=torch.float16) for s in job.shapes]
+    if not job.float8:
+        return [*empty]
+    x, weight = job.first_two
+    kind = torch.float8_e4m3fn
+    scale = torch.empty(weight[0], dtype=torch.float32)
+    rounded = Rounded(values=torch.empty(weight, dtype=kind), scale=scale, dtype=torch.float16)
+    return [torch.empty(x, dtype=kind), rounded, *empty[2:]]
 
 
-def random_operands(job: Job, device: torch.device) -> list[Tensor | None]:
+def random_operands(job: Job, device: torch.device) -> list[Tensor | Rounded | None]:
     """Normal ones. Queries, keys and values of one image are parts of one tensor, as in a UNet."""
     if job.kind == "attention" and len({*job.shapes}) == 1:
         q, _ = job.first_two
         return list(_random((*q[:2], 3 * q[2]), device).chunk(3, dim=-1))
-    return [None if s is None else _random(s, device) for s in job.shapes]
+    if not job.float8:
+        return [None if s is None else _random(s, device) for s in job.shapes]
+    x, weight = (_random(shape, device) for shape in job.first_two)
+    more = (None if s is None else _random(s, device) for s in job.shapes[2:])
+    return [to_float8(x, FACTOR), rounded_weight(weight, FACTOR), *more]
 
 
 def _random(shape: Shape, device: torch.device) -> Tensor:
@@ -173,7 +193,8 @@ def operation(job: Job, device: torch.device) -> Callable[[Tile, int], Any]:
     """A function that computes the job with a tile, on its weights number i of many."""
     x, weight, *more = random_operands(job, device)
     weights = [weight]
-    if weight is not None and job.kind != "attention":
-        turns = max(1, min(MOST_TURNS, COLD_BYTES // (2 * weight.numel())))
-        weights += [torch.randn_like(weight) for _ in range(turns - 1)]
+    if job.kind != "attention":
+        size = prod(job.first_two[1]) * (1 if job.float8 else 2)
+        turns = max(1, min(MOST_TURNS, COLD_BYTES // size))
+        weights += [random_operands(job, device)[1] for _ in range(turns - 1)]
     return lambda tile, turn: computed(job, (x, weights[turn % len(weights)], *more), tile)

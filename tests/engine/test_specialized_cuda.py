@@ -12,9 +12,15 @@ from references import error, random
 from torch import Tensor
 
 from sdopt.engine.cards import H100
-from sdopt.engine.rules import ruled_specialized_convolution
+from sdopt.engine.float8 import rounded_weight, to_float8
+from sdopt.engine.rules import (
+    ruled_float8_convolution,
+    ruled_float8_product,
+    ruled_specialized_convolution,
+)
 from sdopt.engine.tiles import Tile
 from sdopt.engine.upsampling import upsample_weights
+from sdopt.tuning.repeats import FLOAT8_ERROR
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
@@ -41,13 +47,13 @@ def box(height: int, width: int, columns: int, extra: int = 0, **more: int) -> T
     return Tile(height=height, width=width, columns=columns, extra=extra, specialized=True, **more)
 
 
-def check(compute: Callable[[], Tensor], wanted: Tensor) -> None:
+def check(compute: Callable[[], Tensor], wanted: Tensor, limit: float = ROUNDED) -> None:
     """Right over memory full of NaN, and bit-identical when repeated beside other work."""
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         first = compute()
-        assert error(first.cpu(), wanted.cpu()) < ROUNDED
+        assert error(first.cpu(), wanted.cpu()) < limit
         other = torch.randn(2048, 2048, device="cuda").half()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -171,3 +177,112 @@ def test_geglu(m: int, k: int, n: int, tile: Tile) -> None:
     x, weight, bias = half(m, k), half(2 * n, k, seed=1) * 0.1, half(2 * n, seed=2)
     values, gate = references.product(x.cpu(), weight.cpu(), bias.cpu()).chunk(2, -1)
     check(lambda: launch.matrix_product(x, weight, bias, tile, geglu=True), values * F.gelu(gate))
+
+
+def deep(height: int, width: int, columns: int, extra: int = 0, **more: int) -> Tile:
+    return box(height, width, columns, extra, depth=128, **more)
+
+
+@pytest.mark.parametrize("ends", ["plain", "biased", "all"])
+@pytest.mark.parametrize(
+    ("sizes", "n", "tile"),
+    [
+        ((2, 8, 8, 128), 64, deep(8, 8, 64)),
+        # Less than half a block of channels; boxes and columns that reach over the edges.
+        ((1, 7, 10, 16), 40, deep(8, 8, 64)),
+        ((3, 9, 13, 48), 96, deep(4, 16, 64, 16, stages=3)),
+        ((2, 8, 8, 320), 320, deep(8, 8, 128, 32, splits=5)),
+        ((1, 40, 70, 320), 320, ruled_float8_convolution((1, 40, 70, 320), 320, H100)),
+        ((2, 12, 20, 96), 64, ruled_float8_convolution((2, 12, 20, 96), 64, H100)),
+    ],
+)
+def test_a_convolution_in_float8(
+    sizes: tuple[int, int, int, int], n: int, tile: Tile, ends: str
+) -> None:
+    from sdopt.engine import launch
+
+    x = to_float8(half(*sizes), 8.0)
+    weight = rounded_weight(half(n, 3, 3, sizes[3], seed=1) * 0.1, 8.0)
+    bias = None if ends == "plain" else half(n, seed=2)
+    residual = half(*sizes[:3], n, seed=3) if ends == "all" else None
+    wanted = references.convolution(x.float(), weight.whole.float(), bias, residual)
+    check(
+        lambda: launch.convolution(x, weight, bias, tile, residual=residual, relu=ends == "all"),
+        F.relu(wanted) if ends == "all" else wanted,
+        FLOAT8_ERROR,
+    )
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "tile"),
+    [
+        (128, 128, 64, deep(64, 1, 64)),
+        (300, 208, 320, deep(64, 1, 128, 32)),
+        (77, 768, 320, deep(64, 1, 64, splits=4)),
+        (1, 16, 64, deep(64, 1, 64)),
+        (500, 640, 1920, ruled_float8_product(500, 640, 1920, "linear", H100)),
+    ],
+)
+def test_a_product_in_float8(m: int, k: int, n: int, tile: Tile) -> None:
+    from sdopt.engine import launch
+
+    x, weight = to_float8(half(m, k), 8.0), rounded_weight(half(n, k, seed=1), 8.0)
+    bias, residual = half(n, seed=2), half(m, n, seed=3)
+    wanted = references.product(
+        x.float().cpu(), weight.whole.float().cpu(), bias.cpu(), None, residual.cpu()
+    )
+    check(
+        lambda: launch.matrix_product(x, weight, bias, tile, residual=residual),
+        wanted,
+        FLOAT8_ERROR,
+    )
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "tile"),
+    [
+        (300, 208, 96, deep(64, 1, 64, 64, stages=3)),
+        (500, 640, 2560, ruled_float8_product(500, 640, 2560, "geglu", H100)),
+    ],
+)
+def test_geglu_in_float8(m: int, k: int, n: int, tile: Tile) -> None:
+    from sdopt.engine import launch
+
+    x, weight = to_float8(half(m, k), 8.0), rounded_weight(half(2 * n, k, seed=1) * 0.1, 8.0)
+    bias = half(2 * n, seed=2)
+    wanted = references.product(x.float().cpu(), weight.whole.float().cpu(), bias.cpu())
+    values, gate = wanted.chunk(2, -1)
+    check(
+        lambda: launch.matrix_product(x, weight, bias, tile, geglu=True),
+        values * F.gelu(gate),
+        FLOAT8_ERROR,
+    )
+
+
+@pytest.mark.parametrize("pixels", [64, 4096])
+def test_norms_saturate_and_keep_nan(pixels: int) -> None:
+    """As on a CPU; both kernels of GroupNorm, and LayerNorm's."""
+    from sdopt.engine import ops
+
+    x = half(1, pixels, 1, 320)
+    group, layer = torch.nn.GroupNorm(32, 320), torch.nn.LayerNorm(320)
+    for norm in (group, layer):
+        norm.to("cuda", torch.float16).requires_grad_(False)
+        norm.weight[:40] = 400.0
+    for compute in (
+        lambda x: ops.group_norm(x, group, silu=True, factor=8.0),
+        lambda x: ops.layer_norm(x, layer, 8.0),
+    ):
+        found, wanted = compute(x).cpu().float(), None
+        assert float(found.abs().max()) == 448.0
+        group.cpu().float()
+        layer.cpu().float()
+        wanted = compute(x.cpu().float()).float()
+        group.to("cuda", torch.float16)
+        layer.to("cuda", torch.float16)
+        # A value between two of float8 goes to the other one where the input differs by a rounding.
+        assert error(found, wanted) < 0.01
+        assert float((found != wanted).float().mean()) < 0.02
+        broken = x.clone()
+        broken[0, 0, 0, :] = float("nan")
+        assert bool(compute(broken).float().isnan().any())

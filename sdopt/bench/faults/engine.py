@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.faults.fault import Fault
+from sdopt.engine.float8 import Float8
 from sdopt.util.replaced import replaced
 
 if TYPE_CHECKING:
@@ -78,6 +79,27 @@ def engine_faults() -> list[Fault]:
     ]
 
 
+def float8_faults() -> list[Fault]:
+    """Every one; `turbo-float8` has to be the level."""
+    return [
+        Fault(group="float8", name="none (control)", inject=nullcontext, caught_by=None),
+        Fault(
+            group="float8",
+            name="products in float16 instead of float8",
+            inject=_wide,
+            caught_by="effect",
+            says="float8: 0 products were, the level wants True",
+        ),
+        Fault(
+            group="float8",
+            name="half of the products in float16 instead of float8",
+            inject=_half_wide,
+            caught_by="unet_evaluations",
+            says="float8 product called",
+        ),
+    ]
+
+
 def _generated_as(**changes: Any) -> Inject:
     """The engine generates as if the level were another."""
     return lambda pipeline: replaced(pipeline, "engine", _engine(pipeline, **changes))
@@ -135,6 +157,28 @@ def _nothing_reused(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
         return predict(*args, **kwargs)
 
     return _predicting(pipeline, forward)
+
+
+def _wide(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
+    return _without_float8(pipeline, every=1)
+
+
+def _half_wide(pipeline: LevelPipeline) -> AbstractContextManager[Any]:
+    return _without_float8(pipeline, every=2)
+
+
+@contextmanager
+def _without_float8(pipeline: LevelPipeline, every: int) -> Iterator[Any]:
+    """Every so many products of the UNet are as they would be without float8."""
+    fused: Any = pipeline.fused_unet
+    own = fused.float8
+    left = {m: weight for i, (m, weight) in enumerate(own.weights.items()) if (i + 1) % every}
+    norms = {n: factor for i, (n, factor) in enumerate(own.factors.items()) if (i + 1) % every}
+    with (
+        replaced(fused, "float8", Float8(weights=left, factors=norms)),
+        replaced(pipeline, "engine", _engine(pipeline)),
+    ):
+        yield pipeline
 
 
 @contextmanager

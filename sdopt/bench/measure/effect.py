@@ -93,6 +93,7 @@ def _engine(level: Level, seen: Observation, dtype: str) -> Iterator[str]:
                 f"the level wants {wanted}"
             )
     yield from _computed(level, seen)
+    yield from _float8(level, seen)
     if seen.gpu is not None:
         yield from _engine_on_gpu(level, seen.gpu)
 
@@ -112,6 +113,17 @@ def _computed(level: Level, seen: Observation) -> Iterator[str]:
     for what, (found, wanted) in counts.items():
         if found != wanted:
             yield f"{what} computed {found} times, the level wants {wanted}"
+
+
+def _float8(level: Level, seen: Observation) -> Iterator[str]:
+    """Products in float8 ran, on a GPU each of them as a kernel of its own kind."""
+    if bool(seen.float8_products) != level.float8:
+        yield f"float8: {seen.float8_products} products were, the level wants {level.float8}"
+    elif seen.gpu is not None and seen.gpu.float8_kernels != seen.float8_products:
+        yield (
+            f"float8: {seen.gpu.float8_kernels} of its kernels ran on the GPU for "
+            f"{seen.float8_products} products"
+        )
 
 
 def _engine_on_gpu(level: Level, gpu: GpuActivity) -> Iterator[str]:

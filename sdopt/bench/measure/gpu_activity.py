@@ -22,6 +22,7 @@ FUSED = "triton_"
 """How the name of every kernel begins that Inductor generated."""
 OWN = "sdopt_"
 """How the name of every kernel of the engine begins."""
+FLOAT8 = "sdopt_product_float8"
 SOLVER = "sdopt_solver_step"
 """Levels without the engine's fused modules have this one too."""
 
@@ -54,7 +55,8 @@ class GpuActivity:
     `kernel_launches` counts the kernels that ran, those inside CUDA graphs too; `gpu_busy_ms` is
     the time in which at least one kernel or copy ran; `host_syncs` counts where the host waited for
     the device between the first UNet call and the decoder. Of the kernels `fused_kernels` are
-    Inductor's, `own_kernels` the engine's; `graph_launches` counts CUDA graphs.
+    Inductor's, `own_kernels` the engine's, and `float8_kernels` its products in float8;
+    `graph_launches` counts CUDA graphs.
     """
 
     kernel_launches: int
@@ -63,6 +65,7 @@ class GpuActivity:
     calls: tuple[GpuCall, ...]
     fused_kernels: int = 0
     own_kernels: int = 0
+    float8_kernels: int = 0
     graph_launches: int = 0
 
 
@@ -82,6 +85,7 @@ def gpu_activity(events: Sequence[Event], marks: Sequence[tuple[str, int, int]])
         ),
         fused_kernels=sum(kernel.name.startswith(FUSED) for kernel in kernels),
         own_kernels=sum(map(_is_own, kernels)),
+        float8_kernels=sum(kernel.name.startswith(FLOAT8) for kernel in kernels),
         graph_launches=sum(launch.name == GRAPH_LAUNCH for launch in launches),
     )
 

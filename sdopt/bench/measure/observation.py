@@ -57,8 +57,9 @@ class Observation:
     `channels_last` tells for the UNet and the decoder whether every weight of a convolution wider
     than 1 x 1 has that layout. `new_graphs` counts what Dynamo compiled and the engine captured
     meanwhile. `by_engine` is whether the engine generated the image; `contexts`, `embeddings`,
-    `wholes` and `twins` are what its UNet counted, see `FusedUNet`. `gpu` is what the device did during another
-    image, or None without CUDA. `solver` is what moved the latents, and from which noise on.
+    `wholes`, `twins` and `float8_products` are what its UNet counted, see `FusedUNet`. `gpu` is
+    what the device did during another image, or None without CUDA. `solver` is what moved the
+    latents, and from which noise on.
     """
 
     calls: tuple[Call, ...]
@@ -75,6 +76,7 @@ class Observation:
     embeddings: int = 0
     wholes: int = 0
     twins: int = 0
+    float8_products: int = 0
     gpu: GpuActivity | None = None
     solver: SeenSolver | None = field(default=None, compare=False, repr=False)
 
@@ -154,7 +156,7 @@ def _counted(pipeline: LevelPipeline) -> dict[str, int]:
     """What the engine's UNet has computed so far."""
     return {
         name: getattr(pipeline.fused_unet, name, 0)
-        for name in ("contexts", "embeddings", "wholes", "twins")
+        for name in ("contexts", "embeddings", "wholes", "twins", "float8_products")
     }
 
 

@@ -12,6 +12,7 @@ from sdopt.bench.own.ladder import OwnLevel
 from sdopt.bench.own.pipeline import core
 from sdopt.bench.plugin.keys import SESSION
 from sdopt.bench.session import BaselineStore, PipelinePool, RunContext
+from sdopt.errors import UnsupportedCardError
 from sdopt.levels import Level
 from sdopt.pipelines.workload import Request
 
@@ -55,8 +56,20 @@ def gate(pytestconfig: pytest.Config) -> Gate:
 
 @pytest.fixture(scope="session")
 def level(request: pytest.FixtureRequest, run: RunContext) -> Level:
-    """Each level of the ladder in turn; `-k "[final]"` picks one."""
-    return run.levels[request.param]
+    """Each level of the ladder in turn; `-k "[final]"` picks one.
+
+    One that this card cannot run is skipped: the check of completeness fails for it where a run
+    with it was stored.
+    """
+    level = run.levels[request.param]
+    if not isinstance(level, OwnLevel):
+        from sdopt.pipelines.device_limits import check_capability
+
+        try:
+            check_capability(level, run.device)
+        except UnsupportedCardError as error:
+            pytest.skip(str(error))
+    return level
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,7 +16,7 @@ from sdopt.bench.faults.between import (
     request_faults,
     round_faults,
 )
-from sdopt.bench.faults.engine import engine_faults
+from sdopt.bench.faults.engine import engine_faults, float8_faults
 from sdopt.bench.faults.fault import Finding
 from sdopt.bench.faults.harness import (
     Folder,
@@ -40,6 +40,7 @@ from sdopt.bench.faults.numerics import (
     racing_tile_fault,
 )
 from sdopt.bench.faults.optimizations import optimization_faults
+from sdopt.errors import UnsupportedCardError
 from sdopt.levels import Level, get_level
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 LEVEL = "final"
 """It has every optimization of diffusers and Inductor, so every such fault can be put into it."""
 ENGINE_LEVEL = "turbo"
-"""It has every optimization of the engine."""
+"""It has every optimization of the engine that keeps float16."""
+FLOAT8_LEVEL = "turbo-float8"
 
 
 class Bench:
@@ -136,6 +138,12 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
         finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
             fault, own, engine_level, bench.pipeline(engine_level)
         )
+    float8_level = get_level(FLOAT8_LEVEL)
+    if _runs(float8_level, own.run):
+        for fault in float8_faults():
+            finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
+                fault, own, float8_level, bench.pipeline(float8_level)
+            )
     for name in (LEVEL, ENGINE_LEVEL):
         finders |= _numeric_finders(bench, get_level(name))
     for number, broken in enumerate(harness_faults()):
@@ -168,6 +176,17 @@ def _numeric_finders(bench: Bench, level: Level) -> dict[str, Callable[[], Findi
             fault, own, level, bench.pipeline(level)
         )
     return finders
+
+
+def _runs(level: Level, run: RunContext) -> bool:
+    """Whether this card has the kernels of a level."""
+    from sdopt.pipelines.device_limits import check_capability
+
+    try:
+        check_capability(level, run.device)
+    except UnsupportedCardError:
+        return False
+    return True
 
 
 def _has_racing_tile(run: RunContext) -> bool:
