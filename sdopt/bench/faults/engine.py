@@ -94,8 +94,8 @@ def float8_faults() -> list[Fault]:
             group="float8",
             name="half of the products in float16 instead of float8",
             inject=_half_wide,
-            caught_by="unet_evaluations",
-            says="float8 product called",
+            caught_by="float8_products",
+            says="",
         ),
     ]
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MODULE = "module"
 CONTEXT = "context"
-FLOAT8 = "float8 product"
 TEXT = 2
 """Where the encoded prompts stand among a UNet call's shapes, after sample and timestep."""
 WHOLE = ""
@@ -39,9 +38,9 @@ class Work:
     deep features, nothing; `tflop` is 1e12 floating-point operations, a multiplication and an
     addition counted apart, of the arithmetic that is done: the engine does less for the same
     image (its time embeddings, a millionth, are not counted); `recompiles` and `graph_breaks`
-    have to be 0. `calls` counts those of each part, and the products in float8;
-    `tflop_by_module` splits `tflop` by the blocks of the parts, such as 'unet.down_blocks.0'. The
-    rest is None without CUDA, see `GpuActivity`.
+    have to be 0. `calls` counts those of each part; `tflop_by_module` splits `tflop` by the
+    blocks of the parts, such as 'unet.down_blocks.0'. `float8_products` is None for a level that
+    has none. The rest is None without CUDA, see `GpuActivity`.
     """
 
     unet_evaluations: int
@@ -50,6 +49,7 @@ class Work:
     graph_breaks: int
     calls: dict[str, int]
     tflop_by_module: dict[str, float]
+    float8_products: int | None = None
     kernels_by_part: dict[str, int] | None = None
     kernel_launches: int | None = None
     gpu_busy_ms: float | None = None
@@ -72,16 +72,11 @@ def work_of(pipeline: LevelPipeline, seen: Observation) -> Work:
         tflop=total / 1e12,
         recompiles=seen.new_graphs,
         graph_breaks=sum(max(call.graphs - 1, 0) for call in seen.calls),
-        calls=_calls(seen),
+        calls=dict(Counter(call.part for call in seen.calls)),
         tflop_by_module={name: flops / 1e12 for name, flops in sorted(by_module.items())},
+        float8_products=seen.float8_products if getattr(pipeline.level, "float8", False) else None,
         **_gpu_counts(seen.gpu),
     )
-
-
-def _calls(seen: Observation) -> dict[str, int]:
-    calls = Counter(call.part for call in seen.calls)
-    calls[FLOAT8] += seen.float8_products
-    return dict(+calls)
 
 
 def _gpu_counts(gpu: GpuActivity | None) -> dict[str, Any]:

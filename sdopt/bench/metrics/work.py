@@ -62,6 +62,14 @@ METRICS = (
         remedy=ACCEPT,
     ),
     Metric(
+        name="float8_products",
+        about="products in float8 for one image",
+        of=Subject.WORK,
+        rule=AsAccepted(),
+        better=Better.NEITHER,
+        remedy=ACCEPT,
+    ),
+    Metric(
         name="gpu_busy_ms",
         about="time in which the GPU is busy for one image",
         unit="ms",

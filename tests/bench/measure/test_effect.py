@@ -16,7 +16,17 @@ from micro import Rung
 from sdopt.bench.measure import Observation, missing_effects, observe
 from sdopt.bench.measure.gpu_activity import GpuActivity, GpuCall
 from sdopt.bench.measure.observation import parts
-from sdopt.levels import BASELINE, COMPILED, FINAL, FUSED, HOISTED, LEVELS, TURBO, Level
+from sdopt.levels import (
+    BASELINE,
+    COMPILED,
+    FINAL,
+    FUSED,
+    HOISTED,
+    LEVELS,
+    TURBO,
+    TURBO_FLOAT8,
+    Level,
+)
 from sdopt.pipelines import pipeline as building
 from sdopt.pipelines.pipeline import LevelPipeline, build
 from sdopt.pipelines.settings import process_settings
@@ -28,6 +38,7 @@ EAGER_FINAL = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
 SHORT_FUSED = replace(FUSED, steps=2)
 SHORT_HOISTED = replace(HOISTED, steps=2)
 SHORT_TURBO = replace(TURBO, steps=5, cfg_cutoff=0.4)
+SHORT_FLOAT8 = replace(TURBO_FLOAT8, steps=5, cfg_cutoff=0.4)
 
 
 def missing(level: Level, pipeline: LevelPipeline, request: Request) -> tuple[str, ...]:
@@ -36,7 +47,7 @@ def missing(level: Level, pipeline: LevelPipeline, request: Request) -> tuple[st
 
 @pytest.mark.parametrize(
     "level",
-    [PLAIN, EAGER_FINAL, SHORT_FUSED, SHORT_HOISTED, SHORT_TURBO],
+    [PLAIN, EAGER_FINAL, SHORT_FUSED, SHORT_HOISTED, SHORT_TURBO, SHORT_FLOAT8],
     ids=lambda level: str(level.name),
 )
 def test_an_eager_level_took_effect(
@@ -178,6 +189,12 @@ def engine_of(**changes: Any) -> Callable[[LevelPipeline], None]:
     return change
 
 
+def wide(pipeline: LevelPipeline) -> None:
+    fused: Any = pipeline.fused_unet
+    fused.float8.weights.clear()
+    fused.float8.factors.clear()
+
+
 def an_engine_on_top(pipeline: LevelPipeline) -> None:
     level = replace(pipeline.level, whole_graph=True)
     pipeline.engine = building.ImageEngine(pipeline=pipeline, level=level)
@@ -246,6 +263,16 @@ SABOTAGE = [
         SHORT_FUSED,
         engine_of(hoisted=True),
         "hoisted: keys and values of the prompts were computed 1 times, the level wants 2",
+    ),
+    (
+        SHORT_FUSED,
+        engine_of(hoisted=True),
+        "hoisted: the equal halves of guidance were, as one, computed 2 times, the level wants 0",
+    ),
+    (
+        SHORT_FLOAT8,
+        wide,
+        "float8: 0 products were, the level wants True",
     ),
     (
         SHORT_TURBO,
@@ -413,6 +440,23 @@ def test_on_cuda_a_fused_image_is_one_graph_of_the_engines_kernels(
     seen = observe(build(micro_source, SHORT_FUSED), micro_request)
     named = missing_effects(SHORT_FUSED, on_the_gpu_by_engine(seen, **found), "float32")
     assert list(named) == complaints
+
+
+def test_on_cuda_each_product_in_float8_is_such_a_kernel(
+    micro_source: Source, micro_request: Request
+) -> None:
+    seen = observe(build(micro_source, SHORT_FLOAT8), micro_request)
+    number = seen.float8_products
+    assert number > 0
+
+    def named(kernels: int) -> tuple[str, ...]:
+        on_gpu = on_the_gpu_by_engine(seen, own_kernels=999, float8_kernels=kernels)
+        return missing_effects(SHORT_FLOAT8, on_gpu, "float32")
+
+    assert named(number) == ()
+    assert named(number - 1) == (
+        f"float8: {number - 1} of its kernels ran on the GPU for {number} products",
+    )
 
 
 def test_on_cuda_a_level_without_kernels_of_ours_must_have_none(
