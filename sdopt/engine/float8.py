@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,12 @@ class Rounded:
         """As the weight's."""
         return self.values.shape
 
-    @property
+    @cached_property
     def whole(self) -> Tensor:
-        """The weight by its input's factor, of `dtype`: what the float8 product multiplies by."""
+        """The weight by its input's factor, of `dtype`: what the float8 product multiplies by.
+
+        Kept, for devices whose library multiplies by it at every step.
+        """
         rows = self.scale.reshape(-1, *[1] * (self.values.dim() - 1))
         return (self.values.float() * rows).to(self.dtype)
 
