@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from sdopt.levels import full_steps, guided_steps
+from sdopt.levels import even_full_steps, full_steps, guided_steps
 from studies.feature_caching.cached_generation import Plan
 from studies.miniature_quality.studio import CUTOFF
 
@@ -55,7 +55,7 @@ def half_families(steps: int = 20) -> dict[str, Plan]:
     half, guided = count // 2, tuple(range(0, cutoff, 2))
     named = {
         "every 2": tuple(range(0, steps, 2)),
-        "even, first to last": spread(0, last, count),
+        "even, first to last": even_full_steps(steps, 0.5),
         "odd, first": (0, *range(3, steps, 2)),
         "dense at the start": (*range(half), *spread(half + 2, last, count - half)),
         "dense while guided": (*spread(0, cutoff - 1, 7), *spread(cutoff + 4, last, count - 7)),

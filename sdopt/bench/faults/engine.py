@@ -57,6 +57,13 @@ def engine_faults() -> list[Fault]:
         ),
         Fault(
             group="engine",
+            name="half of the steps full ones",
+            inject=_generated_as(full_share=0.5),
+            caught_by="unet_evaluations",
+            says="unet called 5 -> 10 times",
+        ),
+        Fault(
+            group="engine",
             name="deep features computed anew",
             inject=_nothing_reused,
             caught_by="effect",
