@@ -62,7 +62,10 @@ def half_families(steps: int = 20) -> dict[str, Plan]:
         "all guided, last": (*range(cutoff), *spread(cutoff + half, last, count - cutoff)),
         "at the cutoff": (*guided, *spread(cutoff, last, count - len(guided))),
         "dense after the cutoff": (*spread(0, cutoff - 1, 4), *spread(cutoff + 1, last, count - 4)),
-        "dense at the end": (*spread(0, last - half - 2, count - half), *range(steps - half, steps)),
+        "dense at the end": (
+            *spread(0, last - half - 2, count - half),
+            *range(steps - half, steps),
+        ),
     }
     return {name: Plan(full=full, steps=steps) for name, full in named.items()}
 
