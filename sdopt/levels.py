@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -35,7 +36,8 @@ class Level:
 
     `whole_graph` generates an image as one CUDA graph, by `sdopt.engine`; `fused` does so with
     Triton kernels of our own; `hoisted` computes once what depends on the prompts and the timesteps
-    alone; `feature_cache` reuses the UNet's deep features at most steps; `float8` rounds the
+    alone; `feature_cache` reuses the UNet's deep features at most steps, or at those that
+    `full_share` leaves: the share of the steps that evaluate the whole UNet; `float8` rounds the
     operands of the UNet's products after norms to e4m3.
     """
 
@@ -55,6 +57,7 @@ class Level:
     hoisted: bool = False
     feature_cache: bool = False
     float8: bool = False
+    full_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
@@ -67,12 +70,17 @@ class Level:
             raise SdoptError(
                 f"level {self.name!r}: steps is {self.steps!r}; it is an integer, 1 or more"
             )
-        self._check_engine()
         if self.cfg_cutoff is not None and not 0.0 <= self.cfg_cutoff < 1.0:
             raise SdoptError(
                 f"level {self.name!r}: cfg_cutoff is {self.cfg_cutoff}; "
                 "it is a fraction of the steps, 0 <= cfg_cutoff < 1"
             )
+        if self.full_share is not None and not 0.0 < self.full_share < 1.0:
+            raise SdoptError(
+                f"level {self.name!r}: full_share is {self.full_share}; "
+                "it is a fraction of the steps, 0 < full_share < 1"
+            )
+        self._check_engine()
 
     def _check_engine(self) -> None:
         """What the engine's fields need of each other and of the rest."""
@@ -82,6 +90,7 @@ class Level:
             "hoisted": {"fused": True},
             "feature_cache": {"fused": True},
             "float8": {"fused": True},
+            "full_share": {"feature_cache": True},
         }
         for field, others in needs.items():
             for other, value in others.items():
@@ -110,7 +119,11 @@ class Level:
         """The indices of the steps that evaluate the whole UNet; others reuse its deep features."""
         steps = self.steps if steps is None else steps
         guided = self.guided_steps(steps) if guided is None else guided
-        return full_steps(steps, guided) if self.feature_cache else tuple(range(steps))
+        if not self.feature_cache:
+            return tuple(range(steps))
+        if self.full_share is not None:
+            return even_full_steps(steps, self.full_share)
+        return full_steps(steps, guided)
 
     def compares_with(self, reference: Level) -> bool:
         """See `cost_is_comparable`."""
@@ -210,6 +223,12 @@ HOISTED_CUTOFF = HOISTED.then(
 EXPRESS = HOISTED_CUTOFF.then(
     "express", why="the algorithm of `final` on the engine: the Tiny VAE", decoder="tiny-vae"
 )
+SWIFT = EXPRESS.then(
+    "swift",
+    why="the UNet's deep features are computed at 10 of 20 steps and reused at the others",
+    feature_cache=True,
+    full_share=0.5,
+)
 TURBO = EXPRESS.then(
     "turbo",
     why="the UNet's deep features are computed at 5 of 20 steps and reused at the others",
@@ -243,6 +262,7 @@ LEVELS: dict[str, Level] = {
         HOISTED,
         HOISTED_CUTOFF,
         EXPRESS,
+        SWIFT,
         TURBO,
         EXPRESS_FLOAT8,
         TURBO_FLOAT8,
@@ -284,3 +304,13 @@ def full_steps(steps: int, guided_steps: int) -> tuple[int, ...]:
     guided = [0, *range(0, guided_steps, max(1, round(GUIDED_SHARE * steps)))]
     unguided = range(steps - 1, guided[-1], -max(1, round(UNGUIDED_SHARE * steps)))
     return tuple(sorted({*guided, *unguided}))
+
+
+def even_full_steps(steps: int, share: float) -> tuple[int, ...]:
+    """The indices of the full steps, ascending, where that share of the steps is full.
+
+    They are spread evenly from the first step to the last, both of which are full, with and
+    without guidance alike. Half of 20: 0, 2, 4, 6, 8, 11, 13, 15, 17, 19.
+    """
+    full = min(steps, max(2, math.ceil(share * steps)))
+    return tuple(round(index * (steps - 1) / max(1, full - 1)) for index in range(full))

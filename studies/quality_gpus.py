@@ -46,14 +46,14 @@ LOSSY = (
     Lossy(
         name="dpm",
         reference="dpm-20",
-        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,turbo",
+        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,swift,turbo",
     ),
     Lossy(name="euler-30", reference="compiled", levels="compiled-tiny-vae,euler-20,dpm-20"),
     Lossy(name="euler-20", reference="euler-20", levels="euler-20-cutoff"),
     Lossy(
         name="dpm-guidance-7.5",
         reference="dpm-20",
-        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,turbo",
+        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,swift,turbo",
         guidance=7.5,
     ),
 )

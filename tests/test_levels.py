@@ -33,11 +33,12 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "final": (True, True, True, TINY, DPM, True, True, "dpm-20-cutoff"),
 }
 
-ENGINE = ["one-graph", "fused", "hoisted", "hoisted-cutoff", "express", "turbo"]
+ENGINE = ["one-graph", "fused", "hoisted", "hoisted-cutoff", "express", "swift", "turbo"]
 """The levels past the published table, in order."""
 
 # What each level changes in its reference. `tuned` is a pair because the published table has
-# channels-last and TF32 as one column, `fused` because its kernels take the place of Inductor's.
+# channels-last and TF32 as one column, `fused` because its kernels take the place of Inductor's,
+# `swift` because its second field says which steps the first leaves whole.
 CHANGES = {
     "tuned": {"channels_last", "tf32"},
     "compiled": {"compiled"},
@@ -52,9 +53,11 @@ CHANGES = {
     "hoisted": {"hoisted"},
     "hoisted-cutoff": {"cfg_cutoff"},
     "express": {"decoder"},
+    "swift": {"feature_cache", "full_share"},
     "turbo": {"feature_cache"},
 }
 CACHED = LEVELS["turbo"].then("mine", why="to test the rule", steps=20, cfg_cutoff=0.4)
+HALF = CACHED.then("half", why="to test the other rule", full_share=0.5)
 
 
 def row(level: Level) -> tuple[Any, ...]:
@@ -166,6 +169,12 @@ def test_full_steps_follow_the_steps_and_the_guidance_of_one_call() -> None:
     assert CACHED.full_steps(20, guided=0) == (0, 1, 7, 13, 19)
 
 
+def test_a_share_of_the_steps_is_full_whatever_is_guided() -> None:
+    even = (0, 2, 4, 6, 8, 11, 13, 15, 17, 19)
+    assert HALF.full_steps() == HALF.full_steps(20, guided=0) == even
+    assert [HALF.full_steps(steps) for steps in (1, 2, 5)] == [(0,), (0, 1), (0, 2, 4)]
+
+
 def test_then_keeps_every_field_that_it_does_not_name() -> None:
     level = LEVELS["final"].then("final-10", why="fewer steps", steps=10)
     assert (level.name, level.why, level.reference) == ("final-10", "fewer steps", "final")
@@ -195,6 +204,7 @@ def test_as_dict_holds_every_field() -> None:
         "fused": False,
         "hoisted": False,
         "feature_cache": False,
+        "full_share": None,
     }
 
 
@@ -224,6 +234,9 @@ def test_then_refuses_a_field_that_does_not_exist() -> None:
         ("cfg_cutoff", 1.0, ["level 'mine'", "cfg_cutoff is 1.0", "0 <= cfg_cutoff < 1"]),
         ("cfg_cutoff", -0.1, ["cfg_cutoff is -0.1"]),
         ("cfg_cutoff", float("nan"), ["cfg_cutoff is nan"]),
+        ("full_share", 0.0, ["level 'mine'", "full_share is 0.0", "0 < full_share < 1"]),
+        ("full_share", 1.0, ["full_share is 1.0"]),
+        ("full_share", float("nan"), ["full_share is nan"]),
     ],
 )
 def test_a_wrong_value_is_named_with_its_choices(field: str, value: Any, words: list[str]) -> None:
@@ -239,6 +252,7 @@ def test_a_wrong_value_is_named_with_its_choices(field: str, value: Any, words: 
         ("one-graph", {"fused": True}, "fused needs compiled=False, it is True"),
         ("one-graph", {"hoisted": True}, "hoisted needs fused=True, it is False"),
         ("one-graph", {"feature_cache": True}, "feature_cache needs fused=True, it is False"),
+        ("express", {"full_share": 0.5}, "full_share needs feature_cache=True, it is False"),
         ("one-graph", {"channels_last": False}, "whole_graph needs channels_last=True"),
         (
             "express",

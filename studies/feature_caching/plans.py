@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from sdopt.levels import full_steps, guided_steps
+from sdopt.levels import even_full_steps, full_steps, guided_steps
 from studies.feature_caching.cached_generation import Plan
 from studies.miniature_quality.studio import CUTOFF
 
@@ -47,6 +47,34 @@ def families(steps: int = 20) -> dict[str, Plan]:
         "by the rule": full_steps(steps, cutoff),
     }
     return {name: Plan(full=full, steps=steps) for name, full in named.items()}
+
+
+def half_families(steps: int = 20) -> dict[str, Plan]:
+    """Named plans with half of the steps full: evenly spaced ones, and uneven ones."""
+    cutoff, last, count = guided_steps(CUTOFF, steps), steps - 1, steps // 2
+    half, guided = count // 2, tuple(range(0, cutoff, 2))
+    named = {
+        "every 2": tuple(range(0, steps, 2)),
+        "even, first to last": even_full_steps(steps, 0.5),
+        "odd, first": (0, *range(3, steps, 2)),
+        "dense at the start": (*range(half), *spread(half + 2, last, count - half)),
+        "dense while guided": (*spread(0, cutoff - 1, 7), *spread(cutoff + 4, last, count - 7)),
+        "all guided, last": (*range(cutoff), *spread(cutoff + half, last, count - cutoff)),
+        "at the cutoff": (*guided, *spread(cutoff, last, count - len(guided))),
+        "dense after the cutoff": (*spread(0, cutoff - 1, 4), *spread(cutoff + 1, last, count - 4)),
+        "dense at the end": (
+            *spread(0, last - half - 2, count - half),
+            *range(steps - half, steps),
+        ),
+    }
+    return {name: Plan(full=full, steps=steps) for name, full in named.items()}
+
+
+def spread(first: int, last: int, count: int) -> tuple[int, ...]:
+    """So many steps, evenly from the first to the last of them; a single one is the last."""
+    if count == 1:
+        return (last,)
+    return tuple(round(first + item * (last - first) / (count - 1)) for item in range(count))
 
 
 def variants(name: str, plan: Plan) -> Iterator[tuple[str, Plan]]:

@@ -22,6 +22,7 @@ from studies.feature_caching.plans import (
     eliminate,
     families,
     fewer_steps,
+    half_families,
     predicted_ms,
     variants,
 )
@@ -129,6 +130,17 @@ def candidates(found: Iterable[Plan]) -> dict[str, Plan]:
     return {**named, **fewer_steps()}
 
 
+def half_candidates() -> dict[str, Plan]:
+    """Plans with half of the steps full, beside those of `turbo` and of as many steps uncached."""
+    rule, control = "by the rule", f"{STEPS // 2} steps, none cached"
+    return {
+        "all full": _ALL,
+        **half_families(STEPS),
+        rule: families(STEPS)[rule],
+        control: fewer_steps()[control],
+    }
+
+
 def table(rows: Iterable[Row]) -> str:
     """The rows as Markdown."""
     lines = [
@@ -169,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     studio = Studio(options.model, "cpu", options.batch)
     scenes = held_out_scenes(options.search_scenes + options.scenes)
     first = options.search_scenes
-    found = found_plans(options, studio, scenes[:first])
+    found = [] if options.half else found_plans(options, studio, scenes[:first])
     if options.only_search:
         return
     jury = Jury(studio, scenes[first:], first, options.stressed)
@@ -178,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: getattr(options, name)
         for name in ("search_scenes", "search_every", "scenes", "stressed")
     }
-    for name, plan in candidates(found).items():
+    for name, plan in (half_candidates() if options.half else candidates(found)).items():
         rows.append(jury.row(name, plan))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
         write(rows, options.out, {"guidance": GUIDANCE_SCALE, **settings})
@@ -196,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--search-scenes", type=int, default=16, help="scenes of the search")
     add("--search-every", type=int, default=1, help="it starts from every so many steps full")
     add("--only-search", action="store_true", help="stop after the search, whose result is kept")
+    add("--half", action="store_true", help="compare plans with half of the steps full; no search")
     add("--scenes", type=int, default=64, help="other scenes that every plan is judged on")
     add("--stressed", type=int, default=16, help=f"of those, also at guidance {STRESS_SCALE}")
     add("--batch", type=int, default=16, help="images generated at once")

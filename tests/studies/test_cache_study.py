@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from sdopt.levels import SWIFT
 from sdopt.miniature import GUIDANCE_SCALE, MODEL_DIR
 from sdopt.miniature.scenes import held_out_scenes
 from studies.feature_caching import study as cache_study
 from studies.feature_caching.cached_generation import CachedStudio, Memory, Plan
-from studies.feature_caching.plans import eliminate, families, fewer_steps, predicted_ms, variants
+from studies.feature_caching.plans import (
+    eliminate,
+    families,
+    fewer_steps,
+    half_families,
+    predicted_ms,
+    variants,
+)
 from studies.miniature_quality.studio import Studio, to_images
 
 CAPTIONS = [scene.caption() for scene in held_out_scenes(2)]
@@ -86,6 +94,30 @@ def test_every_plan_starts_full_and_has_ascending_steps() -> None:
         assert plan.full[0] == 0
         assert list(plan.full) == sorted(set(plan.full))
         assert plan.full[-1] < plan.steps
+
+
+@pytest.mark.parametrize("steps", [20, 30])
+def test_half_of_the_steps_are_full_by_every_such_plan(steps: int) -> None:
+    for name, plan in half_families(steps).items():
+        assert plan.full == tuple(sorted(set(plan.full))), name
+        assert (plan.full[0], len(plan.full)) == (0, steps // 2), name
+        assert plan.full[-1] < steps, name
+
+
+def test_the_even_plan_is_the_level_s() -> None:
+    assert half_families()["even, first to last"].full == SWIFT.full_steps(20)
+
+
+def test_the_study_of_half_of_the_steps_searches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_study, "_ALL", Plan(full=(0, 1, 2), steps=3))
+    named = {"even": Plan(full=(0, 2), steps=3)}
+    monkeypatch.setattr(cache_study, "half_candidates", lambda: named)
+    counts = ["--search-scenes=1", "--scenes=1", "--stressed=1"]
+    cache_study.main([f"--out={tmp_path / 'study'}", "--half", *counts])
+    assert "| even | 0 2 " in (tmp_path / "study.md").read_text()
+    assert not (tmp_path / "study.search.json").exists()
 
 
 def test_the_study_writes_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,8 @@ class BaselineStore:
 
     def accept_work(self, level: Level, work: Work) -> None:
         """Store the counts that are the same on every machine, where `accept` stores images."""
-        counts = {name: getattr(work, name) for name in (*ACCEPTED_COUNTS, *WORK_DETAILS)}
+        known = ((name, getattr(work, name)) for name in (*ACCEPTED_COUNTS, *WORK_DETAILS))
+        counts = {name: count for name, count in known if count is not None}
         for root in self._roots:
             path = baselines.work_path(root, self.run.workload.baseline_set)
             if root != self.root and path not in self._written:

@@ -23,6 +23,7 @@ from sdopt.levels import (
     FUSED,
     HOISTED,
     LEVELS,
+    SWIFT,
     TURBO,
     TURBO_FLOAT8,
     Level,
@@ -37,6 +38,7 @@ PLAIN = replace(BASELINE, steps=2)
 EAGER_FINAL = replace(FINAL, compiled=False, steps=5, cfg_cutoff=0.4)
 SHORT_FUSED = replace(FUSED, steps=2)
 SHORT_HOISTED = replace(HOISTED, steps=2)
+SHORT_SWIFT = replace(SWIFT, steps=5, cfg_cutoff=0.4)
 SHORT_TURBO = replace(TURBO, steps=5, cfg_cutoff=0.4)
 SHORT_FLOAT8 = replace(TURBO_FLOAT8, steps=5, cfg_cutoff=0.4)
 
@@ -47,7 +49,7 @@ def missing(level: Level, pipeline: LevelPipeline, request: Request) -> tuple[st
 
 @pytest.mark.parametrize(
     "level",
-    [PLAIN, EAGER_FINAL, SHORT_FUSED, SHORT_HOISTED, SHORT_TURBO, SHORT_FLOAT8],
+    [PLAIN, EAGER_FINAL, SHORT_FUSED, SHORT_HOISTED, SHORT_SWIFT, SHORT_TURBO, SHORT_FLOAT8],
     ids=lambda level: str(level.name),
 )
 def test_an_eager_level_took_effect(
@@ -195,6 +197,20 @@ def wide(pipeline: LevelPipeline) -> None:
     fused.float8.factors.clear()
 
 
+def full_at(*steps: int) -> Callable[[LevelPipeline], None]:
+    """The engine computes as many whole UNets as it should, at other steps."""
+
+    class Elsewhere(Level):
+        def full_steps(self, *_: Any) -> tuple[int, ...]:
+            return steps
+
+    def change(pipeline: LevelPipeline) -> None:
+        assert pipeline.engine is not None
+        pipeline.engine.level = Elsewhere(**pipeline.level.as_dict())
+
+    return change
+
+
 def an_engine_on_top(pipeline: LevelPipeline) -> None:
     level = replace(pipeline.level, whole_graph=True)
     pipeline.engine = building.ImageEngine(pipeline=pipeline, level=level)
@@ -278,6 +294,21 @@ SABOTAGE = [
         SHORT_TURBO,
         engine_of(feature_cache=False),
         "UNet evaluations: steps 0, 1, 2, 3, 4 were full ones, the level wants 0, 1, 2, 4",
+    ),
+    (
+        SHORT_SWIFT,
+        engine_of(feature_cache=False, full_share=None),
+        "UNet evaluations: steps 0, 1, 2, 3, 4 were full ones, the level wants 0, 2, 4",
+    ),
+    (
+        SHORT_SWIFT,
+        engine_of(full_share=None),
+        "UNet evaluations: steps 0, 1, 2, 4 were full ones, the level wants 0, 2, 4",
+    ),
+    (
+        SHORT_SWIFT,
+        full_at(0, 1, 4),
+        "UNet evaluations: steps 0, 1, 4 were full ones, the level wants 0, 2, 4",
     ),
     (SHORT_TURBO, engine_of(cfg_cutoff=None), "UNet evaluations: batch sizes 5 x 2"),
 ]
