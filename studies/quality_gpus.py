@@ -6,25 +6,29 @@ where they stopped if they are run again.
 - `scaling`: the 500 captions on `sd15-random` by `turbo` and `final`, first with one GPU, then with
   `--processes` of them (2). Images a second of each, steady, and the factor; the goal is 1.9.
 - `lossy`: 2,000 scenes of `embedded`, every lossy level against the same without the loss, at
-  guidance 3.0 and 7.5. `python -m studies.quality SUMMARY --page PAGE` makes the page of each.
+  guidance 3.0 and 7.5, in one launch. `python -m studies.quality SUMMARY --page PAGE` makes the page
+  of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdopt.bench.evaluation.summary import JSON, table
 from sdopt.bench.report.results import markdown_table, write_table
 from sdopt.errors import SdoptError, WorkerError
+from sdopt.util.children import python_path
 from sdopt.util.files import write_whole
 from studies.quality import read_summary
+from studies.quality_runs import LOSSY, kept
 
 SCALED = ("turbo", "final")
 HEADINGS = ("level", "processes", "images / s", "times one process")
@@ -32,64 +36,47 @@ SCHEMA = "sdopt-quality-gpus/1"
 GOAL = 1.9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lossy:
-    """Levels against the one that they lose something to, at a guidance scale."""
+def command(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
+    """As the documentation has it: Accelerate starts the processes; on a CPU torchrun does.
 
-    name: str
-    reference: str
-    levels: str
-    guidance: float = 3.0
-
-
-LOSSY = (
-    Lossy(
-        name="dpm",
-        reference="dpm-20",
-        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,turbo",
-    ),
-    Lossy(name="euler-30", reference="compiled", levels="compiled-tiny-vae,euler-20,dpm-20"),
-    Lossy(name="euler-20", reference="euler-20", levels="euler-20-cutoff"),
-    Lossy(
-        name="dpm-guidance-7.5",
-        reference="dpm-20",
-        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,turbo",
-        guidance=7.5,
-    ),
-)
-
-
-def command(processes: int, arguments: Sequence[str]) -> list[str]:
-    """As the documentation has it: Accelerate starts the processes; on a CPU torchrun does."""
+    Port 0 is one that is free.
+    """
     import torch
 
-    several = ["--multi_gpu"] if processes > 1 else []
+    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
     launch = ["accelerate.commands.launch", *several, "--num_processes", str(processes)]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     if not torch.cuda.is_available():
         launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, "-m", *launch, "-m", "sdopt.evaluate", *arguments]
+    return [sys.executable, "-m", *launch, "-m", module, *arguments]
 
 
-def evaluated(processes: int, out: Path, *arguments: str) -> dict[str, Any]:
-    """The summary of an evaluation. Raises WorkerError if it does not end well."""
-    done = subprocess.run(command(processes, [*arguments, "--out", str(out)]), check=False)
+def launch(processes: int, module: str, out: Path, *arguments: str) -> None:
+    """Run it with that many processes. Raises WorkerError if it does not end well."""
+    given = command(processes, module, [*arguments, "--out", str(out)])
+    env = {**os.environ, "PYTHONPATH": python_path(), "TRANSFORMERS_VERBOSITY": "error"}
+    began = time.monotonic()
+    print(f"{out}: {' '.join(given)}", file=sys.stderr, flush=True)
+    done = subprocess.run(given, env=env, check=False)
+    print(f"{out}: {time.monotonic() - began:.0f} s in all", file=sys.stderr, flush=True)
     if done.returncode:
         raise WorkerError(
             f"the evaluation in {out} ended with {done.returncode}; see above, and run this again: "
             "it goes on where it stopped"
         )
-    return read_summary(out / JSON)
 
 
 def scaling(options: argparse.Namespace) -> list[str]:
     """Rates with one process and with several, as rows; written as JSON."""
     first, second = SCALED
-    given = ("--reference", first, "--levels", second, "--source", options.source, "--part", "16")
+    given = ["--reference", first, "--levels", second, "--source", options.source, "--part", "16"]
+    if options.steps:
+        given += ["--steps", str(options.steps)]
     rows = []
     for processes in (1, options.processes):
         out = options.out / f"scaling-{processes}"
-        summary = evaluated(processes, out, *given, *options.prompts.split())
+        launch(processes, "sdopt.evaluate", out, *given, *options.prompts.split())
+        summary = read_summary(out / JSON)
         rows += rates(summary)
     add_factors(rows)
     content = {"schema": SCHEMA, "run": summary["run"], "goal": GOAL, "rows": rows}
@@ -127,15 +114,16 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def lossy(options: argparse.Namespace) -> list[str]:
-    """The tables of every evaluation; their summaries are copied beside `--json`."""
+    """The tables of every evaluation; their summaries are kept beside `--json`."""
+    keep = options.json.parent
+    given = ["--keep", str(keep), "--scenes", str(options.scenes), "--batch", str(options.batch)]
+    if options.steps:
+        given += ["--steps", str(options.steps)]
+    launch(options.processes, "studies.quality_runs", options.out, *given)
     lines: list[str] = []
     for one in LOSSY:
-        given = ("--reference", one.reference, "--levels", one.levels, "--source", "embedded")
-        more = ("--scenes", str(options.scenes), "--guidance", str(one.guidance))
-        summary = evaluated(options.processes, options.out / one.name, *given, *more)
-        kept = options.json.parent / f"quality-{one.name}.json"
-        write_whole(kept, json.dumps(summary, indent=1).encode() + b"\n")
-        lines += [f"{one.name}: {kept}", "", *table(summary), ""]
+        file = kept(keep, one.name)
+        lines += [f"{one.name}: {file}", "", *table(read_summary(file)), ""]
     return lines
 
 
@@ -151,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--prompts", default="--prompts captions", help="of scaling, as options of the evaluation")
     add("--page", type=Path, help="page to write the table of scaling into")
     add("--scenes", type=int, default=2000, help="of lossy (2000)")
+    add("--batch", type=int, default=32, help="most images at once, of lossy (32)")
+    add("--steps", type=int, help="of every level (their own), to try the command")
     options = parser.parse_args(arguments)
     try:
         lines = {"scaling": scaling, "lossy": lossy}[options.what](options)
