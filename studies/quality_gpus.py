@@ -1,13 +1,13 @@
-"""GPU figures of evaluations: `python -m studies.quality_gpus scaling`, then `lossy`.
+"""GPU figures of evaluations: `python -m studies.quality_gpus lossy`, then `scaling`.
 
 On a host with two GPUs, from the root of a clone. Both end with a table, write JSON, and go on
-where they stopped if they are run again.
+where they stopped if they are run again. Each launches its processes once.
 
-- `scaling`: the 500 captions on `sd15-random` by `turbo` and `final`, first with one GPU, then with
-  `--processes` of them (2). Images a second of each, steady, and the factor; the goal is 1.9.
 - `lossy`: 2,000 scenes of `embedded`, every lossy level against the same without the loss, at
-  guidance 3.0 and 7.5, in one launch. `python -m studies.quality SUMMARY --page PAGE` makes the page
-  of each.
+  guidance 3.0 and 7.5. `python -m studies.quality SUMMARY --page PAGE` makes the page of each.
+- `scaling`: the 500 captions on `sd15-random` by `turbo` and `final`, first by one of the
+  processes alone, then by all of them (`--processes`, 2). Images a second of each, steady, and the
+  factor; the goal is 1.9. `lossy --warm` compiles for it beforehand, beside what is not timed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,15 @@ from sdopt.errors import SdoptError, WorkerError
 from sdopt.util.children import python_path
 from sdopt.util.files import write_whole
 from studies.quality import read_summary
-from studies.quality_runs import LOSSY, kept
+from studies.quality_runs import LOSSY, SCALING, WARM, kept
 
-SCALED = ("turbo", "final")
 HEADINGS = ("level", "processes", "images / s", "times one process")
 SCHEMA = "sdopt-quality-gpus/1"
 GOAL = 1.9
+MOST_THREADS = 4
 
 
-def command(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
+def command(processes: int, arguments: Sequence[str]) -> list[str]:
     """As the documentation has it: Accelerate starts the processes; on a CPU torchrun does.
 
     Port 0 is one that is free.
@@ -44,39 +45,45 @@ def command(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
     import torch
 
     several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    launch = ["accelerate.commands.launch", *several, "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = ["accelerate.commands.launch", *several, "--num_processes", str(processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     if not torch.cuda.is_available():
-        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, "-m", *launch, "-m", module, *arguments]
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, "-m", *launcher, "-m", "studies.quality_runs", *arguments]
 
 
-def launch(processes: int, module: str, out: Path, *arguments: str) -> None:
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """Of the processes; cores are shared out, if another launch runs beside them too."""
+    cores = len(os.sched_getaffinity(0)) // options.processes
+    return {
+        **os.environ,
+        "PYTHONPATH": python_path(),
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": str(max(1, min(MOST_THREADS, cores))),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // 2 if options.warm else cores)),
+    }
+
+
+def launch(processes: int, arguments: Sequence[str], options: argparse.Namespace) -> None:
     """Run it with that many processes. Raises WorkerError if it does not end well."""
-    given = command(processes, module, [*arguments, "--out", str(out)])
-    env = {**os.environ, "PYTHONPATH": python_path(), "TRANSFORMERS_VERBOSITY": "error"}
+    given = command(processes, [*arguments, "--out", str(options.out)])
     began = time.monotonic()
-    print(f"{out}: {' '.join(given)}", file=sys.stderr, flush=True)
-    done = subprocess.run(given, env=env, check=False)
-    print(f"{out}: {time.monotonic() - began:.0f} s in all", file=sys.stderr, flush=True)
+    print(" ".join(given), file=sys.stderr, flush=True)
+    done = subprocess.run(given, env=environment(options), check=False)
+    print(f"{arguments[0]}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     if done.returncode:
         raise WorkerError(
-            f"the evaluation in {out} ended with {done.returncode}; see above, and run this again: "
-            "it goes on where it stopped"
+            f"{arguments[0]} in {options.out} ended with {done.returncode}; see above, and run "
+            "this again: it goes on where it stopped"
         )
 
 
 def scaling(options: argparse.Namespace) -> list[str]:
     """Rates with one process and with several, as rows; written as JSON."""
-    first, second = SCALED
-    given = ["--reference", first, "--levels", second, "--source", options.source, "--part", "16"]
-    if options.steps:
-        given += ["--steps", str(options.steps)]
+    launch(options.processes, [SCALING, *_scaling_arguments(options)], options)
     rows = []
-    for processes in (1, options.processes):
-        out = options.out / f"scaling-{processes}"
-        launch(processes, "sdopt.evaluate", out, *given, *options.prompts.split())
-        summary = read_summary(out / JSON)
+    for processes in dict.fromkeys((1, options.processes)):
+        summary = read_summary(options.out / f"{SCALING}-{processes}" / JSON)
         rows += rates(summary)
     add_factors(rows)
     content = {"schema": SCHEMA, "run": summary["run"], "goal": GOAL, "rows": rows}
@@ -85,6 +92,15 @@ def scaling(options: argparse.Namespace) -> list[str]:
     if options.page:
         write_table(options.page, lines, "quality-scaling")
     return lines
+
+
+def _scaling_arguments(options: argparse.Namespace) -> list[str]:
+    given = ["--source", options.source, "--captions", str(options.captions)]
+    return [*given, "--scenes", str(options.scenes), *_steps(options)]
+
+
+def _steps(options: argparse.Namespace) -> list[str]:
+    return ["--steps", str(options.steps)] if options.steps else []
 
 
 def rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -116,15 +132,29 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def lossy(options: argparse.Namespace) -> list[str]:
     """The tables of every evaluation; their summaries are kept beside `--json`."""
     keep = options.json.parent
-    given = ["--keep", str(keep), "--scenes", str(options.scenes), "--batch", str(options.batch)]
-    if options.steps:
-        given += ["--steps", str(options.steps)]
-    launch(options.processes, "studies.quality_runs", options.out, *given)
+    given = ["lossy", "--keep", str(keep), "--scenes", str(options.scenes), *_steps(options)]
+    with warming(options) if options.warm else nullcontext():
+        launch(options.processes, [*given, "--batch", str(options.batch)], options)
     lines: list[str] = []
     for one in LOSSY:
         file = kept(keep, one.name)
         lines += [f"{one.name}: {file}", "", *table(read_summary(file)), ""]
     return lines
+
+
+@contextmanager
+def warming(options: argparse.Namespace) -> Iterator[None]:
+    """Beside what is no measurement of time, compile what `scaling` needs: a part each."""
+    given = [WARM, *_scaling_arguments(options), "--out", str(options.out)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "warm.log").open("wb") as log:
+        warm = subprocess.Popen(
+            command(options.processes, given), env=environment(options), stdout=log, stderr=log
+        )
+        try:
+            yield
+        finally:
+            print(f"warming ended with {warm.wait()}: {log.name}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,9 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("build/quality"), help="folder of results")
     add("--json", type=Path, default=Path("build/quality/scaling.json"), help="file to write")
     add("--source", default="sd15-random", help="of scaling (sd15-random)")
-    add("--prompts", default="--prompts captions", help="of scaling, as options of the evaluation")
+    add("--captions", type=int, default=500, help="of scaling (500, all)")
     add("--page", type=Path, help="page to write the table of scaling into")
-    add("--scenes", type=int, default=2000, help="of lossy (2000)")
+    add("--scenes", type=int, default=2000, help="of lossy, or of --source embedded (2000)")
+    add("--warm", action="store_true", help="beside lossy, compile what scaling needs")
     add("--batch", type=int, default=32, help="most images at once, of lossy (32)")
     add("--steps", type=int, help="of every level (their own), to try the command")
     options = parser.parse_args(arguments)

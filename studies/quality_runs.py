@@ -1,21 +1,19 @@
-"""One process of `studies.quality_gpus lossy`: every evaluation after the other, loaded once."""
+"""One process of `studies.quality_gpus`: its evaluations one after the other, loaded once."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdopt.bench.evaluation.crew import Crew
-from sdopt.bench.evaluation.evaluate import evaluate
+from sdopt.bench.evaluation.evaluate import Say, evaluate
 from sdopt.bench.evaluation.places import place_of
 from sdopt.bench.evaluation.plan import PART, Evaluation, evaluation_of
-from sdopt.bench.evaluation.prompts import scene_prompts
+from sdopt.bench.evaluation.prompts import CAPTIONS_NAME, read_prompts, scene_prompts
 from sdopt.bench.evaluation.summary import JSON, table
 from sdopt.errors import SdoptError
 from sdopt.levels import get_level
@@ -61,6 +59,25 @@ LOSSY = (
 """What matters most first: each result is kept as soon as it is there."""
 
 
+SCALED = ("turbo", "final")
+SCALING, WARM = "scaling", "warm"
+SCALING_PART = 16
+"""Prompts in a part: the first of each process, in which it compiles, is left out of a rate."""
+
+
+class Alone(Crew):
+    """The main process as if there were no others, which wait for it meanwhile."""
+
+    @property
+    def size(self) -> int:
+        """One."""
+        return 1
+
+    def share(self, work: Sequence[int]) -> list[int]:
+        """All of it."""
+        return list(work)
+
+
 @dataclass
 class Said:
     """Lines with the seconds since the start."""
@@ -68,6 +85,7 @@ class Said:
     began: float = field(default_factory=time.monotonic)
 
     def __call__(self, line: str) -> None:
+        """One more."""
         print(f"{time.monotonic() - self.began:6.1f} s  {line}", file=sys.stderr, flush=True)
 
 
@@ -76,41 +94,82 @@ def kept(folder: Path, name: str) -> Path:
     return folder / f"quality-{name}.json"
 
 
-def run(one: Lossy, options: argparse.Namespace, crew: Crew, say: Callable[[str], None]) -> None:
-    """This process's share of an evaluation; the main one keeps the summary, too."""
-    place = place_of(str(options.out / one.name))
-    evaluation = one.evaluation(options.scenes, options.batch, options.steps)
-    say(f"{one.name}: process {crew.number} of {crew.size} begins")
-    told = partial(_told, say, one.name)
-    if (outcome := evaluate(evaluation, place, crew, say=told)) is None:
-        return
-    summary = json.loads((options.out / one.name / JSON).read_text())
-    write_whole(kept(options.keep, one.name), json.dumps(summary, indent=1).encode() + b"\n")
-    say(f"{one.name}: kept {kept(options.keep, one.name)}")
+def scaling(options: argparse.Namespace, most: int | None = None) -> Evaluation:
+    """`turbo` and `final` over captions, or over scenes of the miniature; over so many at most."""
+    source = resolve(options.source)
+    if source.is_embedded:
+        prompts = scene_prompts(options.scenes, source)
+    else:
+        prompts = read_prompts(Path(CAPTIONS_NAME), source)
+        prompts = replace(prompts, texts=prompts.texts[: options.captions])
+    prompts = replace(prompts, texts=prompts.texts[:most])
+    first, second = map(get_level, SCALED)
+    return evaluation_of(source, prompts, first, [second], part=SCALING_PART, steps=options.steps)
+
+
+def run_lossy(options: argparse.Namespace, crew: Crew, say: Say) -> None:
+    """This process's share of every evaluation; the main one keeps each summary at once."""
+    for one in LOSSY:
+        evaluation = one.evaluation(options.scenes, options.batch, options.steps)
+        if run(options.out / one.name, evaluation, crew, say):
+            keep(options.out / one.name, kept(options.keep, one.name), say)
+
+
+def run_warm(options: argparse.Namespace, crew: Crew, say: Say) -> None:
+    """A part for each process, which compiles what the others of `scaling` take."""
+    run(options.out / WARM, scaling(options, SCALING_PART * crew.size), crew, say)
+
+
+def run_scaling(options: argparse.Namespace, crew: Crew, say: Say) -> None:
+    """The main process alone, then all of them, all of which are warm: they work at the same time.
+
+    A process that is still compiling would leave the others its cores, and its share of the host.
+    """
+    run_warm(options, crew, say)
+    evaluation = scaling(options)
+    if crew.is_main and crew.size > 1:
+        run(options.out / f"{SCALING}-1", evaluation, Alone(), say)
+    run(options.out / f"{SCALING}-{crew.size}", evaluation, crew, say)
+
+
+def run(folder: Path, evaluation: Evaluation, crew: Crew, say: Say) -> bool:
+    """This process's share; whether it was the main one, which printed the table."""
+    name = folder.name
+    say(f"{name}: process {crew.number} of {crew.size} begins")
+    outcome = evaluate(
+        evaluation, place_of(str(folder)), crew, say=lambda line: say(f"{name}: {line}")
+    )
+    if outcome is None:
+        return False
     print("\n".join(["", *table(outcome[0]), ""]), flush=True)
+    return True
 
 
-def _told(say: Callable[[str], None], name: str, line: str) -> None:
-    say(f"{name}: {line}")
+def keep(folder: Path, file: Path, say: Say) -> None:
+    """A copy of the summary."""
+    write_whole(file, (folder / JSON).read_bytes())
+    say(f"{folder.name}: kept {file}")
+
+
+WHAT = {"lossy": run_lossy, WARM: run_warm, SCALING: run_scaling}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """In each process that was launched; 2 if one of the evaluations fails."""
     parser = argparse.ArgumentParser(prog="python -m studies.quality_runs", description=__doc__)
     add = parser.add_argument
+    add("what", choices=WHAT)
     add("--out", type=Path, required=True, help="folder of results, one folder each")
-    add("--keep", type=Path, required=True, help="folder that summaries are copied to")
-    add("--scenes", type=int, required=True)
-    add("--batch", type=int, help="most images at once")
+    add("--keep", type=Path, help="folder that summaries of lossy levels are copied to")
+    add("--source", default="sd15-random", help="of scaling (sd15-random)")
+    add("--scenes", type=int, help="of the source embedded")
+    add("--captions", type=int, default=500, help="of other sources, the first so many (500)")
+    add("--batch", type=int, help="most images at once, of lossy")
     add("--steps", type=int, help="of every level (their own), to try the command")
-    add("--only", nargs="*", choices=[one.name for one in LOSSY], help="(all)")
     options = parser.parse_args(arguments)
-    say = Said()
     try:
         crew = Crew()
-        for one in LOSSY:
-            if not options.only or one.name in options.only:
-                run(one, options, crew, say)
+        WHAT[options.what](options, crew, Said())
         crew.part()
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What computes scores beside a GPU: processes, since Python's lock lets threads of ours take turns.
+"""What computes scores beside a GPU: processes, since Python's lock makes threads take turns.
 
 An image's attributes are judged by some fifty drawings, 30 ms of a core, most of it Python. Sixteen
 threads would do no more of it than one, and delay the thread that launches the GPU's work.
@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 
 from sdopt.bench.evaluation.pixels import Image, from_png, to_png
@@ -57,10 +57,8 @@ def processes(number: int) -> Iterator[See]:
 
 
 def _warm(pool: ProcessPoolExecutor) -> None:
-    try:
+    with suppress(BrokenProcessPool, RuntimeError):  # who needs a score is told
         pool.submit(int).result()
-    except (BrokenProcessPool, RuntimeError):
-        pass  # who needs a score is told
 
 
 def _begin() -> None:

@@ -134,9 +134,7 @@ class Worker:
                     with Batches(self.build, level, most, self.say) as batches:
                         self._level(level, blocks, batches, score)
 
-    def _level(
-        self, level: Level, blocks: Sequence[int], batches: Batches, score: Score
-    ) -> None:
+    def _level(self, level: Level, blocks: Sequence[int], batches: Batches, score: Score) -> None:
         waiting: deque[tuple[int, float, float, list[Future[Scored]]]] = deque()
         for block in blocks:
             requests = self._requests(block)
