@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -116,8 +118,11 @@ def run_lossy(options: argparse.Namespace, crew: Crew, say: Say) -> None:
 
 
 def run_warm(options: argparse.Namespace, crew: Crew, say: Say) -> None:
-    """A part for each process, which compiles what the others of `scaling` take."""
-    run(options.out / WARM, scaling(options, SCALING_PART * crew.size), crew, say)
+    """A part for each process, made anew each time: this process takes what it has compiled."""
+    folder = crew.told_by_main(lambda: tempfile.mkdtemp(prefix="sdopt-warm-"))
+    run(Path(folder), scaling(options, SCALING_PART * crew.size), crew, say)
+    if crew.is_main:
+        shutil.rmtree(folder)
 
 
 def run_scaling(options: argparse.Namespace, crew: Crew, say: Say) -> None:
