@@ -1,95 +1,89 @@
-"""GPU figures of evaluations: `python -m studies.quality_gpus scaling`, then `lossy`.
+"""GPU figures of evaluations: `python -m studies.quality_gpus lossy`, then `scaling`.
 
 On a host with two GPUs, from the root of a clone. Both end with a table, write JSON, and go on
-where they stopped if they are run again.
+where they stopped if they are run again. Each launches its processes once.
 
-- `scaling`: the 500 captions on `sd15-random` by `turbo` and `final`, first with one GPU, then with
-  `--processes` of them (2). Images a second of each, steady, and the factor; the goal is 1.9.
 - `lossy`: 2,000 scenes of `embedded`, every lossy level against the same without the loss, at
   guidance 3.0 and 7.5. `python -m studies.quality SUMMARY --page PAGE` makes the page of each.
+- `scaling`: the 500 captions on `sd15-random` by `turbo` and `final`, first by one of the
+  processes alone, then by all of them (`--processes`, 2). Images a second of each, steady, and the
+  factor; the goal is 1.9. `lossy --warm` compiles for it beforehand, beside what is not timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sdopt.bench.evaluation.summary import JSON, table
 from sdopt.bench.report.results import markdown_table, write_table
 from sdopt.errors import SdoptError, WorkerError
+from sdopt.util.children import python_path
 from sdopt.util.files import write_whole
 from studies.quality import read_summary
+from studies.quality_runs import LOSSY, SCALING, WARM, kept
 
-SCALED = ("turbo", "final")
 HEADINGS = ("level", "processes", "images / s", "times one process")
 SCHEMA = "sdopt-quality-gpus/1"
 GOAL = 1.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lossy:
-    """Levels against the one that they lose something to, at a guidance scale."""
-
-    name: str
-    reference: str
-    levels: str
-    guidance: float = 3.0
-
-
-LOSSY = (
-    Lossy(
-        name="dpm",
-        reference="dpm-20",
-        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,swift,turbo",
-    ),
-    Lossy(name="euler-30", reference="compiled", levels="compiled-tiny-vae,euler-20,dpm-20"),
-    Lossy(name="euler-20", reference="euler-20", levels="euler-20-cutoff"),
-    Lossy(
-        name="dpm-guidance-7.5",
-        reference="dpm-20",
-        levels="dpm-20-cutoff,final,hoisted,hoisted-cutoff,express,swift,turbo",
-        guidance=7.5,
-    ),
-)
+MOST_THREADS = 4
 
 
 def command(processes: int, arguments: Sequence[str]) -> list[str]:
-    """As the documentation has it: Accelerate starts the processes; on a CPU torchrun does."""
+    """As the documentation has it: Accelerate starts the processes; on a CPU torchrun does.
+
+    Port 0 is one that is free.
+    """
     import torch
 
-    several = ["--multi_gpu"] if processes > 1 else []
-    launch = ["accelerate.commands.launch", *several, "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    launcher = ["accelerate.commands.launch", *several, "--num_processes", str(processes)]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     if not torch.cuda.is_available():
-        launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, "-m", *launch, "-m", "sdopt.evaluate", *arguments]
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, "-m", *launcher, "-m", "studies.quality_runs", *arguments]
 
 
-def evaluated(processes: int, out: Path, *arguments: str) -> dict[str, Any]:
-    """The summary of an evaluation. Raises WorkerError if it does not end well."""
-    done = subprocess.run(command(processes, [*arguments, "--out", str(out)]), check=False)
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """Of the processes; cores are shared out, if another launch runs beside them too."""
+    cores = len(os.sched_getaffinity(0)) // options.processes
+    return {
+        **os.environ,
+        "PYTHONPATH": python_path(),
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": str(max(1, min(MOST_THREADS, cores))),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // 2 if options.warm else cores)),
+    }
+
+
+def launch(processes: int, arguments: Sequence[str], options: argparse.Namespace) -> None:
+    """Run it with that many processes. Raises WorkerError if it does not end well."""
+    given = command(processes, [*arguments, "--out", str(options.out)])
+    began = time.monotonic()
+    print(" ".join(given), file=sys.stderr, flush=True)
+    done = subprocess.run(given, env=environment(options), check=False)
+    print(f"{arguments[0]}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     if done.returncode:
         raise WorkerError(
-            f"the evaluation in {out} ended with {done.returncode}; see above, and run this again: "
-            "it goes on where it stopped"
+            f"{arguments[0]} in {options.out} ended with {done.returncode}; see above, and run "
+            "this again: it goes on where it stopped"
         )
-    return read_summary(out / JSON)
 
 
 def scaling(options: argparse.Namespace) -> list[str]:
     """Rates with one process and with several, as rows; written as JSON."""
-    first, second = SCALED
-    given = ("--reference", first, "--levels", second, "--source", options.source, "--part", "16")
+    launch(options.processes, [SCALING, *_scaling_arguments(options)], options)
     rows = []
-    for processes in (1, options.processes):
-        out = options.out / f"scaling-{processes}"
-        summary = evaluated(processes, out, *given, *options.prompts.split())
+    for processes in dict.fromkeys((1, options.processes)):
+        summary = read_summary(options.out / f"{SCALING}-{processes}" / JSON)
         rows += rates(summary)
     add_factors(rows)
     content = {"schema": SCHEMA, "run": summary["run"], "goal": GOAL, "rows": rows}
@@ -98,6 +92,15 @@ def scaling(options: argparse.Namespace) -> list[str]:
     if options.page:
         write_table(options.page, lines, "quality-scaling")
     return lines
+
+
+def _scaling_arguments(options: argparse.Namespace) -> list[str]:
+    given = ["--source", options.source, "--captions", str(options.captions)]
+    return [*given, "--scenes", str(options.scenes), *_steps(options)]
+
+
+def _steps(options: argparse.Namespace) -> list[str]:
+    return ["--steps", str(options.steps)] if options.steps else []
 
 
 def rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -127,16 +130,31 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def lossy(options: argparse.Namespace) -> list[str]:
-    """The tables of every evaluation; their summaries are copied beside `--json`."""
+    """The tables of every evaluation; their summaries are kept beside `--json`."""
+    keep = options.json.parent
+    given = ["lossy", "--keep", str(keep), "--scenes", str(options.scenes), *_steps(options)]
+    with warming(options) if options.warm else nullcontext():
+        launch(options.processes, [*given, "--batch", str(options.batch)], options)
     lines: list[str] = []
     for one in LOSSY:
-        given = ("--reference", one.reference, "--levels", one.levels, "--source", "embedded")
-        more = ("--scenes", str(options.scenes), "--guidance", str(one.guidance))
-        summary = evaluated(options.processes, options.out / one.name, *given, *more)
-        kept = options.json.parent / f"quality-{one.name}.json"
-        write_whole(kept, json.dumps(summary, indent=1).encode() + b"\n")
-        lines += [f"{one.name}: {kept}", "", *table(summary), ""]
+        file = kept(keep, one.name)
+        lines += [f"{one.name}: {file}", "", *table(read_summary(file)), ""]
     return lines
+
+
+@contextmanager
+def warming(options: argparse.Namespace) -> Iterator[None]:
+    """Beside what is no measurement of time, compile what `scaling` needs: a part each."""
+    given = [WARM, *_scaling_arguments(options), "--out", str(options.out)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "warm.log").open("wb") as log:
+        warm = subprocess.Popen(
+            command(options.processes, given), env=environment(options), stdout=log, stderr=log
+        )
+        try:
+            yield
+        finally:
+            print(f"warming ended with {warm.wait()}: {log.name}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,9 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("build/quality"), help="folder of results")
     add("--json", type=Path, default=Path("build/quality/scaling.json"), help="file to write")
     add("--source", default="sd15-random", help="of scaling (sd15-random)")
-    add("--prompts", default="--prompts captions", help="of scaling, as options of the evaluation")
+    add("--captions", type=int, default=500, help="of scaling (500, all)")
     add("--page", type=Path, help="page to write the table of scaling into")
-    add("--scenes", type=int, default=2000, help="of lossy (2000)")
+    add("--scenes", type=int, default=2000, help="of lossy, or of --source embedded (2000)")
+    add("--warm", action="store_true", help="beside lossy, compile what scaling needs")
+    add("--batch", type=int, default=32, help="most images at once, of lossy (32)")
+    add("--steps", type=int, help="of every level (their own), to try the command")
     options = parser.parse_args(arguments)
     try:
         lines = {"scaling": scaling, "lossy": lossy}[options.what](options)

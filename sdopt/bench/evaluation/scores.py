@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.bench.evaluation.distance import fid_absence
-from sdopt.bench.evaluation.pixels import Image
+from sdopt.bench.evaluation.pixels import Image, from_png
 from sdopt.bench.measure.scoring import JUDGED, judge
 from sdopt.bench.metrics import lpips as perceptual
 from sdopt.bench.metrics import metrics_of
@@ -68,20 +68,24 @@ def scene_of(source: Source, prompt: str) -> Scene | None:
         return None  # words that describe no whole scene
 
 
-def scores_of(
-    image: Image, prompt: str, scene: Scene | None, reference: Image | None
-) -> dict[str, float]:
-    """Every score that this machine can compute; nothing is downloaded for one."""
+def plain_scores(image: Image, scene: Scene | None, reference: Image | None) -> dict[str, float]:
+    """Those that need no weights."""
     found: dict[str, float] = {}
     if reference is not None:
         found |= _likeness(image, reference, Subject.REFERENCE)
-        if perceptual.absence() is None:
-            with _ONE_AT_A_TIME:
-                found["lpips_cost"] = perceptual.lpips(image, reference).value
     if scene is not None:
         found |= _likeness(image, render(scene, image.shape[0]), Subject.GROUND_TRUTH)
-        rights = [right for name, right in judge(image, scene) if name in JUDGED]
+        rights = [right for _, right in judge(image, scene, JUDGED)]
         found["attributes_right"] = sum(rights) / len(rights)
+    return found
+
+
+def learned_scores(image: Image, prompt: str, reference: bytes | None) -> dict[str, float]:
+    """Those whose weights are on this machine; nothing is downloaded. `reference` is its PNG."""
+    found: dict[str, float] = {}
+    if reference is not None and perceptual.absence() is None:
+        with _ONE_AT_A_TIME:
+            found["lpips_cost"] = perceptual.lpips(image, from_png(reference)).value
     if clip_absence() is None:
         with _ONE_AT_A_TIME:
             found["clip_score"] = clip_score(image, prompt)

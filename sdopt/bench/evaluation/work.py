@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdopt.bench.evaluation.parts import Made, Scored, part_file, read_rows, write_part
-from sdopt.bench.evaluation.pixels import Image, from_png, to_png
+from sdopt.bench.evaluation.pixels import Image
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.plan import Evaluation
-from sdopt.bench.evaluation.scores import PAIRED, finite, scene_of, scores_of
+from sdopt.bench.evaluation.scorers import See, processes, see
+from sdopt.bench.evaluation.scores import PAIRED, finite, learned_scores, scene_of
 from sdopt.bench.evaluation.statistics import differences
 from sdopt.bench.measure.quality import image_fault, to_uint8
 from sdopt.errors import OutOfMemoryError
@@ -33,6 +34,8 @@ Generate = Callable[[Sequence[Request]], NDArray[np.float32]]
 """The images of requests, (n, height, width, 3), 0 to 1."""
 Build = Callable[[Level], AbstractContextManager[Generate]]
 """A level's pipeline, and its memory given back afterwards."""
+Score = Callable[[int, NDArray[np.float32], Scored | None], Future[Scored]]
+"""Of a prompt's index, its image, and the reference's result if it has to be compared."""
 MOST_BATCH = {"cuda": 8, "cpu": 4}
 MOST_WAITING = 2
 """Parts that are generated and not yet scored."""
@@ -101,17 +104,11 @@ class Batches:
         self.stack.close()
 
 
-def _on_one_core() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Worker:
     """One process's tools. `session` names this start of all of them.
 
-    `threads` score; on a GPU each has a single core, which would otherwise use all of them.
+    `threads` score; beside a GPU each has a process for it.
     """
 
     evaluation: Evaluation
@@ -126,26 +123,25 @@ class Worker:
 
     def work(self, missing: dict[str, list[int]], ours: Sequence[int], batch: int) -> None:
         """Make the missing parts of our blocks, level after level: the reference comes first."""
-        first = _on_one_core if self.device == "cuda" else None
-        with ThreadPoolExecutor(self.threads, initializer=first) as pool:
+        seeing = processes(self.threads) if self.device == "cuda" else nullcontext(see)
+        with seeing as by, ThreadPoolExecutor(self.threads) as threads:
+            score = partial(threads.submit, self._score, by)
             for level in self.evaluation.all_levels():
                 lacking = set(missing[level.name])
                 blocks = [block for block in ours if block in lacking]
                 if blocks:
                     most = min(batch, self.evaluation.part)
                     with Batches(self.build, level, most, self.say) as batches:
-                        self._level(level, blocks, batches, pool)
+                        self._level(level, blocks, batches, score)
 
-    def _level(
-        self, level: Level, blocks: Sequence[int], batches: Batches, pool: ThreadPoolExecutor
-    ) -> None:
+    def _level(self, level: Level, blocks: Sequence[int], batches: Batches, score: Score) -> None:
         waiting: deque[tuple[int, float, float, list[Future[Scored]]]] = deque()
         for block in blocks:
             requests = self._requests(block)
             start = time.perf_counter()
             images = batches.images(requests)
             generate_s = time.perf_counter() - start
-            rows = self._scored(level, block, images, pool)
+            rows = self._scored(level, block, images, score)
             waiting.append((block, time.time(), generate_s, rows))
             while len(waiting) > MOST_WAITING:
                 self._store(level, batches.size, *waiting.popleft())
@@ -160,32 +156,30 @@ class Worker:
         ]
 
     def _scored(
-        self,
-        level: Level,
-        block: int,
-        images: Sequence[NDArray[np.float32]],
-        pool: ThreadPoolExecutor,
+        self, level: Level, block: int, images: Sequence[NDArray[np.float32]], score: Score
     ) -> list[Future[Scored]]:
         reference = self.evaluation.reference
         others: list[Scored | None] = [None] * len(images)
         if level.name != reference.name:
             others = [*read_rows(self.place, part_file(reference.name, block))]
         pairs = zip(self.evaluation.indices(block), images, others, strict=True)
-        return [pool.submit(self._score, index, image, other) for index, image, other in pairs]
+        return [score(index, image, other) for index, image, other in pairs]
 
-    def _score(self, index: int, image: NDArray[np.float32], other: Scored | None) -> Scored:
+    def _score(
+        self, by: See, index: int, image: NDArray[np.float32], other: Scored | None
+    ) -> Scored:
         prompt = self.evaluation.prompts.texts[index]
         fault = image_fault(image) or ""
         pixels: Image = to_uint8(np.nan_to_num(image))
-        scores: dict[str, float] = {}
+        scene = None if fault else scene_of(self.evaluation.source, prompt)
+        sound = None if fault or other is None or other.fault else other
+        png, plain = by(pixels, scene, sound.png if sound else None)
+        scores = dict(plain)
         if not fault:
-            sound = other is not None and not other.fault
-            reference = from_png(other.png) if other is not None and sound else None
-            scene = scene_of(self.evaluation.source, prompt)
-            scores = scores_of(pixels, prompt, scene, reference)
-            if other is not None and sound:
-                scores |= differences(scores, finite(other.scores), PAIRED)
-        return Scored(index=index, prompt=prompt, fault=fault, png=to_png(pixels), scores=scores)
+            scores |= learned_scores(pixels, prompt, sound.png if sound else None)
+        if sound:
+            scores |= differences(scores, finite(sound.scores), PAIRED)
+        return Scored(index=index, prompt=prompt, fault=fault, png=png, scores=scores)
 
     def _store(
         self,

@@ -1,5 +1,6 @@
 """Judges images against the ground truth of their scenes; needs no model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ Images = NDArray[np.uint8]
 
 JUDGED = ("background", "shape", "colour", "position")
 """The attributes that acceptance counts; size and texture are told beside them."""
+ALL = ("background", *OBJECT_FIELDS)
 
 
 def mean_ssim(first: Images, second: Images) -> float:
@@ -40,12 +42,18 @@ def attribute_accuracy(images: Images, scenes: list[Scene]) -> dict[str, float]:
     return shares | {"judged": float(np.mean(judged))}
 
 
-def judge(image: NDArray[np.uint8], scene: Scene) -> list[tuple[str, bool]]:
-    """(attribute, right) for the background and for every attribute of every object."""
-    verdicts = [("background", _nearest(image, _other_backgrounds(scene)) == scene)]
+def judge(
+    image: NDArray[np.uint8], scene: Scene, names: Sequence[str] = ALL
+) -> list[tuple[str, bool]]:
+    """(attribute, right) for the background and every object's attributes, of those named."""
+    verdicts = []
+    if "background" in names:
+        verdicts.append(("background", _nearest(image, _other_backgrounds(scene)) == scene))
     for item in range(len(scene.objects)):
         for field in OBJECT_FIELDS:
-            verdicts.append((field, _nearest(image, _alternatives(scene, item, field)) == scene))
+            if field in names:
+                right = _nearest(image, _alternatives(scene, item, field)) == scene
+                verdicts.append((field, right))
     return verdicts
 
 

@@ -58,7 +58,7 @@ def test_a_clip_score_is_of_image_and_prompt(clip: Path) -> None:
     assert 0 <= value <= 100
     assert value == scores.clip_score(image, scene.caption())
     assert value != scores.clip_score(image[:, ::-1] // 2, scene.caption())
-    assert "clip_score" in scores.scores_of(image, scene.caption(), scene, None)
+    assert "clip_score" in scores.learned_scores(image, scene.caption(), None)
 
 
 def test_what_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_lpips_is_a_score_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) -
         lpips, "lpips", lambda one, other: SimpleNamespace(value=float(np.mean(one != other)))
     )
     image = render(held_out_scenes(1)[0], 32)
-    assert scores.scores_of(image, "", None, image)["lpips_cost"] == 0.0
+    assert scores.learned_scores(image, "", to_png(image))["lpips_cost"] == 0.0
 
 
 class Distance:
