@@ -56,7 +56,7 @@ def check_dtype(level: Level, device: torch.device, dtype: torch.dtype) -> None:
         return
     major, minor = torch.cuda.get_device_capability(device)
     if 10 * major + minor < LEAST_CAPABILITY:
-        raise SdoptError(
+        raise UnsupportedCardError(
             f"level {level.name!r}: bfloat16 needs a GPU of compute capability 8.0 or newer "
             f"(Ampere), {device} has {major}.{minor}; choose from: {usual_dtype(device.type)}"
         )
