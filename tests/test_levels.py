@@ -33,7 +33,10 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "final": (True, True, True, TINY, DPM, True, True, "dpm-20-cutoff"),
 }
 
-ENGINE = ["one-graph", "fused", "hoisted", "hoisted-cutoff", "express", "swift", "turbo"]
+ENGINE = [
+    *("one-graph", "fused", "hoisted", "hoisted-cutoff", "express", "swift", "turbo"),
+    *("express-float8", "turbo-float8"),
+]
 """The levels past the published table, in order."""
 
 # What each level changes in its reference. `tuned` is a pair because the published table has
@@ -55,6 +58,8 @@ CHANGES = {
     "express": {"decoder"},
     "swift": {"feature_cache", "full_share"},
     "turbo": {"feature_cache"},
+    "express-float8": {"float8"},
+    "turbo-float8": {"float8"},
 }
 CACHED = LEVELS["turbo"].then("mine", why="to test the rule", steps=20, cfg_cutoff=0.4)
 HALF = CACHED.then("half", why="to test the other rule", full_share=0.5)
@@ -205,6 +210,7 @@ def test_as_dict_holds_every_field() -> None:
         "hoisted": False,
         "feature_cache": False,
         "full_share": None,
+        "float8": False,
     }
 
 
