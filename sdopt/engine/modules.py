@@ -225,8 +225,7 @@ class Fused:
             ready = hoisted or hoist(fused, timestep, encoder_hidden_states)
             x = channels_last(sample)
             if deep is not None:
-                noise = fused.shallow(x, deep, ready.shift, ready.context, twins=ready.twins)
-                return (channels_first(noise),)
+                return (channels_first(fused.shallow(x, deep, ready.shift, ready.context)),)
             noise, features = fused.store(x, ready.shift, ready.context, twins=ready.twins)
         if store:
             return channels_first(noise), features

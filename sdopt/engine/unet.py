@@ -161,7 +161,9 @@ class FusedUNet:
         self.wholes += 1
         unet = self.unet
         check_sides(x, 2 ** (len(unet.down_blocks) - 1))
-        x = self._once(x) if twins else x
+        if twins:
+            self.twins += 1
+            x = x[: len(x) // 2]
         x = ops.convolution(x, _taps(unet.conv_in), unet.conv_in.bias)
         skips = [x]
         for block in unet.down_blocks:
@@ -175,22 +177,13 @@ class FusedUNet:
             x = self._layer(last, layer, x, skips.pop(), shift, context)
         return self._end(x, skips.pop(), shift, context), x
 
-    def shallow(
-        self, x: Tensor, deep: Tensor, shift: Shift, context: Context, *, twins: bool = False
-    ) -> Tensor:
+    def shallow(self, x: Tensor, deep: Tensor, shift: Shift, context: Context) -> Tensor:
         """The predicted noise from `deep`, what `store` gave at an earlier step.
 
         Source: DeepCache, https://arxiv.org/abs/2312.00858. Exact if `deep` is this step's own.
-        `twins` is as `store`'s.
         """
-        x = self._once(x) if twins else x
         x = ops.convolution(x, _taps(self.unet.conv_in), self.unet.conv_in.bias)
         return self._end(deep, x, shift, context)
-
-    def _once(self, x: Tensor) -> Tensor:
-        """The first of two equal halves."""
-        self.twins += 1
-        return x[: len(x) // 2]
 
     def _end(self, deep: Tensor, skip: Tensor, shift: Shift, context: Context) -> Tensor:
         unet = self.unet

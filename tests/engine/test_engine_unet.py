@@ -113,8 +113,6 @@ def test_equal_halves_are_computed_once_as_far_as_the_first_look_at_the_prompts(
     assert fused.twins == counted + 1
     assert error(found, wanted) < EXACT
     assert error(features, deep) < EXACT
-    found = fused.shallow(x, deep, ready.shift, ready.context, twins=True)
-    assert error(found, fused.shallow(x, deep, ready.shift, ready.context)) < EXACT
     # Nothing of the second half is read: that is what it saves.
     x[2:] = float("nan")
     again, _ = fused.store(x, ready.shift, ready.context, twins=True)

@@ -106,7 +106,7 @@ def _computed(level: Level, seen: Observation) -> Iterator[str]:
         "hoisted: time embeddings were": (seen.embeddings, once),
         "hoisted: the equal halves of guidance were, as one,": (
             seen.twins,
-            level.guided_steps() if level.hoisted else 0,
+            sum(step < level.guided_steps() for step in level.full_steps()) if level.hoisted else 0,
         ),
         "fused: the whole UNet was": (seen.wholes, len(level.full_steps()) if level.fused else 0),
     }

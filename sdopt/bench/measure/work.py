@@ -223,7 +223,7 @@ def _fused_call_on_meta(
     shift = {module: rows[0] for module, rows in fused.shifts(torch.zeros(1)).items()}
     if how == SHALLOW:
         deep = torch.empty(shapes[-1])
-        return lambda: fused.shallow(_pixels(shapes[0]), deep, shift, context, twins=twins)
+        return lambda: fused.shallow(_pixels(shapes[0]), deep, shift, context)
     return lambda: fused.store(_pixels(shapes[0]), shift, context, twins=twins)
 
 
