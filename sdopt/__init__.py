@@ -18,6 +18,8 @@ from sdopt.util.unsaid import unsaid
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
     from sdopt.pipelines.pipeline import LevelPipeline
 
 __version__ = "0.1.0"
@@ -25,15 +27,20 @@ __all__ = ["LEVELS", "Level", "__version__", "load_pipeline", "use_compile_cache
 
 
 def load_pipeline(
-    level: str = "final", *, source: str | None = None, device: str | None = None
+    level: str = "final",
+    *,
+    source: str | None = None,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> LevelPipeline:
     """A working diffusers pipeline with the optimizations of a level.
 
     `source` is 'auto' (the default), 'embedded', 'sd15-random', a diffusers folder, a .safetensors
     file or a repository of the Hugging Face hub; `device` is the CUDA device if there is one, else
-    the CPU. Images are made in float16 on CUDA, in float32 on the CPU. Raises UnknownNameError
-    for a level, source or device that does not exist, SourceError for weights that cannot be
-    loaded and OutOfMemoryError for a level that does not fit on the device.
+    the CPU. Images are made in float16 on CUDA, in float32 on the CPU; `dtype` 'bfloat16', or
+    $SDOPT_DTYPE, is for weights that overflow in float16. Raises UnknownNameError for a level,
+    source, device or dtype that does not exist, SourceError for weights that cannot be loaded and
+    OutOfMemoryError for a level that does not fit on the device.
     """
     chosen = get_level(level)  # a misspelt one is refused before the seconds of imports
     # diffusers imports image processors that no level uses, and transformers misses torchvision.
@@ -41,10 +48,10 @@ def load_pipeline(
     with collector_paused(), torchvision:
         from sdopt.engine.prepare import prepared  # imports torch, which its thread needs whole
 
-        with prepared(chosen, device):
+        with prepared(chosen, device, dtype):
             from sdopt.pipelines import pipeline
 
-            return pipeline.load_pipeline(level, source=source, device=device)
+            return pipeline.load_pipeline(level, source=source, device=device, dtype=dtype)
 
 
 def use_compile_cache(file: str | Path) -> Path:

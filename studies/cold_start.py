@@ -169,12 +169,12 @@ def warm_up(level: Level, source: Source, clock: Clock) -> tuple[LevelPipeline, 
     """What `sdopt.pipelines.pipeline.build` does, in parts."""
     import torch
 
-    from sdopt.pipelines.pipeline import apply_level, default_device, default_dtype, load_weights
+    from sdopt.pipelines.pipeline import apply_level, default_device, dtype_on, load_weights
 
     device = default_device()
     torch.zeros(1, device=device)
     clock.lap("device")
-    pipeline = load_weights(source, device, default_dtype(device))
+    pipeline = load_weights(source, device, dtype_on(device))
     clock.lap("weights")
     if level.compiled:
         import torch._inductor.compile_fx

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sdopt.cli.options import SOURCE_HELP, Pointers
+from sdopt.cli.options import SOURCE_HELP, DtypeOfAll, Pointers
 from sdopt.cli.suite import check_installed
 from sdopt.errors import SdoptError
 from sdopt.levels import get_level
@@ -58,6 +58,7 @@ def bench(
         ),
     ] = None,
     pointers: Pointers = False,
+    dtype: DtypeOfAll = None,
     folder: Annotated[
         Path, typer.Option("--folder", metavar="DIR", help="Where the suite's tests are.")
     ] = FOLDER,

@@ -13,6 +13,7 @@ from sdopt.cli import options
 from sdopt.cli.generating import (
     Made,
     Recipe,
+    lasting_dtype,
     lasting_name,
     loaded,
     make,
@@ -64,6 +65,7 @@ def generate(
         Path | None,
         typer.Option("--lora", metavar="FILE", help="Adapters, a .safetensors file."),
     ] = None,
+    dtype: options.Dtype = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -90,8 +92,8 @@ def generate(
     The first image of a level includes compiling and capturing. The PNG says how it was made.
     """
     if like is not None:
-        own = (prompts, file, level, seed, size, steps, guidance, negative)
-        if own != (None, None, LEVEL, SEED, None, None, None, ""):
+        own = (prompts, file, level, seed, size, steps, guidance, negative, dtype)
+        if own != (None, None, LEVEL, SEED, None, None, None, "", None):
             raise SdoptError(
                 "--like makes the very image again: drop the prompts and all options but --source, "
                 "--lora, -o, --force and --json"
@@ -104,6 +106,7 @@ def generate(
     for prompt in prompts or []:
         check_prompt(prompt)
     adapters, weights = read_lora(lora) if lora else (None, None)
+    kind = lasting_dtype(dtype)
 
     from sdopt.weights.sources import may_download, resolve
 
@@ -123,6 +126,7 @@ def generate(
         steps=chosen.steps if steps is None else steps,
         guidance_scale=found.guidance_scale if guidance is None else guidance,
         lora=adapters,
+        dtype=kind,
     )
     recipes = _recipes(recipe, prompts or [], file, found)
     check_out(out, force=force)
@@ -235,8 +239,10 @@ def _recipes_again(
 ) -> tuple[tuple[Recipe, ...], dict[str, Any] | None]:
     """The recipes with the weights where they lie now. Raises SdoptError for other ones."""
     first = recipes[0]
-    if any((r.level, r.source, r.lora) != (first.level, first.source, first.lora) for r in recipes):
-        raise BrokenFileError(f"{job.like} names several levels, sources or adapters for one grid")
+    if any(_loaded_of(one) != _loaded_of(first) for one in recipes):
+        raise BrokenFileError(
+            f"{job.like} names several levels, sources, dtypes or adapters for one grid"
+        )
     if job.source == SOURCE:
         _refuse_download(job.like, first.source)
     source = first.source if job.source == SOURCE else job.source
@@ -255,6 +261,11 @@ def _recipes_again(
             "name the right one with --lora"
         )
     return tuple(replace(recipe, source=source, lora=found) for recipe in recipes), weights
+
+
+def _loaded_of(recipe: Recipe) -> tuple[object, ...]:
+    """What the images of one pipeline share."""
+    return recipe.level, recipe.source, recipe.lora, recipe.dtype
 
 
 def _refuse_download(like: Path, source: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdopt.cli.progress import Steps, progress
 from sdopt.errors import BrokenFileError, MissingToolError, SdoptError, SourceError
 from sdopt.util.files import cause, read_plain
+from sdopt.util.precision import chosen_dtype, usual_dtype
 from sdopt.util.unsaid import unsaid
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides one image on one machine. `source` is a name that finds it again."""
+    """All that decides one image on one machine. `source` is a name that finds it again.
+
+    `dtype` is what was asked for; None is the device's usual one, float16 or float32.
+    """
 
     level: str
     source: str
@@ -50,6 +54,7 @@ class Recipe:
     steps: int
     guidance_scale: float
     lora: Lora | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +107,29 @@ def read_lora(file: Path) -> tuple[Lora, dict[str, Any]]:
     return Lora(file=str(file), sha256=hashlib.sha256(content).hexdigest()), weights
 
 
+def lasting_dtype(given: str | None) -> str | None:
+    """What a recipe says of the dtype that is asked for, or that $SDOPT_DTYPE names.
+
+    Raises UnknownNameError for one that this machine's device does not offer.
+    """
+    kind = _device_type()
+    return None if (chosen := chosen_dtype(kind, given)) == usual_dtype(kind) else chosen
+
+
+def _device_type() -> str:
+    """Of the device that images are made on; `pipeline.default_device` imports diffusers."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def loaded(recipe: Recipe, weights: dict[str, Any] | None = None) -> LevelPipeline:
     """The pipeline of a recipe's level and source, with its adapters."""
     import sdopt
 
     with progress(f"loading {recipe.level}", None):
-        pipeline = sdopt.load_pipeline(recipe.level, source=recipe.source)
+        dtype = recipe.dtype or usual_dtype(_device_type())
+        pipeline = sdopt.load_pipeline(recipe.level, source=recipe.source, dtype=dtype)
         if weights is not None and recipe.lora is not None:
             _put_on(pipeline, recipe.lora.file, weights)
     return pipeline

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.errors import BrokenFileError, SdoptError, UnknownNameError
 from sdopt.levels import get_level
 from sdopt.util.files import cause, given, is_whole, read_plain
 from sdopt.util.hardware import POINTERS
+from sdopt.util.precision import DTYPE, NAMES, WHY
 from sdopt.util.text import shown as shown
 
 SOURCE_HELP = (
@@ -68,6 +69,34 @@ Pointers = Annotated[
         callback=_through_pointers,
         help="Let kernels read as on GPUs before Hopper ($SDOPT_POINTERS is 1).",
     ),
+]
+DTYPE_HELP = (
+    "What images are computed in: float16 (float32 on a CPU), or bfloat16 for weights that "
+    "overflow (default: $SDOPT_DTYPE)."
+)
+
+
+def check_dtype(name: str | None) -> str | None:
+    """Raise UnknownNameError for one that no device has."""
+    if name is not None and name not in NAMES:
+        raise UnknownNameError("dtype", name, NAMES, WHY)
+    return name
+
+
+def _for_children(name: str | None) -> str | None:
+    """An environment variable, since children of this process have to read it too."""
+    if check_dtype(name) is not None:
+        os.environ[DTYPE] = str(name)
+    return name
+
+
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="DTYPE", callback=check_dtype, help=DTYPE_HELP),
+]
+DtypeOfAll = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="DTYPE", callback=_for_children, help=DTYPE_HELP),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

@@ -28,6 +28,7 @@ def serve(
         str, typer.Option("--level", metavar="LEVEL", help="See `sdopt levels`.")
     ] = "turbo",
     source: options.Source = "auto",
+    dtype: options.DtypeOfAll = None,
     host: Annotated[
         str,
         typer.Option(

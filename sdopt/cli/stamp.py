@@ -20,12 +20,15 @@ from sdopt.cli.options import (
 from sdopt.errors import BrokenFileError
 from sdopt.levels import get_level
 from sdopt.util.files import cause, is_whole, may_be_path, read_plain
+from sdopt.util.precision import NAMES
 from sdopt.util.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TEXT_KEY = "sdopt"
+ADDED = "dtype"
+"""What images of the first versions do not say: theirs is the device's usual one."""
 SCHEMA = 1
 MOST_BYTES = 2**30
 MOST_PIXELS = 2**28
@@ -109,6 +112,7 @@ def _parsed(data: Any) -> Stamp:
 
 def _recipe(row: Mapping[str, Any]) -> Recipe:
     names = [field.name for field in fields(Recipe)]
+    row = {ADDED: None, **row}
     if set(row) != set(names):
         raise ValueError(f"an image has {', '.join(sorted(row))}; it has {', '.join(names)}")
     for name in ("level", "source", "prompt", "negative_prompt"):
@@ -120,6 +124,8 @@ def _recipe(row: Mapping[str, Any]) -> Recipe:
     get_level(row["level"])
     if not row["source"]:
         raise ValueError("source is empty")
+    if row[ADDED] not in (None, *NAMES):
+        raise ValueError(f"{ADDED} is {shown(repr(row[ADDED]), 40)}, not of {', '.join(NAMES)}")
     _integer(row, "seed", 0, MOST_SEED - 1)
     _integer(row, "steps", 1, MOST_STEPS)
     for name in ("width", "height"):

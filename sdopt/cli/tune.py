@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdopt.cli.options import Force, checked_levels, refuse_existing
+from sdopt.cli.options import DtypeOfAll, Force, checked_levels, refuse_existing
 from sdopt.errors import SdoptError, UnknownNameError
 
 
@@ -49,6 +49,7 @@ def tune(
     cards: Annotated[
         str, typer.Option("--cards", metavar="CARD,...", help="Of --static.")
     ] = "H100",
+    dtype: DtypeOfAll = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Table (default: your own of this card)."),

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sdopt import engine
+from sdopt.util.precision import chosen_dtype, usual_dtype
 
 KERNEL_FILES = (
     "cards.py",
@@ -43,6 +44,7 @@ def made_here() -> dict[str, str]:
         "CUDA": str(torch.version.cuda or NONE),
         "diffusers": version("diffusers"),
         "kernels": kernels_digest(),
+        **({"dtype": dtype} if (dtype := _dtype()) else {}),
     }
 
 
@@ -65,6 +67,14 @@ def kernels_digest(folder: Path | None = None) -> str:
         content = path.read_bytes() if path.exists() else b""
         digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
+
+
+def _dtype() -> str | None:
+    """Where it is not the usual one: what was packed before there was a choice has none."""
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return None if (chosen := chosen_dtype(kind)) == usual_dtype(kind) else chosen
 
 
 def _gpu() -> dict[str, str]:

@@ -48,14 +48,14 @@ def convolution(
     With `halved` H and W are even, and the tile's depth divides C. Operands in float8 take a
     specialized tile.
     """
-    weight, scale = _unscaled(weight)
+    weight, scale, result = _unscaled(weight, x)
     images, height, width, channels = x.shape
     if downsample:
         height, width = height // 2, width // 2
         if not tile.pointers:
             x = x.view(images, height, 2, width, 2 * channels)
     columns, taps = weight.shape[0] // phases**2, weight.shape[1]
-    out = x.new_empty((images, height * phases, width * phases, columns), dtype=_result(x))
+    out = x.new_empty((images, height * phases, width * phases, columns), dtype=result)
     sums = _sums(out, tile)
     end = _epilogue_arguments(bias, residual, relu)
     flat = weight.reshape(weight.shape[0], -1)
@@ -98,10 +98,10 @@ def matrix_product(
 
     Operands in float8 take a specialized tile.
     """
-    weight, scale = _unscaled(weight)
+    weight, scale, result = _unscaled(weight, x)
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if geglu else 1)
-    out = x.new_empty((rows, columns), dtype=_result(x))
+    out = x.new_empty((rows, columns), dtype=result)
     sums = _sums(out, tile)
     end = _epilogue_arguments(bias, residual, False)
     if tile.specialized:
@@ -293,14 +293,11 @@ def _ended(
     return out
 
 
-def _unscaled(weight: Tensor | Rounded) -> tuple[Tensor, Tensor | None]:
-    """What the matrix unit multiplies by, and by what a column's sum is scaled."""
-    return (weight.values, weight.scale) if isinstance(weight, Rounded) else (weight, None)
-
-
-def _result(x: Tensor) -> torch.dtype:
-    """Of a product of such operands."""
-    return torch.float16 if x.dtype == KIND else x.dtype
+def _unscaled(weight: Tensor | Rounded, x: Tensor) -> tuple[Tensor, Tensor | None, torch.dtype]:
+    """What the matrix unit multiplies x by, by what a column's sum is scaled, the result's type."""
+    if isinstance(weight, Rounded):
+        return weight.values, weight.scale, weight.dtype
+    return weight, None, x.dtype
 
 
 def _normed(x: Tensor, factor: float | None) -> torch.dtype:

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from sdopt.engine import ops
 from sdopt.levels import Level
+from sdopt.util.precision import chosen_dtype
 
 WIDTH, HEADS, TOKENS = 320, 8, 80
 """Those of SD 1.5's outer attention, so that the one kernel of ours that runs here is needed."""
 
 
 @contextmanager
-def prepared(level: Level, device: str | None) -> Iterator[None]:
+def prepared(level: Level, device: str | None, dtype: object = None) -> Iterator[None]:
     """Load the GPU's libraries and Triton beside what runs inside; wait for them at the end.
 
     Does nothing for a level without our kernels, or where there is no GPU. Errors are dropped: the
@@ -27,7 +28,8 @@ def prepared(level: Level, device: str | None) -> Iterator[None]:
     if gpu is None:
         yield
         return
-    thread = threading.Thread(target=_tried, args=(gpu,), name="sdopt-prepare")
+    kind: torch.dtype = getattr(torch, chosen_dtype(gpu.type, dtype))
+    thread = threading.Thread(target=_tried, args=(gpu, kind), name="sdopt-prepare")
     thread.start()
     try:
         yield
@@ -49,7 +51,7 @@ def used_gpu(device: str | None) -> torch.device | None:
 
 
 @torch.no_grad()
-def first_uses(device: torch.device, dtype: torch.dtype = torch.float16) -> None:
+def first_uses(device: torch.device, dtype: torch.dtype) -> None:
     """Use once, on zeros, what loads a library or hashes a compiler when it is used first."""
     tokens = torch.zeros((1, TOKENS, WIDTH), device=device, dtype=dtype)  # the device's context
     square = torch.zeros((WIDTH, WIDTH), device=device, dtype=dtype)
@@ -61,6 +63,6 @@ def first_uses(device: torch.device, dtype: torch.dtype = torch.float16) -> None
         torch.cuda.synchronize(device)
 
 
-def _tried(device: torch.device) -> None:
+def _tried(device: torch.device, dtype: torch.dtype) -> None:
     with suppress(Exception), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        first_uses(device)
+        first_uses(device, dtype)

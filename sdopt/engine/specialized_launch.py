@@ -77,6 +77,7 @@ def _boxes(tensor: Tensor, box: list[int]) -> object:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    kind = gl.float8e4nv if tensor.dtype == torch.float8_e4m3fn else gl.float16
+    float8 = tensor.dtype == torch.float8_e4m3fn  # whose name in Gluon is another one
+    kind = gl.float8e4nv if float8 else getattr(gl, str(tensor.dtype).removeprefix("torch."))
     layout = gl.NVMMASharedLayout.get_default_for(box, kind)
     return TensorDescriptor.from_tensor(tensor, box, layout)

@@ -16,6 +16,7 @@ from sdopt.engine.cards import LEAST_CAPABILITY, card_of
 from sdopt.engine.tables import described, table_of
 from sdopt.errors import OutOfMemoryError, UnsupportedCardError
 from sdopt.levels import Level
+from sdopt.util.precision import usual_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,18 @@ def check_capability(level: Level, device: torch.device) -> None:
             f"its float8 kernels are for Hopper GPUs (compute capability 9) and a Triton whose "
             f"Gluon compiles them; {card_of(device)} takes others",
             str(level.reference),
+        )
+
+
+def check_dtype(level: Level, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise SdoptError for bfloat16 on a GPU that has none: it would be emulated, or not run."""
+    if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < LEAST_CAPABILITY:
+        raise SdoptError(
+            f"level {level.name!r}: bfloat16 needs a GPU of compute capability 8.0 or newer "
+            f"(Ampere), {device} has {major}.{minor}; choose from: {usual_dtype(device.type)}"
         )
 
 

@@ -29,7 +29,12 @@ from sdopt.pipelines.arguments import (
 from sdopt.pipelines.cfg_cutoff import cutoff_callback, in_turn
 from sdopt.pipelines.compilation import compile_decoder, compile_unet
 from sdopt.pipelines.components import check_components
-from sdopt.pipelines.device_limits import check_capability, naming_the_hungry, warn_of_rules
+from sdopt.pipelines.device_limits import (
+    check_capability,
+    check_dtype,
+    naming_the_hungry,
+    warn_of_rules,
+)
 from sdopt.pipelines.engine_call import generated_whole
 from sdopt.pipelines.loading import load_tiny_vae, quiet_loading, reading
 from sdopt.pipelines.nested import leaving_the_outer_call
@@ -37,6 +42,7 @@ from sdopt.pipelines.no_pickles import WithoutPickles
 from sdopt.pipelines.prompts import named_as_diffusers_does, without_learnt_words
 from sdopt.pipelines.saving import plainly_laid_out
 from sdopt.pipelines.settings import process_settings
+from sdopt.util.precision import chosen_dtype
 from sdopt.weights.sd15 import random_parts
 from sdopt.weights.sources import Source, resolve
 
@@ -184,16 +190,26 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """float16 on CUDA, float32 on the CPU, whose half precision is emulated."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+def dtype_on(device: torch.device, given: str | torch.dtype | None = None) -> torch.dtype:
+    """The given one, $SDOPT_DTYPE's, or float16 on CUDA and float32 on the CPU, which emulates it.
+
+    Raises UnknownNameError for one that is not offered there.
+    """
+    dtype: torch.dtype = getattr(torch, chosen_dtype(device.type, given))
+    return dtype
 
 
 def load_pipeline(
-    level: str = "final", *, source: str | None = None, device: str | None = None
+    level: str = "final",
+    *,
+    source: str | None = None,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> LevelPipeline:
     """The pipeline of a level by name; see `sdopt.load_pipeline`."""
-    return build(resolve(source), get_level(level), named_device(device) if device else None)
+    place = named_device(device) if device else default_device()
+    kind = dtype_on(place, dtype)  # before a source is looked for, which may be downloaded
+    return build(resolve(source), get_level(level), place, kind)
 
 
 def named_device(name: str) -> torch.device:
@@ -207,14 +223,21 @@ def named_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build(source: Source, level: Level, device: torch.device | None = None) -> LevelPipeline:
+def build(
+    source: Source,
+    level: Level,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> LevelPipeline:
     """Load the source's weights and apply the level's fields to them.
 
     Raises SourceError if the weights cannot be loaded, OutOfMemoryError if they do not fit.
     """
     device = device or default_device()
+    kind = dtype_on(device, dtype)
+    check_dtype(level, device, kind)
     with naming_the_hungry(level, device):
-        pipeline = load_weights(source, device, default_dtype(device))
+        pipeline = load_weights(source, device, kind)
         apply_level(pipeline, source, level, device)
     return pipeline
 

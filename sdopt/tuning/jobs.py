@@ -13,6 +13,7 @@ from torch import Tensor
 from sdopt.engine import ops
 from sdopt.engine.float8 import Rounded, rounded_weight, to_float8
 from sdopt.engine.tiles import FLOAT8, Tile
+from sdopt.util.precision import chosen_dtype
 
 CONVOLUTIONS = ("conv", "plain", "upsample", "downsample")
 COLD_BYTES = 120 * 2**20
@@ -140,15 +141,22 @@ def uses_of(job: Job) -> Iterator[Job]:
         yield usual
 
 
+def operand_dtype() -> torch.dtype:
+    """float16, or bfloat16 where $SDOPT_DTYPE says so; tiles serve both, as wide as each other."""
+    dtype: torch.dtype = getattr(torch, chosen_dtype("cuda"))
+    return dtype
+
+
 def empty_operands(job: Job) -> list[Tensor | Rounded | None]:
     """In the host's memory, of which nothing is touched: to compile for."""
-    empty = [None if s is None else torch.empty(s, dtype=torch.float16) for s in job.shapes]
+    dtype = operand_dtype()
+    empty = [None if s is None else torch.empty(s, dtype=dtype) for s in job.shapes]
     if not job.float8:
         return [*empty]
     x, weight = job.first_two
     kind = torch.float8_e4m3fn
     scale = torch.empty(weight[0], dtype=torch.float32)
-    rounded = Rounded(values=torch.empty(weight, dtype=kind), scale=scale, dtype=torch.float16)
+    rounded = Rounded(values=torch.empty(weight, dtype=kind), scale=scale, dtype=dtype)
     return [torch.empty(x, dtype=kind), rounded, *empty[2:]]
 
 
@@ -165,7 +173,7 @@ def random_operands(job: Job, device: torch.device) -> list[Tensor | Rounded | N
 
 
 def _random(shape: Shape, device: torch.device) -> Tensor:
-    return torch.randn(shape, device=device, dtype=torch.float16) * 0.1
+    return torch.randn(shape, device=device, dtype=operand_dtype()) * 0.1
 
 
 def computed(job: Job, operands: Operands, tile: Tile | None) -> Tensor:

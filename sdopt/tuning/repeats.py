@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdopt.engine.float8 import Rounded
 from sdopt.engine.tiles import LIBRARY, Tile
-from sdopt.tuning.jobs import Job, Operands, computed, random_operands
+from sdopt.tuning.jobs import Job, Operands, computed, operand_dtype, random_operands
 
 REPEATS = 200
 SETS = 4
@@ -143,7 +143,7 @@ def beside_other_work() -> Iterator[None]:
     stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        a = torch.randn(OTHER_SIDE, OTHER_SIDE, device="cuda", dtype=torch.float16)
+        a = torch.randn(OTHER_SIDE, OTHER_SIDE, device="cuda", dtype=operand_dtype())
         product, copy = torch.empty_like(a), torch.empty_like(a)
 
     def launch() -> Any:

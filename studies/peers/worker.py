@@ -54,9 +54,9 @@ def _peer(recipe: Recipe, source: Source, device: torch.device) -> Callable[[Gro
     """Plain diffusers with the recipe applied to it, and nothing of this project's levels."""
     from diffusers import StableDiffusionPipeline
 
-    from sdopt.pipelines.pipeline import default_dtype, load_weights
+    from sdopt.pipelines.pipeline import dtype_on, load_weights
 
-    parts = load_weights(source, device, default_dtype(device)).components
+    parts = load_weights(source, device, dtype_on(device)).components
     pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False).to(device)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config

@@ -60,6 +60,7 @@ def test_the_png_says_how_it_was_made(star: Path) -> None:
         "steps": 2,
         "guidance_scale": 3.0,
         "lora": None,
+        "dtype": None,
     }
     assert {"sdopt", "torch", "diffusers", "threads", "hardware"} <= set(text["versions"])
 
@@ -208,7 +209,7 @@ def test_a_png_of_another_program_is_named(
         ({"prompt": ["a"]}, "prompt is ['a']"),
         ({"lora": "x"}, "lora is no JSON object"),
         ({"lora": {"file": "x"}}, "lora is no file and sha256"),
-        ({"extra": 1}, "an image has extra, "),
+        ({"extra": 1}, "an image has dtype, extra, "),
         ({"guidance_scale": 10**300}, "not a number from 0 to 1000"),
         ({"guidance_scale": 10**400}, "not a number from 0 to 1000"),
         ({"guidance_scale": float("nan")}, "not a number from 0 to 1000"),
@@ -404,3 +405,54 @@ def test_a_repository_is_named_by_its_commit(tmp_path: Path) -> None:
 def test_differences_name_what_is_gone_and_what_is_new() -> None:
     told = stamp.differences({"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "d": "3"})
     assert list(told) == ["b 1, here 2", "d unknown, here 3", "c 1, here none"]
+
+
+def test_another_dtype_stands_in_the_png_and_is_taken_again(
+    star: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, again = tmp_path / "brain.png", tmp_path / "again.png"
+    arguments = ["generate", STAR, *QUICK, "--seed", "3", "--dtype", "bfloat16"]
+    assert main([*arguments, "-o", str(out)]) == 0
+    assert text_in(out)["images"][0]["dtype"] == "bfloat16"
+    assert Image.open(out).tobytes() != Image.open(star).tobytes()
+    assert main(["generate", "--like", str(out), "-o", str(again)]) == 0
+    # What the environment says now is not what the star was made in.
+    monkeypatch.setenv("SDOPT_DTYPE", "bfloat16")
+    assert main(["generate", "--like", str(star), "-o", str(again), "--force"]) == 0
+    capsys.readouterr()
+    told = refusal(capsys, "generate", "--like", star, "--dtype", "bfloat16", "-o", again)
+    assert "drop the prompts" in told
+
+
+def test_an_image_that_says_no_dtype_is_of_the_usual_one(
+    star: Path, stamped: Callable[[Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = text_in(star)
+    del text["images"][0]["dtype"]
+    assert stamp.read_png(stamped(text))[1].recipes[0].dtype is None
+    text["images"][0]["dtype"] = "float8"
+    assert "dtype is 'float8', not of float16, float32, bfloat16" in refusal(
+        capsys, "generate", "--like", stamped(text)
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "says"),
+    [
+        ("bfloat61", "unknown dtype 'bfloat61' (did you mean 'bfloat16'?)"),
+        ("float16", "unknown dtype of a cpu device 'float16'"),
+    ],
+)
+def test_a_dtype_that_is_not_offered_is_named_with_the_choices(
+    dtype: str,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = refusal(capsys, "generate", STAR, "--dtype", dtype, "-o", tmp_path / "no.png")
+    assert says in told
+    assert "bfloat16" in told.split("choose from: ")[1]

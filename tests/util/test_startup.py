@@ -128,13 +128,19 @@ def test_the_first_uses_run_anywhere(dtype: torch.dtype) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+dtypes: list[torch.dtype] = []
+"""What was prepared for."""
+
+
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine with a GPU, as far as this module asks; the threads that prepared it."""
     names: list[str] = []
+    dtypes.clear()
 
-    def note(device: torch.device) -> None:
+    def note(device: torch.device, dtype: torch.dtype) -> None:
         names.append(threading.current_thread().name)
+        dtypes.append(dtype)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
@@ -146,6 +152,9 @@ def test_a_thread_prepares_and_is_waited_for(used: list[str]) -> None:
     with prepared(TURBO, None):
         pass
     assert used == ["sdopt-prepare"]
+    with prepared(TURBO, None, "bfloat16"):
+        pass
+    assert dtypes == [torch.float16, torch.bfloat16]
     assert "sdopt-prepare" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -174,10 +183,10 @@ def test_the_gpu_is_the_one_that_will_be_used(monkeypatch: pytest.MonkeyPatch) -
 def test_an_error_is_left_to_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[torch.device] = []
 
-    def fail(device: torch.device) -> None:
+    def fail(device: torch.device, dtype: torch.dtype) -> None:
         tried.append(device)
         raise RuntimeError("no such library")
 
     monkeypatch.setattr(prepare, "first_uses", fail)
-    prepare._tried(torch.device("cpu"))
+    prepare._tried(torch.device("cpu"), torch.float32)
     assert tried == [torch.device("cpu")]

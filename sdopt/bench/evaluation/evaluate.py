@@ -64,9 +64,9 @@ def evaluate(
 
 
 def _begin(evaluation: Evaluation, place: Place, crew: Crew) -> tuple[dict[str, list[int]], str]:
-    from sdopt.pipelines.pipeline import default_dtype
+    from sdopt.pipelines.pipeline import dtype_on
 
-    dtype = str(default_dtype(crew.device)).removeprefix("torch.")
+    dtype = str(dtype_on(crew.device)).removeprefix("torch.")
     open_run(place, evaluation, crew.device.type, dtype)
     return missing_blocks(place, evaluation), f"{time.time():.3f}"
 

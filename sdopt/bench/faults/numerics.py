@@ -30,12 +30,14 @@ RACING_TILE: dict[str, Any] = {
     "stages": 3,
     "warps": 8,
 }
+COARSER = {"float32": "float16", "float16": "bfloat16", "bfloat16": "float8_e4m3fn"}
+"""What the noise is rounded to, where a level computes in that dtype."""
 UNEVEN = 1e-3
 """What the stand-in for a race adds to one value of each prediction, times the number of calls."""
 
 
 def numeric_faults(level: str, dtype: str, *, trained: bool = True) -> list[Fault]:
-    """Every one, for that level; `dtype` is what it computes in: 'float32' or 'float16'.
+    """Every one, for that level; `dtype` is what it computes in, for example 'float16'.
 
     Latents in float64 are generated on the CPU, whose levels compute in float32. In float16 final
     latents show only what is larger than its rounding: the proof of effect has to see the solver's
@@ -46,7 +48,7 @@ def numeric_faults(level: str, dtype: str, *, trained: bool = True) -> list[Faul
     finest = "latent_drift_float64" if on_cpu else "latent_drift"
     exact = finest if on_cpu else "effect"
     both = ("latent_drift", "effect") if on_cpu else ()
-    coarser = "float16" if on_cpu else "bfloat16"
+    coarser = COARSER[dtype]
     middle, first = f"mid_block.{ATTENTION}", f"down_blocks.0.{ATTENTION}"
 
     def fault(

@@ -16,11 +16,10 @@ from sdopt.bench.stored.judging import load_judging
 from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import NAME_PATTERN
 from sdopt.util.hardware import HardwareKey
+from sdopt.util.precision import SET_SUFFIXES, without_dtype
 
 OWN_FIELD = "call"
 """What only the levels of a project of its own are stored with."""
-FLOAT16 = "-float16"
-"""Of the miniature's baseline set on CUDA."""
 
 
 def device_of(hardware: str) -> str:
@@ -30,7 +29,7 @@ def device_of(hardware: str) -> str:
 
 def work_set(source: str, baseline_set: str) -> str:
     """The set that counts of work are kept by: that of the source, whatever it computes in."""
-    return source + baseline_set.removeprefix(source).removeprefix(FLOAT16)
+    return source + without_dtype(baseline_set.removeprefix(source))
 
 
 def has_own_prompts(source: str, baseline_set: str) -> bool:
@@ -41,7 +40,8 @@ def has_own_prompts(source: str, baseline_set: str) -> bool:
 def limits_file(root: Path, source: str, baseline_set: str) -> Path:
     """The limits that images of a set are judged by: those of the built-in prompts."""
     rest = baseline_set.removeprefix(source)
-    return baselines.limits_path(root, source + (FLOAT16 if rest.startswith(FLOAT16) else ""))
+    own = next((one for one in SET_SUFFIXES if rest.startswith(one)), "")
+    return baselines.limits_path(root, source + own)
 
 
 @dataclass(frozen=True, kw_only=True)

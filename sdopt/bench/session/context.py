@@ -13,6 +13,7 @@ from sdopt.bench.own.ladder import Ladder, OwnLevel
 from sdopt.levels import LEVELS, Level
 from sdopt.pipelines.workload import Workload, load_workload, read_prompts, set_name
 from sdopt.util.hardware import Hardware, hardware_of, versions
+from sdopt.util.precision import BFLOAT16, chosen_dtype
 from sdopt.util.progress import Progress
 from sdopt.weights.sources import Source, resolve
 
@@ -83,7 +84,7 @@ class RunContext:
     @property
     def dtype(self) -> str:
         """What every level computes in on this device."""
-        return "float16" if self.device.type == "cuda" else "float32"
+        return chosen_dtype(self.device.type)
 
     def dtype_of(self, level: Level) -> str:
         """What that level computes in."""
@@ -104,11 +105,11 @@ class RunContext:
     def source_set(self) -> str:
         """What limits are filed under: the source, apart by dtype where that matters.
 
-        The miniature's float16 images differ from its float32 ones by more than a fault may: they
-        are a set of their own.
+        The miniature's float16 images differ from its float32 ones by more than a fault may, and
+        anybody's bfloat16 ones do: they are sets of their own, with histories of their own.
         """
-        in_half = self.source.is_embedded and self.dtype == "float16"
-        return f"{self.source.name}-float16" if in_half else self.source.name
+        own = self.dtype == BFLOAT16 or (self.source.is_embedded and self.dtype == "float16")
+        return f"{self.source.name}-{self.dtype}" if own else self.source.name
 
     @property
     def baseline_set(self) -> str:

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from sessions import with_settings
 
+from sdopt.bench.review.known import limits_file, work_set
 from sdopt.bench.session import RunContext, Session
 from sdopt.bench.stored.baselines import work_path
+from sdopt.bench.stored.history import load_run, save_run
+from sdopt.errors import BrokenFileError
 from sdopt.levels import LEVELS
 
 
@@ -43,3 +46,22 @@ def test_own_prompts_are_a_set_of_their_own(
     embedded = with_settings(session, source="embedded", prompts=prompts)
     assert embedded.run.baseline_set == "embedded-float16--mine"
     assert embedded.run.made_on()["source"] == "embedded--mine"
+
+
+def test_bfloat16_has_a_set_and_a_history_of_its_own(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = session.run.baseline_set
+    monkeypatch.setenv("SDOPT_DTYPE", "bfloat16")
+    run = with_settings(session, source=session.run.settings.source).run
+    assert (run.dtype, run.identity(LEVELS["tuned"])["dtype"]) == ("bfloat16", "bfloat16")
+    assert (usual, run.baseline_set) == ("micro", "micro-bfloat16")
+    assert run.made_on()["dtype"] == "bfloat16"
+    # Work is the same, images are not.
+    assert work_set("micro", "micro-bfloat16--mine") == "micro--mine"
+    assert limits_file(tmp_path, "micro", "micro-bfloat16--mine").parent.name == "micro-bfloat16"
+    assert with_settings(session, source="embedded").run.baseline_set == "embedded-bfloat16"
+    block = {"schema": 1, "hardware": run.hardware.key, "baseline_set": usual}
+    path = save_run(tmp_path, "other", {"sdopt": block, "benchmarks": []})
+    with pytest.raises(BrokenFileError, match="of another baseline set: 'micro', this run is"):
+        load_run(path, run.hardware, run.baseline_set)

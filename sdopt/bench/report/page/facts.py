@@ -27,6 +27,7 @@ from sdopt.bench.stored.compared import (
 from sdopt.bench.stored.history import RUN_NAME, StoredRun, find_run, history_folder, run_paths
 from sdopt.bench.stored.judging import load_judging, load_until
 from sdopt.errors import BrokenFileError
+from sdopt.util.precision import without_dtype
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 """What a word of a run may be to become part of a path: no run leads out of the folder."""
@@ -164,7 +165,7 @@ def _stored_limits(known: Known, run: Run, root: Path) -> list[str]:
     """Limits and counts, which are the same for every machine, and what of them is not at hand."""
     if not plain(run.baseline_set) or not plain(run.source):
         return ["Limits and counts are not looked up: the run's source has no plain name."]
-    own = run.baseline_set.removeprefix(run.source).removeprefix("-float16")
+    own = without_dtype(run.baseline_set.removeprefix(run.source))
     limits = baselines.limits_path(root, run.baseline_set.removesuffix(own))
     work = baselines.work_path(root, run.source + own)
     known.limits, known.limits_file = baselines.load_limits(limits), str(limits)
