@@ -11,6 +11,7 @@ import pytest
 
 from sdopt.levels import LEVELS
 from sdopt.pipelines.workload import Request
+from sdopt.util.places import TILES
 from sdopt.weights.sources import Source, resolve
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ if TREE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
 CUDA_IS_AVAILABLE: Callable[[], bool] | None = None
 """PyTorch's own answer, once `micro` hides it."""
 MICRO_REQUEST = Request(name="cat", prompt="a cat", negative_prompt="a dog", seed=1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_own_tiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever has tuned this card gets the results of others; children of tests do, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TILES, str(tmp_path_factory.getbasetemp() / "own-tiles"))
+        yield
 
 
 @pytest.fixture(scope="session")

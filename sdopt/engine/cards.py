@@ -12,10 +12,10 @@ from sdopt.util.hardware import pointers_forced
 
 LEAST_CAPABILITY = 80
 """Ampere, whose multiprocessors copy into shared memory beside other work (`cp.async`)."""
-DESCRIPTORS = 90
-"""Hopper, the first to have a tensor memory accelerator."""
-HOPPER = 9
-"""The major compute capability whose matrix unit is `wgmma`."""
+HOPPER = 90
+"""The only one whose matrix unit is `wgmma`, which reads ordinary registers beside other work."""
+DESCRIPTORS = HOPPER
+"""The first to have a tensor memory accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,6 @@ def _card_of(device: torch.device, forced: bool) -> Card:
         multiprocessors=found.multi_processor_count,
         shared_bytes=found.shared_memory_per_block_optin,
         pointers=capability < DESCRIPTORS,
-        specialized=found.major == HOPPER and specialized_launch.compiles_here(),
+        specialized=capability == HOPPER and specialized_launch.compiles_here(),
     )
     return card.through_pointers() if forced else card

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.engine import machine_code
+from sdopt.engine.cards import HOPPER
 from sdopt.errors import MissingToolError
 from sdopt.util.replaced import replaced
 
-HOPPER = 90
-"""The only architecture whose matrix unit reads ordinary registers beside other instructions."""
 NAMED_BY = "TRITON_NVDISASM_PATH"
 """The variable by which Triton too is told of another disassembler."""
 MATRIX_UNIT = "wgmma.mma_async"

@@ -107,7 +107,7 @@ def ruled_attention(keys: int, size: int, card: Card) -> Tile:
     """Few keys, such as those of a prompt, by 64 tokens; more of them by the library."""
     if keys > MOST_KEYS:
         return LIBRARY
-    hopper = card.capability // 10 == HOPPER and not card.pointers
+    hopper = card.capability == HOPPER and not card.pointers
     # Sums share the registers with scores, and before Hopper with operands too.
     most, warps = (32, 8) if size > 128 else (128, 4) if hopper else (64, 4)
     columns = max(16, min(_power_above(keys), most))

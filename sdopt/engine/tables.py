@@ -6,9 +6,10 @@ the card's family, which another card of it was measured for.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from sdopt.engine.tiles import (
 )
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import cause
-from sdopt.util.places import cache_root
+from sdopt.util.places import tiles_folder
 
 SHIPPED = Path(__file__).with_name("tables")
 MOST_TIMES = 16
@@ -53,7 +54,7 @@ class Table:
 
 def own_table(card: Card) -> Path:
     """Where `sdopt tune` keeps what it measured on this card."""
-    return cache_root() / "tiles" / f"{card.family}-{card.multiprocessors}.json"
+    return tiles_folder() / f"{card.family}-{card.multiprocessors}.json"
 
 
 def shipped_table(card: Card) -> Path:
@@ -107,6 +108,24 @@ def described(card: Card) -> str:
     if card.name.startswith(table.device):
         return f"{card}: tiles measured on such a card"
     return f"{card}: tiles measured on {table.device}; `sdopt tune` measures those of this card"
+
+
+def noted(card: Card) -> str:
+    """'sm_90.json 1a2b3c4d', 'own sm_90-132.json 5e6f7a8b' or 'by rule', for a run's history.
+
+    The digest is of the tiles alone, without how they were measured and proved, and of what of them
+    is not the default: a field that tiles get later changes no table.
+    """
+    table = table_of(card)
+    if table is None:
+        return "by rule"
+    usual = asdict(Tile())
+    cuts = {
+        key: {name: value for name, value in asdict(tile).items() if value != usual[name]}
+        for key, tile in sorted(table.tiles.items())
+    }
+    digest = hashlib.sha256(json.dumps(cuts, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{'own ' * (table.path == own_table(card))}{table.path.name} {digest}"
 
 
 def convolution_tile(sizes: Sizes, n: int, kind: str, card: Card) -> Tile:

@@ -13,6 +13,7 @@ import torch
 from sdopt.engine.tiles import Tile, current_key
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import cause, write_whole
+from sdopt.util.precision import chosen_dtype
 
 MEASURE = "measure a new one without --missing and --known"
 NUMBERS = ("us", "library_us", "own_us", "tflops")
@@ -69,6 +70,7 @@ def circumstances() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "driver": pynvml.nvmlSystemGetDriverVersion(),
+        "dtype": chosen_dtype("cuda"),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

@@ -30,6 +30,7 @@ from sdopt.tuning.compiling import (
     verdict,
 )
 from sdopt.tuning.jobs import computed, empty_operands, job_of_key
+from sdopt.util.precision import DTYPE
 
 if os.environ.get("TRITON_INTERPRET") == "1" or find_spec("triton") is None:
     pytest.skip(
@@ -141,6 +142,30 @@ def test_an_image_by_rule_fits_cards_that_are_not_here(name: str) -> None:
     assert {reason for reason in reasons if not reason.endswith(": ")} == set()
     assert [why for taken in compilers.taken.values() if (why := spills(taken))] == []
     assert len(compilers.taken) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "tile"),
+    [
+        ("A100", Tile(columns=64, stages=3, pointers=True)),
+        ("H100", CLEAR),
+        ("H100", SPECIALIZED),
+        ("H100", RACING),
+    ],
+    ids=["pointers", "descriptors", "specialized", "racing"],
+)
+def test_bfloat16_is_another_kernel_with_the_same_needs(
+    name: str, tile: Tile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, found = job_of_key(UPSAMPLE), {}
+    for dtype in ("float16", "bfloat16"):
+        monkeypatch.setenv(DTYPE, dtype)
+        with proof.only_compiled(KNOWN[name].capability) as kernels:
+            computed(job, empty_operands(job), tile)
+        assert ("bf16" in kernels[0].asm["ptx"]) == (dtype == "bfloat16")
+        reason, [taken] = compiled(job, tile, KNOWN[name])
+        found[dtype] = (reason.split(":")[0], taken.shared_bytes, taken.copies)
+    assert found["float16"] == found["bfloat16"]
 
 
 @pytest.mark.parametrize(

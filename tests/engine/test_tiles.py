@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from sdopt.engine.tables import (
     attention_tile,
     convolution_tile,
     described,
+    noted,
     own_table,
     product_tile,
     tuned,
@@ -30,6 +32,7 @@ from sdopt.engine.tables import (
 from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.errors import BrokenFileError
 from sdopt.tuning.candidates import shared_bytes
+from sdopt.util.places import TILES
 
 side, channels = st.integers(1, 300), st.integers(8, 2560)
 cards = st.sampled_from([*KNOWN.values()])
@@ -200,8 +203,43 @@ def test_a_table_of_another_card_says_so() -> None:
     assert tuned(H100.through_pointers()) == {}
 
 
-def test_a_table_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_tables_lie_in_the_cache_and_tests_never_read_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not own_table(H100).is_relative_to(Path.home() / ".cache")
+    assert not own_table(H100).exists()
+    monkeypatch.delenv(TILES)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert own_table(A100) == tmp_path / "sdopt" / "tiles" / "sm_80-108.json"
+
+
+def test_a_history_says_which_table_was_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert re.fullmatch(r"sm_90\.json [0-9a-f]{8}", noted(H100))
+    assert noted(A100) == "by rule"
+    monkeypatch.setenv(TILES, str(tmp_path))
+    shapes = {"linear 64x64-64": {"columns": 128}, "linear 8x64-64": asdict(Tile())}
+
+    def write(card: Card, tiles: dict[str, Any], **measured: Any) -> str:
+        # Another name each time: tables are read once a process.
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        monkeypatch.setenv(TILES, str(folder))
+        folder.mkdir()
+        table = {"device": card.name, "tiles": tiles, "measured": measured}
+        own_table(card).write_text(json.dumps(table))
+        return noted(card)
+
+    first = write(A100, shapes)
+    assert re.fullmatch(r"own sm_80-108\.json [0-9a-f]{8}", first)
+    # How it was measured, what is the default anyway and the order are not the tiles.
+    reordered = {"linear 8x64-64": {}, "linear 64x64-64": asdict(Tile(columns=128))}
+    assert write(A100, reordered, us=1.0) == first
+    assert write(A100, {**shapes, "linear 64x64-64": {"columns": 64}}) != first
+
+
+def test_a_table_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TILES, str(tmp_path / "tiles"))
     path = own_table(A100)
     path.parent.mkdir(parents=True)
     tile = replace(ruled_product(64, 64, 64, "linear", A100), stages=4)
@@ -216,7 +254,7 @@ def test_a_table_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_table_that_is_none_is_named(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(TILES, str(tmp_path / "tiles"))
     path = own_table(A100)
     path.parent.mkdir(parents=True)
     path.write_text(content)

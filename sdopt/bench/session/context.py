@@ -98,8 +98,11 @@ class RunContext:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """Versions that may move a number; another one is compared and printed."""
-        return versions()
+        """Versions that may move a number; another one is compared and printed.
+
+        On a GPU the table of tiles is one of them.
+        """
+        return {**versions(), **_tiles(self.device)}
 
     @property
     def source_set(self) -> str:
@@ -139,3 +142,13 @@ class RunContext:
             "dtype": self.dtype,
             "environment": self.environment,
         }
+
+
+def _tiles(device: torch.device) -> dict[str, str]:
+    """How the engine's kernels are cut there; nothing on the CPU, which has none."""
+    if device.type != "cuda":
+        return {}
+    from sdopt.engine.cards import card_of
+    from sdopt.engine.tables import noted
+
+    return {"tiles": noted(card_of(device))}

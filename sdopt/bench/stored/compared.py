@@ -47,10 +47,13 @@ class Compared:
         return {name: path for name, path in found.items() if path != self.newest.path}
 
     def changes(self, environment: Mapping[str, str]) -> list[str]:
-        """'torch 2.12.0 -> 2.13.0' for each version that is no longer the newest run's."""
+        """'torch 2.12.0 -> 2.13.0' for each version that is no longer the newest run's.
+
+        What that run does not tell, such as one of a time before it was noted, is 'unknown'.
+        """
         before = self.newest.environment
         return [
-            f"{name} {before.get(name)} -> {value}"
+            f"{name} {before.get(name, 'unknown')} -> {value}"
             for name, value in environment.items()
             if before.get(name) != value
         ]

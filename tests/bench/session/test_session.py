@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sessions import with_settings
 
-from sdopt.bench.session import Session
+from sdopt.bench.session import Session, context
 from sdopt.bench.session.header import header
 from sdopt.bench.stored.compared import Compared, NotCompared, Refused
 from sdopt.bench.stored.history import StoredRun, save_run
 from sdopt.bench.stored.soundness import statistics_of
+from sdopt.engine import cards
+from sdopt.engine.cards import H100
 from sdopt.levels import LEVELS
 
 STEPS = 2
@@ -35,6 +39,23 @@ def test_only_versions_that_differ_are_printed(session: Session) -> None:
     assert not [line for line in lines(compared(session, **here)) if "changed" in line]
     changed = compared(session, **{**here, "torch": "2.0.1"})
     assert f"sdopt: changed since then: torch 2.0.1 -> {here['torch']}" in lines(changed)
+
+
+def test_a_history_of_a_time_before_tiles_were_noted_is_compared_and_says_so(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = session.run.environment
+    assert "tiles" not in here  # on a CPU, which has none
+    monkeypatch.setattr(cards, "card_of", lambda device: H100)
+    noted = context._tiles(torch.device("cuda"))
+    assert re.fullmatch(r"sm_90\.json [0-9a-f]{8}", noted["tiles"])
+    monkeypatch.setitem(here, "tiles", noted["tiles"])
+    before = {name: value for name, value in here.items() if name != "tiles"}
+    changed = f"sdopt: changed since then: tiles unknown -> {noted['tiles']}"
+    assert changed in lines(compared(session, **before))
+    other = {**before, "tiles": "own sm_90-132.json 00000000"}
+    changed = f"changed since then: tiles {other['tiles']} -> {noted['tiles']}"
+    assert any(changed in line for line in lines(compared(session, **other)))
 
 
 @pytest.mark.parametrize(
