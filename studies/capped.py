@@ -26,6 +26,10 @@ Try = Callable[[str, float | None], Attempt]
 """A level by name under a cap in MiB; None is no cap."""
 
 
+class RefusedError(SdoptError):
+    """A level that this device refuses, or that does not fit on it even without a cap."""
+
+
 class Allocator(Protocol):
     """What is asked of PyTorch's allocator; a stand-in of it in tests."""
 
@@ -146,7 +150,7 @@ def _attempt_on_cuda(level: str, source: str, cap_mib: float | None, others: flo
 def in_own_process(target: Callable[..., Attempt], *arguments: Any) -> Attempt:
     """What the function gives in a process of its own.
 
-    Raises WorkerError if that dies or hangs, SdoptError for what the function refuses.
+    Raises WorkerError if that dies or hangs, RefusedError for what the function refuses.
     """
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
@@ -169,7 +173,7 @@ def in_own_process(target: Callable[..., Attempt], *arguments: Any) -> Attempt:
             process.kill()
         process.join()
     if isinstance(answer, str):
-        raise SdoptError(answer)
+        raise RefusedError(answer)
     return answer
 
 

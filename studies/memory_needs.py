@@ -14,7 +14,7 @@ from sdopt.bench.session import RunContext, Settings
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.util.progress import Progress
-from studies.capped import Attempt, Try, starting_fresh, used_mib
+from studies.capped import Attempt, RefusedError, Try, starting_fresh, used_mib
 from studies.rows import Row, Rows, continue_rows, read_rows
 
 TOTALS_GIB = (8, 6, 4)
@@ -163,8 +163,11 @@ def measure_all(levels: Sequence[Level], rows: Rows, attempt: Try, progress: Pro
         if before is not None and before["done"]:
             continue
         with progress.during(f"[{level.name}] tries with less and less memory"):
-            for row in search(level, attempt, before["tries"] if before else ()):
-                rows.put(row)
+            try:
+                for row in search(level, attempt, before["tries"] if before else ()):
+                    rows.put(row)
+            except RefusedError as error:  # others may well run here
+                print(f"left out: {error}", file=sys.stderr)
 
 
 def _measured(options: argparse.Namespace) -> Rows:

@@ -149,7 +149,8 @@ def _range(ms: float, tflop: float, peak: Peak, card: Peak) -> tuple[float, floa
 def table(history: History, pointers: History | None) -> list[str]:
     """The page's lines: what was computed from what, the table, and what is not known."""
     peak = check_pair(history, pointers)
-    names = [name for name in LEVELS if name in history.levels]
+    known = (name for name in LEVELS if name in history.levels)
+    names = [name for name in known if not LEVELS[name].float8]  # which an A100 has no unit for
     rows = [_cells(name, history, pointers, peak) for name in names]
     words = _words(peak, agreement(history, peak))
     return [*_head(history), *markdown_table(HEADINGS, rows), "", *words]

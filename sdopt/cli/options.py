@@ -79,7 +79,7 @@ DTYPE_HELP = (
 def check_dtype(name: str | None) -> str | None:
     """Raise UnknownNameError for one that no device has."""
     if name is not None and name not in NAMES:
-        raise UnknownNameError("dtype", name, NAMES, WHY)
+        raise UnknownNameError("--dtype", name, NAMES, WHY)
     return name
 
 

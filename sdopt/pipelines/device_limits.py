@@ -51,7 +51,7 @@ def check_capability(level: Level, device: torch.device) -> None:
 
 
 def check_dtype(level: Level, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise SdoptError for bfloat16 on a GPU that has none: it would be emulated, or not run."""
+    """Raise UnsupportedCardError for bfloat16 on a GPU that would only emulate it."""
     if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
         return
     major, minor = torch.cuda.get_device_capability(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from sdopt.cli.app import app, main
 from sdopt.cli.options import shown
 from sdopt.cli.progress import Steps, progress
 from sdopt.levels import LEVELS
+from sdopt.util.precision import DTYPE
 
 RING = "a small blue ring at the center on a white background"
 
@@ -302,6 +304,17 @@ def test_a_level_that_does_not_exist_is_not_an_empty_run(
     assert "unknown level 'trubo'" in refusal(capsys, "bench", "--level", "trubo")
     assert "there is no folder none here" in refusal(capsys, "bench", "--folder", "none")
     assert given == []
+
+
+def test_the_suite_and_its_children_are_told_the_dtype(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(DTYPE, "float32")
+    assert main(["bench", "--dtype", "bfloat16"]) == 10
+    assert os.environ[DTYPE] == "bfloat16"
+    assert given == ["benchmarks"]
+    assert "unknown --dtype 'half'" in refusal(capsys, "bench", "--dtype", "half")
+    assert os.environ[DTYPE] == "bfloat16"
 
 
 def test_wrong_arguments_are_a_mistake(tmp_path: Path) -> None:

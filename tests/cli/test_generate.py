@@ -439,7 +439,7 @@ def test_an_image_that_says_no_dtype_is_of_the_usual_one(
 @pytest.mark.parametrize(
     ("dtype", "says"),
     [
-        ("bfloat61", "unknown dtype 'bfloat61' (did you mean 'bfloat16'?)"),
+        ("bfloat61", "unknown --dtype 'bfloat61' (did you mean 'bfloat16'?)"),
         ("float16", "unknown dtype of a cpu device 'float16'"),
     ],
 )

@@ -18,7 +18,7 @@ import torch
 
 from sdopt.engine.cards import H100, KNOWN
 from sdopt.engine.tables import tuned
-from sdopt.engine.tiles import LIBRARY, Tile
+from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.tuning import chosen
 from sdopt.tuning.compiling import (
     Compilers,
@@ -166,6 +166,19 @@ def test_bfloat16_is_another_kernel_with_the_same_needs(
         reason, [taken] = compiled(job, tile, KNOWN[name])
         found[dtype] = (reason.split(":")[0], taken.shared_bytes, taken.copies)
     assert found["float16"] == found["bfloat16"]
+
+
+@pytest.mark.parametrize("key", ["conv 2x32x32x640-640", "geglu 512x640-640"])
+def test_products_in_float8_are_rounded_to_the_model_s_dtype(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of_key(FLOAT8 + key)
+    for dtype in ("float16", "bfloat16"):
+        monkeypatch.setenv(DTYPE, dtype)
+        with proof.only_compiled() as kernels:
+            found = computed(job, empty_operands(job), chosen.ruled(job, H100))
+        assert found.dtype == getattr(torch, dtype)
+        assert [proof.hazards(kernel) for kernel in kernels] == [[]]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 import tried
 
 from sdopt.bench.report.results import marks
-from sdopt.errors import OutOfMemoryError, SdoptError, WorkerError
+from sdopt.errors import OutOfMemoryError, WorkerError
 from sdopt.levels import LEVELS
 from sdopt.pipelines import pipeline as pipelines
 from sdopt.pipelines import workload
@@ -107,6 +107,22 @@ def test_a_killed_study_goes_on_where_it_was_and_done_levels_are_left(tmp_path: 
     other = replace(TURBO, steps=8)
     memory_needs.measure_all([other], continue_rows(path, HERE), card, progress)
     assert len(card.caps) == 10
+
+
+def test_a_level_that_the_card_refuses_is_left_out_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, progress = tmp_path / "needs.json", Progress(SimpleNamespace())  # type: ignore[arg-type]
+
+    def refuses(level: str, cap: float | None) -> Attempt:
+        if level == "fused":
+            raise capped.RefusedError("level 'fused': its kernels need another card")
+        return Card(2600.0)(level, cap)
+
+    levels = [LEVELS["fused"], TURBO]
+    memory_needs.measure_all(levels, continue_rows(path, HERE), refuses, progress)
+    assert list(continue_rows(path, HERE).rows) == ["turbo"]
+    assert "left out: level 'fused': its kernels" in capsys.readouterr().err
 
 
 def rows_of(path: Path, **needs: float) -> Rows:
@@ -228,7 +244,7 @@ def test_a_try_has_a_process_of_its_own_whose_end_is_told() -> None:
         assert len({first["pid"], second["pid"], os.getpid()}) == 3
         with pytest.raises(WorkerError, match="'turbo' died with code 7"):
             capped.in_own_process(tried.dies, "turbo")
-        with pytest.raises(SdoptError, match="'turbo': not on this card"):
+        with pytest.raises(capped.RefusedError, match="'turbo': not on this card"):
             capped.in_own_process(tried.refuses, "turbo")
     finally:
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
