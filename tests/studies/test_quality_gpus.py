@@ -94,7 +94,7 @@ def test_accelerate_starts_the_processes_of_gpus(monkeypatch: pytest.MonkeyPatch
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    words = " ".join(command(2, ["--out", "x"]))
+    words = " ".join(command(2, ["lossy", "--out", "x"]))
     assert "accelerate.commands.launch --multi_gpu --num_processes 2" in words
     assert words.endswith("-m sdopt.evaluate --out x")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
