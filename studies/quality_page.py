@@ -43,7 +43,7 @@ MOST_KB = 420
 """Of all sheets together."""
 FORMS = tuple((side, quality) for side in (96, 80, 64, 48) for quality in (85, 70, 55))
 """Side of an image in a sheet, and JPEG's quality: from the best to the smallest."""
-LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "steps", "scheduler")
+LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "float8", "steps", "scheduler")
 MARKERS = "osD^v"
 
 

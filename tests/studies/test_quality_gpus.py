@@ -18,7 +18,7 @@ from studies import quality_gpus, quality_runs
 from studies.quality_gpus import add_factors, command, main
 from studies.quality_runs import LOSSY, Alone
 
-LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache")
+LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "full_share", "float8")
 
 
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,14 @@ def test_lossy_keeps_each_summary_and_warms_beside(
     assert kept == {f"quality-{one.name}" for one in LOSSY}
     guided = json.loads((file.parent / "quality-dpm-guidance-7.5.json").read_text())
     assert guided["run"]["guidance_scale"] == 7.5
-    assert capsys.readouterr().out.count("| `turbo` |") == 4  # as each ends, and at the end
+    assert capsys.readouterr().out.count("| `turbo` |") == 8  # as each ends, and at the end
+
+
+def test_a_single_evaluation_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
+    given = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "scaling.json")]
+    assert main(["lossy", *given, "--scenes", "3", "--only", "euler-20"]) == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"quality-euler-20.json"}
 
 
 def test_every_lossy_level_has_a_comparable_reference() -> None:

@@ -125,7 +125,12 @@ class Worker:
         """Make the missing parts of our blocks, level after level: the reference comes first."""
         seeing = processes(self.threads) if self.device == "cuda" else nullcontext(see)
         with seeing as by, ThreadPoolExecutor(self.threads) as threads:
-            score = partial(threads.submit, self._score, by)
+
+            def score(
+                index: int, image: NDArray[np.float32], other: Scored | None
+            ) -> Future[Scored]:
+                return threads.submit(self._score, by, index, image, other)
+
             for level in self.evaluation.all_levels():
                 lacking = set(missing[level.name])
                 blocks = [block for block in ours if block in lacking]
