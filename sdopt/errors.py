@@ -57,7 +57,7 @@ class BrokenFileError(SdoptError):
 
 
 class BusyError(SdoptError):
-    """A folder of baselines that another process has been writing into for too long."""
+    """A folder that another process writes into."""
 
 
 class SourceError(SdoptError):

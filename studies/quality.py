@@ -70,7 +70,7 @@ def draw_costs(summary: Summary, times: Mapping[str, float], path: Path) -> None
     panels = [(score, found) for score in SHOWN if (found := points(summary, score, times))]
     if not panels:
         raise SdoptError("no level has both a time and a score; give --times HISTORY_FOLDER")
-    figure = _figure(width=9, height=4 * len(panels))
+    figure = new_figure(width=9, height=4 * len(panels))
     every = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, (score, found) in zip(every, panels, strict=True):
         for number, (level, ms, value) in enumerate(sorted(found, key=lambda point: point[1])):
@@ -91,7 +91,7 @@ def draw_costs(summary: Summary, times: Mapping[str, float], path: Path) -> None
         axes.set_xlabel("ms an image")
         axes.set_ylabel(f"{WORDS[score]}\n({summary['reference']})")
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_histograms(summary: Summary, path: Path) -> None:
@@ -103,13 +103,13 @@ def draw_histograms(summary: Summary, path: Path) -> None:
     }
     if not shown:
         raise SdoptError("the summary has no level with scores")
-    figure = _figure(width=8, height=1.8 * len(shown))
+    figure = new_figure(width=8, height=1.8 * len(shown))
     every = figure.subplots(len(shown), squeeze=False)[:, 0]
     for axes, (level, histogram) in zip(every, shown.items(), strict=True):
         axes.stairs(histogram["counts"], histogram["edges"], fill=True)
         axes.set_title(f"{level}: {summary['levels'][level]['ranked_by']}", fontsize=9)
         axes.set_ylabel("prompts")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def noise(place: Place, other: Place) -> dict[str, float]:
@@ -135,7 +135,7 @@ def noise(place: Place, other: Place) -> dict[str, float]:
     return most
 
 
-def _figure(*, width: float, height: float) -> Any:
+def new_figure(*, width: float, height: float) -> Any:
     """A figure without a window. Raises SdoptError if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -144,7 +144,8 @@ def _figure(*, width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """As PNG, whole."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_whole(path, content.getvalue())

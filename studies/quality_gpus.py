@@ -29,7 +29,7 @@ from sdopt.errors import SdoptError, WorkerError
 from sdopt.util.children import python_path
 from sdopt.util.files import write_whole
 from studies.quality import read_summary
-from studies.quality_runs import LOSSY, SCALING, WARM, kept
+from studies.quality_runs import LOSSY, SCALING, WARM, chosen, kept
 
 HEADINGS = ("level", "processes", "images / s", "times one process")
 SCHEMA = "sdopt-quality-gpus/1"
@@ -133,10 +133,12 @@ def lossy(options: argparse.Namespace) -> list[str]:
     """The tables of every evaluation; their summaries are kept beside `--json`."""
     keep = options.json.parent
     given = ["lossy", "--keep", str(keep), "--scenes", str(options.scenes), *_steps(options)]
+    if options.only:
+        given += ["--only", *options.only]
     with warming(options) if options.warm else nullcontext():
         launch(options.processes, [*given, "--batch", str(options.batch)], options)
     lines: list[str] = []
-    for one in LOSSY:
+    for one in chosen(options.only):
         file = kept(keep, one.name)
         lines += [f"{one.name}: {file}", "", *table(read_summary(file)), ""]
     return lines
@@ -171,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--scenes", type=int, default=2000, help="of lossy, or of --source embedded (2000)")
     add("--warm", action="store_true", help="beside lossy, compile what scaling needs")
     add("--batch", type=int, default=32, help="most images at once, of lossy (32)")
+    add("--only", nargs="*", choices=[one.name for one in LOSSY], help="of lossy (all)")
     add("--steps", type=int, help="of every level (their own), to try the command")
     options = parser.parse_args(arguments)
     try:

@@ -47,7 +47,8 @@ class Lossy:
         )
 
 
-OF_DPM = ("dpm-20-cutoff", "final", "hoisted", "hoisted-cutoff", "express", "turbo")
+OF_DPM = ("dpm-20-cutoff", "final", "hoisted", "hoisted-cutoff", "express", "swift", "turbo")
+OF_EXPRESS = ("express-float8", "turbo", "turbo-float8")
 LOSSY = (
     Lossy(name="dpm", reference="dpm-20", levels=OF_DPM),
     Lossy(name="dpm-guidance-7.5", reference="dpm-20", levels=OF_DPM, guidance=7.5),
@@ -57,6 +58,8 @@ LOSSY = (
         reference="compiled",
         levels=("compiled-tiny-vae", "euler-20", "dpm-20"),
     ),
+    Lossy(name="float8", reference="express", levels=OF_EXPRESS),
+    Lossy(name="float8-guidance-7.5", reference="express", levels=OF_EXPRESS, guidance=7.5),
 )
 """What matters most first: each result is kept as soon as it is there."""
 
@@ -111,7 +114,7 @@ def scaling(options: argparse.Namespace, most: int | None = None) -> Evaluation:
 
 def run_lossy(options: argparse.Namespace, crew: Crew, say: Say) -> None:
     """This process's share of every evaluation; the main one keeps each summary at once."""
-    for one in LOSSY:
+    for one in chosen(options.only):
         evaluation = one.evaluation(options.scenes, options.batch, options.steps)
         if run(options.out / one.name, evaluation, crew, say):
             keep(options.out / one.name, kept(options.keep, one.name), say)
@@ -123,6 +126,11 @@ def run_warm(options: argparse.Namespace, crew: Crew, say: Say) -> None:
     run(Path(folder), scaling(options, SCALING_PART * crew.size), crew, say)
     if crew.is_main:
         shutil.rmtree(folder)
+
+
+def chosen(names: Sequence[str] | None) -> list[Lossy]:
+    """Those evaluations, or all."""
+    return [one for one in LOSSY if not names or one.name in names]
 
 
 def run_scaling(options: argparse.Namespace, crew: Crew, say: Say) -> None:
@@ -170,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--scenes", type=int, help="of the source embedded")
     add("--captions", type=int, default=500, help="of other sources, the first so many (500)")
     add("--batch", type=int, help="most images at once, of lossy")
+    add("--only", nargs="*", choices=[one.name for one in LOSSY], help="of lossy (all)")
     add("--steps", type=int, help="of every level (their own), to try the command")
     options = parser.parse_args(arguments)
     try:

@@ -63,6 +63,15 @@ def report(
             help="Of LEVEL/PROMPT.png with this run's images (default: the stored ones).",
         ),
     ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            metavar="DIR",
+            help="What `sdopt evaluate --out DIR` wrote (default: quality/ beside the run, if it "
+            "is there).",
+        ),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> int:
@@ -81,6 +90,7 @@ def report(
         )
     from sdopt.bench.report.page import charts, html
     from sdopt.bench.report.page import markdown as text
+    from sdopt.bench.report.page.evaluation import evaluated
     from sdopt.bench.report.page.facts import gather
     from sdopt.bench.report.page.images import images_of
     from sdopt.bench.report.page.sentences import of_run
@@ -90,11 +100,12 @@ def report(
     contents = {}
     with progress("making the report", None), named_run(run, baselines):
         facts = gather(run, baselines, against)
+        quality = evaluated(run, facts.run.source, evaluation)
         for file in files:
             if file.suffix == HTML:
-                contents[file] = html.render(facts, images_of(facts, images))
+                contents[file] = html.render(facts, images_of(facts, images), quality)
             else:
-                contents[file] = text.render(facts, charts.histories(facts))
+                contents[file] = text.render(facts, charts.histories(facts), quality)
     for file, content in contents.items():
         write_whole(file, content.encode())
     summary = of_run(facts)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stub_evaluation as stub
 from chromium import browser, found, load, opened
 from reports import H100, HOSTILE, ROOT, hostile, stored, with_images, written
 
 from sdopt.bench.report.page import html
+from sdopt.bench.report.page.evaluation import evaluated
 from sdopt.bench.report.page.facts import gather
 from sdopt.bench.report.page.images import images_of
 
@@ -35,15 +37,24 @@ def chromium() -> Iterator[Any]:
         yield started
 
 
-def rendered(run: Path, baselines: Path, out: Path) -> Path:
+def rendered(run: Path, baselines: Path, out: Path, folder: Path) -> Path:
     facts = gather(run, baselines)
-    out.write_text(html.render(facts, images_of(facts)), encoding="utf-8")
+    found = evaluated(run, facts.run.source, folder)
+    out.write_text(html.render(facts, images_of(facts), found), encoding="utf-8")
     return out
+
+
+def evaluation(folder: Path) -> Path:
+    stub.run(stub.of(22), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rendered(H100, ROOT / "baselines", tmp_path_factory.mktemp("report") / "h100.html")
+    folder = tmp_path_factory.mktemp("report")
+    return rendered(
+        H100, ROOT / "baselines", folder / "h100.html", evaluation(folder / "evaluation")
+    )
 
 
 @dataclass
@@ -112,6 +123,14 @@ def test_every_chart_is_drawn(page: Any) -> None:
     text = page.locator("#pareto").inner_text()
     assert "SSIM to the ground truth" in text
     assert "ms an image, log scale" in text
+
+
+def test_an_evaluation_shows_its_distribution_and_its_worst_images(page: Any) -> None:
+    page.locator("#evaluation details.judged summary").first.click()
+    for shown in ("svg.histogram rect", "img.sheet", ".judged table"):
+        box = page.locator(f"#evaluation {shown}").last.bounding_box()
+        assert min(box["width"], box["height"]) > 5
+    assert page.evaluate("document.querySelector('img.sheet').naturalWidth") > 0
 
 
 def at(page: Any) -> str:
@@ -274,7 +293,10 @@ def test_a_hostile_run_shows_its_words_and_runs_none(
         entry | {"extra_info": entry["extra_info"] | {"level": "tuned"}}
         for entry in run["benchmarks"][:1]
     ]
-    file = rendered(written(tmp_path / "run.json", run), tmp_path, tmp_path / "r.html")
+    stub.harm(evaluation(tmp_path / "evaluation"), HOSTILE, *HOSTILE)
+    file = rendered(
+        written(tmp_path / "run.json", run), tmp_path, tmp_path / "r.html", tmp_path / "evaluation"
+    )
     seen = watched(chromium, file, viewport=PHONE, color_scheme=scheme)
     for number in range(5):
         seen.page.select_option("#history-level", str(number))

@@ -1,7 +1,8 @@
-"""What is run on GPUs for the docs: the commands, the factors, and an evaluation that fails."""
+"""What is run on GPUs for the docs: the launches, the factors, and one that fails."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,42 +11,62 @@ from typing import Any
 import pytest
 import stub_evaluation as stub
 
+from sdopt.bench.evaluation import evaluate as module
 from sdopt.bench.report.results import marks
 from sdopt.levels import LEVELS, cost_is_comparable
-from studies import quality_gpus
-from studies.quality_gpus import LOSSY, add_factors, command, main
+from studies import quality_gpus, quality_runs
+from studies.quality_gpus import add_factors, command, main
+from studies.quality_runs import LOSSY, Alone
 
-LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache")
+LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "full_share", "float8")
 
 
-def faked(monkeypatch: pytest.MonkeyPatch, code: int = 0) -> list[list[str]]:
-    """Evaluations that are stubs of this process; the commands that were asked for."""
+def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pipeline makes its images of nothing."""
+    monkeypatch.setattr(module, "pipeline_of", lambda source, device, level: stub.images()(level))
+
+
+def here(monkeypatch: pytest.MonkeyPatch, code: int = 0) -> list[list[str]]:
+    """Launches are of this process alone; the commands that were asked for."""
     asked: list[list[str]] = []
+    stubbed(monkeypatch)
 
-    def run(given: list[str], check: bool) -> Any:
+    def run(given: list[str], env: dict[str, str], check: bool) -> Any:
         asked.append(given)
-        if not code:
-            stub.run(stub.of(22), Path(given[given.index("--out") + 1]))
-        return SimpleNamespace(returncode=code)
+        arguments = given[given.index("studies.quality_runs") + 1 :]
+        return SimpleNamespace(returncode=code or quality_runs.main(arguments))
 
     monkeypatch.setattr(quality_gpus.subprocess, "run", run)
     return asked
 
 
-def test_scaling_compares_one_process_with_two(
+def test_scaling_compares_one_process_with_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = faked(monkeypatch)
-    file = tmp_path / "scaling.json"
-    page = tmp_path / "page.md"
+    asked = here(monkeypatch)
+    file, page = tmp_path / "scaling.json", tmp_path / "page.md"
     page.write_text("\n".join(marks("quality-scaling")))
-    given = ["--out", str(tmp_path), "--json", str(file), "--page", str(page)]
-    assert main(["scaling", *given]) == 0
+    given = ["--out", str(tmp_path / "out"), "--json", str(file), "--page", str(page)]
+    more = ["--processes", "1", "--source", "embedded", "--scenes", "40"]
+    assert main(["scaling", *given, *more]) == 0
     assert "| `turbo` | 1 |" in page.read_text()
-    assert len(asked) == 2
-    assert capsys.readouterr().out.count("| `turbo` |") == 2
+    assert len(asked) == 1
     rows = json.loads(file.read_text())["rows"]
-    assert {row["level"] for row in rows} == {"hoisted", "turbo"}
+    assert [row["level"] for row in rows] == ["turbo", "final"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"scaling-1"}  # no warm one
+    assert "process 0 of 1 begins" in capsys.readouterr().err
+
+
+def test_captions_are_the_first_ones_and_a_part_warms_each_process() -> None:
+    options = argparse.Namespace(source="sd15-random", captions=40, scenes=2000, steps=None)
+    assert quality_runs.scaling(options).count == 40
+    assert quality_runs.scaling(options, 32).blocks == 2
+
+
+def test_a_crew_of_one_does_all_of_it() -> None:
+    alone = Alone()
+    assert (alone.size, alone.share([3, 1, 4])) == (1, [3, 1, 4])
+    assert alone.told_by_main(lambda: "word") == "word"
 
 
 def test_a_factor_is_of_the_same_level() -> None:
@@ -59,20 +80,41 @@ def test_a_factor_is_of_the_same_level() -> None:
     assert [row["factor"] for row in rows] == [1.0, None, 1.95, None]
 
 
-def test_lossy_keeps_each_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = faked(monkeypatch)
+def test_lossy_keeps_each_summary_and_warms_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = here(monkeypatch)
+    beside: list[list[str]] = []
+
+    def begun(given: list[str], **_: Any) -> Any:
+        beside.append(given)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(quality_gpus.subprocess, "Popen", begun)
     file = tmp_path / "kept" / "scaling.json"
-    assert main(["lossy", "--out", str(tmp_path), "--json", str(file), "--scenes", "9"]) == 0
-    assert [given[given.index("--guidance") + 1] for given in asked] == ["3.0"] * 3 + ["7.5"]
+    given = ["--out", str(tmp_path / "out"), "--json", str(file), "--scenes", "9"]
+    assert main(["lossy", *given, "--warm"]) == 0
+    assert len(asked) == 1
+    assert "warm" in beside[0]
     kept = {path.stem for path in file.parent.iterdir()}
     assert kept == {f"quality-{one.name}" for one in LOSSY}
+    guided = json.loads((file.parent / "quality-dpm-guidance-7.5.json").read_text())
+    assert guided["run"]["guidance_scale"] == 7.5
+    assert capsys.readouterr().out.count("| `turbo` |") == 8  # as each ends, and at the end
+
+
+def test_a_single_evaluation_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
+    given = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "scaling.json")]
+    assert main(["lossy", *given, "--scenes", "3", "--only", "euler-20"]) == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"quality-euler-20.json"}
 
 
 def test_every_lossy_level_has_a_comparable_reference() -> None:
     told = set()
     for one in LOSSY:
         reference = LEVELS[one.reference]
-        for level in map(LEVELS.__getitem__, one.levels.split(",")):
+        for level in map(LEVELS.__getitem__, one.levels):
             if cost_is_comparable(level, reference):
                 told.add(level.name)
     assert told >= {
@@ -82,20 +124,20 @@ def test_every_lossy_level_has_a_comparable_reference() -> None:
     }
 
 
-def test_an_evaluation_that_fails_ends_it(
+def test_a_launch_that_fails_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    faked(monkeypatch, code=7)
+    here(monkeypatch, code=7)
     assert main(["scaling", "--out", str(tmp_path)]) == 2
-    assert "scaling-1 ended with 7" in capsys.readouterr().err
+    assert "ended with 7" in capsys.readouterr().err
 
 
 def test_accelerate_starts_the_processes_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    words = " ".join(command(2, ["--out", "x"]))
-    assert "accelerate.commands.launch --multi_gpu --num_processes 2" in words
-    assert words.endswith("-m sdopt.evaluate --out x")
+    words = " ".join(command(2, ["lossy", "--out", "x"]))
+    assert "commands.launch --multi_gpu --main_process_port 0 --num_processes 2" in words
+    assert words.endswith("-m studies.quality_runs lossy --out x")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch.distributed.run --standalone" in " ".join(command(2, []))

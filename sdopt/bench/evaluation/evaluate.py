@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from sdopt.bench.evaluation.crew import Crew
 from sdopt.bench.evaluation.distance import fid, fid_absence
+from sdopt.bench.evaluation.holding import held
 from sdopt.bench.evaluation.judging import Limit, verdicts_of
 from sdopt.bench.evaluation.parts import PARTS, SUFFIX
 from sdopt.bench.evaluation.places import Place
@@ -43,29 +45,34 @@ def evaluate(
 
     None in the others. Raises SdoptError: also for prompts that are missing after all.
     """
-    missing, session = crew.told_by_main(lambda: _begin(evaluation, place, crew))
-    wanted = sorted({block for blocks in missing.values() for block in blocks})
-    watch = Watch(evaluation=evaluation, place=place, say=say if crew.is_main else _silent)
-    Worker(
-        evaluation=evaluation,
-        place=place,
-        build=build or partial(pipeline_of, evaluation.source, crew.device),
-        session=session,
-        process=crew.number,
-        device=crew.device.type,
-        threads=threads_of(crew.size),
-        say=say,
-        progress=watch.look,
-    ).work(missing, crew.share(wanted), evaluation.batch or MOST_BATCH[crew.device.type])
-    if not crew.is_main:
-        return None
-    watch.wait(patience_s)
-    return _told(evaluation, place, crew, limits, again)
+    with ExitStack() as stack:
+        missing, session = crew.told_by_main(lambda: _begin(evaluation, place, crew, stack, say))
+        wanted = sorted({block for blocks in missing.values() for block in blocks})
+        watch = Watch(evaluation=evaluation, place=place, say=say if crew.is_main else _silent)
+        Worker(
+            evaluation=evaluation,
+            place=place,
+            build=build or partial(pipeline_of, evaluation.source, crew.device),
+            session=session,
+            process=crew.number,
+            device=crew.device.type,
+            threads=threads_of(crew.size),
+            say=say,
+            progress=watch.look,
+        ).work(missing, crew.share(wanted), evaluation.batch or MOST_BATCH[crew.device.type])
+        if not crew.is_main:
+            return None
+        watch.wait(patience_s)
+        return _told(evaluation, place, crew, limits, again)
 
 
-def _begin(evaluation: Evaluation, place: Place, crew: Crew) -> tuple[dict[str, list[int]], str]:
+def _begin(
+    evaluation: Evaluation, place: Place, crew: Crew, stack: ExitStack, say: Say
+) -> tuple[dict[str, list[int]], str]:
+    """What is missing, once the place is ours until the stack is left."""
     from sdopt.pipelines.pipeline import dtype_on
 
+    stack.enter_context(held(place, say))
     dtype = str(dtype_on(crew.device)).removeprefix("torch.")
     open_run(place, evaluation, crew.device.type, dtype)
     return missing_blocks(place, evaluation), f"{time.time():.3f}"

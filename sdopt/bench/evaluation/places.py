@@ -14,6 +14,8 @@ class Place(Protocol):
     """Files by name below one place; all processes of a run see the same."""
 
     name: str
+    lock: Path | None
+    """The file that a launch locks; None where there are no locks."""
 
     def write(self, file: str, content: bytes) -> None:
         """Write a file whole or not at all."""
@@ -33,6 +35,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
+        self.lock: Path | None = path / ".lock"
 
     def write(self, file: str, content: bytes) -> None:
         """A temporary name beside it, then a rename."""
@@ -66,6 +69,7 @@ class Bucket:
         from fsspec.core import url_to_fs
 
         self.name = url
+        self.lock: Path | None = None
         try:
             self.system, self.root = cast(tuple[Any, str], url_to_fs(url))
         except ImportError as error:

@@ -31,10 +31,19 @@ def read_stored_image(path: Path) -> tuple[NDArray[np.uint8], dict[str, Any]]:
 
     Raises Unsound if the file is no such image; the message continues the file's name.
     """
+    image, text = _read(path)
+    return image, _made_by(text)
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    """The image of a file that need not say how it was made. Raises OSError and Unsound."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[NDArray[np.uint8], str | None]:
     content = read_plain(path, MOST_BYTES)
     _check_header(content)
-    image, text = _decoded(content)
-    return image, _made_by(text)
+    return _decoded(content)
 
 
 def _check_header(content: bytes) -> None:

@@ -269,7 +269,7 @@ def test_a_full_disk_is_told_and_what_was_written_stays(
     def fsync(descriptor: int) -> None:
         nonlocal written
         written += 1
-        if written == 5:
+        if written == 6:  # the holder, the run, three parts
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

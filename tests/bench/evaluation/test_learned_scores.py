@@ -14,6 +14,7 @@ import torch
 
 from sdopt.bench.evaluation import distance, scores
 from sdopt.bench.evaluation import evaluate as module
+from sdopt.bench.evaluation.pixels import to_png
 from sdopt.bench.evaluation.places import Folder
 from sdopt.bench.metrics import lpips
 from sdopt.miniature import MODEL_DIR

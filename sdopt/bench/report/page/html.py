@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from sdopt import __version__
 from sdopt.bench.report.page import charts, sentences, tables
+from sdopt.bench.report.page.evaluation import Evaluated
 from sdopt.bench.report.page.facts import Facts
 from sdopt.bench.report.page.images import Images
 from sdopt.bench.report.page.quality import Quality, front, quality_of
@@ -31,7 +32,7 @@ MOST_NAME = 80
 MOST_TEXT = 400
 
 
-def render(facts: Facts, images: Images) -> str:
+def render(facts: Facts, images: Images, evaluation: Evaluated | None = None) -> str:
     """The whole page."""
     quality, histories = quality_of(facts), charts.histories(facts)
     plotly, own = get_plotlyjs(), _text("report.js")
@@ -68,6 +69,7 @@ def render(facts: Facts, images: Images) -> str:
             environment=tables.environment(facts),
             differing=tables.differing(facts),
             images=images,
+            evaluation=evaluation,
             histories=histories,
             changes=tables.changes(
                 facts, {level: found for level, (_, found) in histories.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,17 +140,29 @@ def _encoded(found: Sequence[Found]) -> tuple[dict[tuple[str, ...], str], str]:
         images[level, prompt] = image
         images[reference, prompt] = other
         images[level, prompt, reference] = _difference(image, other)
+    encoded, form = _in_best_form(images, MOST_BYTES)
+    return _uris(encoded), form[2]
+
+
+def uris_of(images: Mapping[str, Any], most_bytes: int) -> dict[str, str]:
+    """Images by name as data URIs, in the best form that is small enough, or in the smallest."""
+    encoded, _ = _in_best_form({(name,): image for name, image in images.items()}, most_bytes)
+    return {name: uri for (name,), uri in _uris(encoded).items()}
+
+
+def _in_best_form(images: dict[tuple[str, ...], Any], most: float) -> tuple[Encoded, Form]:
     for form in FORMS:
-        encoded = _in_form(images, form, MOST_BYTES)
+        encoded = _in_form(images, form, most)
         if encoded is not None:
-            break
-    else:
-        encoded = _in_form(images, form, math.inf) or {}
-    uris = {
+            return encoded, form
+    return _in_form(images, FORMS[-1], math.inf) or {}, FORMS[-1]
+
+
+def _uris(encoded: Encoded) -> dict[tuple[str, ...], str]:
+    return {
         name: f"data:image/webp;base64,{base64.b64encode(content).decode()}"
         for name, content in encoded.items()
     }
-    return uris, form[2]
 
 
 def _in_form(images: dict[tuple[str, ...], Any], form: Form, most: float) -> Encoded | None:

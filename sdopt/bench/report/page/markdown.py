@@ -12,6 +12,7 @@ from typing import Any
 from sdopt.bench.report.comment import code
 from sdopt.bench.report.page import sentences, tables
 from sdopt.bench.report.page.changes import Change
+from sdopt.bench.report.page.evaluation import Evaluated
 from sdopt.bench.report.page.facts import Facts
 from sdopt.bench.report.page.quality import front, quality_of
 from sdopt.bench.report.page.sentences import Sentence
@@ -22,12 +23,17 @@ MOST_CHARACTERS = 60_000
 """GitHub takes 65,536 as one comment."""
 MOST_NAME, MOST_TEXT = 60, 400
 MOST_LEVELS = 60
+MOST_WORST = 3
 HARMLESS = re.compile(r"(?!.*(:\w+:|www\.|//))[A-Za-z0-9 ,.;:%+()_/'±✓✗▲○?-]*", re.IGNORECASE)
 """Sentences and numbers in which GitHub finds no emoji, no address, and nothing else to make."""
 CUT = "\n\nThe rest was left out; the HTML report has it.\n"
 
 
-def render(facts: Facts, histories: Mapping[str, tuple[Any, Sequence[Change]]]) -> str:
+def render(
+    facts: Facts,
+    histories: Mapping[str, tuple[Any, Sequence[Change]]],
+    evaluation: Evaluated | None = None,
+) -> str:
     """The whole text. What is longer than a comment may be loses its end, a line at a time."""
     told = sentences.of_levels(facts)
     loud = [one for one in told if one.kind not in ("good", "plain")]
@@ -40,6 +46,7 @@ def render(facts: Facts, histories: Mapping[str, tuple[Any, Sequence[Change]]]) 
         _fold("What passed", [f"- {_sentence(one)}" for one in quiet[:MOST_LEVELS]]),
         _fold("The ladder", _table(tables.ladder(facts))),
         _fold("Speed against quality", _quality(facts)),
+        _fold("Quality over many prompts", _evaluation(evaluation) if evaluation else []),
         _fold("Change points in the history", _changes(facts, histories)),
         _fold("Environment", _table(tables.environment(facts))),
     ]
@@ -85,6 +92,20 @@ def _quality(facts: Facts) -> list[str]:
         return []
     best = ", ".join(_name(point.level) for point in front(quality.points))
     return [f"On the Pareto front: {best}. Quality: {quality.what}."]
+
+
+def _evaluation(evaluation: Evaluated) -> list[str]:
+    lines = [prose(evaluation.note), "", *(f"- {_sentence(one)}" for one in evaluation.sentences)]
+    if evaluation.table:
+        lines += ["", *_table(evaluation.table)]
+    for one in evaluation.levels[:MOST_LEVELS]:
+        if one.worst.rows:
+            worst = "; ".join(
+                f"{prose(value.text)} {_name(prompt.text)}"
+                for _, value, prompt in one.worst.rows[:MOST_WORST]
+            )
+            lines += ["", f"Worst of {_name(one.level)} by {_name(one.ranked_by)}: {worst}."]
+    return lines
 
 
 def _changes(facts: Facts, histories: Mapping[str, tuple[Any, Sequence[Change]]]) -> list[str]:
