@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from frozen import freeze_imported
 from project import BENCHMARKS, Project, scale_latency
 
 from sdopt.levels import BASELINE, LEVELS, TUNED
@@ -26,6 +27,7 @@ def imported(micro_source: Source, micro_request: Request) -> None:
     from PIL import Image, PngImagePlugin  # noqa: F401
 
     climb(micro_source, BASELINE, micro_request)
+    freeze_imported()
 
 
 @pytest.fixture
