@@ -36,6 +36,9 @@ TREE = str(HERE.parent)
 if TREE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     # Child processes start elsewhere, and studies/ is not installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TREE, os.environ.get("PYTHONPATH"))))
+# Several processes share the cores: a thread that spins while it waits takes one from another.
+# Read when torch is loaded, here and in child processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CUDA_IS_AVAILABLE: Callable[[], bool] | None = None
 """PyTorch's own answer, once `micro` hides it."""
