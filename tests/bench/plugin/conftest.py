@@ -22,6 +22,7 @@ STEPS = 3
 @pytest.fixture(scope="session")
 def imported(micro_source: Source, micro_request: Request) -> None:
     """Import here all that a run imports: pytester unloads what is first imported inside it."""
+    import hypothesis  # noqa: F401 - its plugin does at the end of each run
     import skimage.metrics  # noqa: F401
     from micro import climb
     from PIL import Image, PngImagePlugin  # noqa: F401
