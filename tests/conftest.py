@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from frozen import freeze_imported
 
 from sdopt.levels import LEVELS
 from sdopt.pipelines.workload import Request
@@ -36,6 +37,9 @@ TREE = str(HERE.parent)
 if TREE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     # Child processes start elsewhere, and studies/ is not installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (TREE, os.environ.get("PYTHONPATH"))))
+# Several processes share the cores: a thread that spins while it waits takes one from another.
+# Read when torch is loaded, here and in child processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CUDA_IS_AVAILABLE: Callable[[], bool] | None = None
 """PyTorch's own answer, once `micro` hides it."""
@@ -113,11 +117,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if place == "." or any(f"{one}/".startswith(f"{place}/") for one in FAST) else True
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the fast part, which is what to run after each change: it takes under a minute."""
+    """Mark the fast part, which is what to run after each change: it takes under a minute.
+
+    What needs the ladder comes first: xdist's `worksteal` gives the beginning to one process, and
+    others take from its end, so that one process alone builds the ladder.
+    """
     for item in items:
         if is_fast(item):
             item.add_marker(pytest.mark.fast)
+    items.sort(key=lambda item: "ladder" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """After a test that imported much, the next ones need not walk through it."""
+    yield
+    freeze_imported()
 
 
 def is_fast(item: pytest.Item) -> bool:

@@ -40,9 +40,12 @@ NEEDLESS = (
 
 @pytest.fixture
 def collecting() -> Iterator[None]:
-    was = gc.isenabled()
+    was, had_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.enable()
+    gc.unfreeze()
     yield
+    if had_frozen:
+        gc.freeze()
     if not was:
         gc.disable()
 

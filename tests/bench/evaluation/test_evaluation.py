@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import stub_evaluation as stub
+from forked import Forks, Process, forks_of
 from jsonschema import Draft202012Validator
 
 from sdopt.bench.evaluation import evaluate as module
@@ -33,27 +33,43 @@ from sdopt.pipelines.workload import Request
 
 COUNT = 22
 LEVELS = ("hoisted", "turbo")
+Script = Callable[..., list[int]]
 
 
-def script(out: Path, log: Path, kill: int = 0, processes: int = 1) -> list[int]:
-    """The return codes of so many processes of a stub evaluation; the first one may kill itself."""
-    given = (str(out), str(COUNT), str(log), str(kill))
-    command = (sys.executable, "-W", "ignore", stub.__file__, *given)
-    here = str(Path(stub.__file__).parent)
-    path = os.pathsep.join((here, os.environ.get("PYTHONPATH", "")))
-    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": str(processes)}
-    if processes > 1:
-        port["MASTER_PORT"] = str(free_port())
-    running = []
-    for rank in range(processes):
-        env = {**os.environ, "PYTHONPATH": path}
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Each process would import for longer than it works."""
+    with forks_of(stub.__name__) as server:
+        yield server
+
+
+@pytest.fixture
+def script(forks: Forks, tmp_path: Path) -> Script:
+    """Runs so many processes of a stub evaluation; the first one may kill itself."""
+
+    def run(out: Path, log: Path, kill: int = 0, processes: int = 1) -> list[int]:
+        given = (str(out), str(COUNT), str(log), str(kill))
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": str(processes)}
         if processes > 1:
-            env |= {**port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    for one in running:
-        _, told = one.communicate(timeout=120)
-        assert one.returncode <= 0 or "SdoptError" in told, told
-    return [one.returncode for one in running]
+            port["MASTER_PORT"] = str(free_port())
+        told = [tmp_path / f"{out.name}-{log.name}-{kill}-{rank}.txt" for rank in range(processes)]
+        codes = forks.run(
+            [
+                Process(
+                    arguments=given,
+                    told=file,
+                    variables={**port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    if processes > 1
+                    else {},
+                )
+                for rank, file in enumerate(told)
+            ]
+        )
+        for code, file in zip(codes, told, strict=True):
+            assert code <= 0 or "SdoptError" in file.read_text(), file.read_text()
+        return codes
+
+    return run
 
 
 def free_port() -> int:
@@ -85,7 +101,7 @@ def scores(out: Path) -> Any:
 
 
 def test_killed_at_any_image_it_goes_on_and_computes_nothing_that_was_stored(
-    tmp_path: Path,
+    tmp_path: Path, script: Script
 ) -> None:
     whole, log = tmp_path / "whole", tmp_path / "log"
     assert script(whole, log) == [0]
@@ -105,7 +121,7 @@ def test_killed_at_any_image_it_goes_on_and_computes_nothing_that_was_stored(
     assert [*out.rglob("*.partial")] == []
 
 
-def test_a_process_that_dies_takes_nothing_from_the_others(tmp_path: Path) -> None:
+def test_a_process_that_dies_takes_nothing_from_the_others(tmp_path: Path, script: Script) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     first, second = script(out, log, kill=3, processes=2)
     assert first == -9

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from frozen import freeze_imported
 from project import BENCHMARKS, Project, scale_latency
 
 from sdopt.levels import BASELINE, LEVELS, TUNED
@@ -21,11 +22,13 @@ STEPS = 3
 @pytest.fixture(scope="session")
 def imported(micro_source: Source, micro_request: Request) -> None:
     """Import here all that a run imports: pytester unloads what is first imported inside it."""
+    import hypothesis  # noqa: F401 - its plugin does at the end of each run
     import skimage.metrics  # noqa: F401
     from micro import climb
     from PIL import Image, PngImagePlugin  # noqa: F401
 
     climb(micro_source, BASELINE, micro_request)
+    freeze_imported()
 
 
 @pytest.fixture

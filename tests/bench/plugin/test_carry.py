@@ -10,24 +10,25 @@ from project import Project, scale_latency
 from sdopt.bench.judge.verdict import ExitCode
 
 CARRY = ("-p", "sdopt.bench.plugin.carry")
-BANNER = "sdopt: FAULT CARRIED ON PURPOSE: host:300"
+BANNER = "sdopt: FAULT CARRIED ON PURPOSE: host:30"
 
 
 @pytest.fixture
 def carrying(stored: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """Each image 300 times its time, so that it is seen against ten times the measured one."""
-    monkeypatch.setenv("SDOPT_FAULT", "host:300")
+    """Each image 30 times its time."""
+    monkeypatch.setenv("SDOPT_FAULT", "host:30")
     return stored
 
 
 def test_the_gate_sees_the_fault_and_the_run_says_that_it_was_carried(carrying: Project) -> None:
+    carrying.edit_history(scale_latency(1 / 10))  # what was measured
     stored_before = carrying.histories()
     result = carrying.latency("--benchmark-compare", *CARRY)
     assert result.ret == ExitCode.REGRESSION
     result.stdout.fnmatch_lines(
-        [BANNER, "*latency_ms: regression*", "*carried host:300 on purpose; nothing was stored*"]
+        [BANNER, "*latency_ms: regression*", "*carried host:30 on purpose; nothing was stored*"]
     )
-    assert carrying.verdicts()["run"]["fault"] == "host:300"
+    assert carrying.verdicts()["run"]["fault"] == "host:30"
     assert carrying.histories() == stored_before
 
 
@@ -85,7 +86,7 @@ def test_effects_and_work_are_judged_as_without_it(
 def test_it_can_be_loaded_before_a_conftest_names_the_suites_plugin(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SDOPT_FAULT", "host:300")
+    monkeypatch.setenv("SDOPT_FAULT", "host:30")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     source = f"--sdopt-source={project.source}"
     strict = ("-W", "error::pytest.PytestAssertRewriteWarning")
