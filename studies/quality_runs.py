@@ -47,7 +47,7 @@ class Lossy:
         )
 
 
-OF_DPM = ("dpm-20-cutoff", "final", "hoisted", "hoisted-cutoff", "express", "turbo")
+OF_DPM = ("dpm-20-cutoff", "final", "hoisted", "hoisted-cutoff", "express", "swift", "turbo")
 LOSSY = (
     Lossy(name="dpm", reference="dpm-20", levels=OF_DPM),
     Lossy(name="dpm-guidance-7.5", reference="dpm-20", levels=OF_DPM, guidance=7.5),
