@@ -47,9 +47,11 @@ class Lossy:
         )
 
 
-OF_DPM = ("dpm-20-cutoff", "final", "hoisted", "hoisted-cutoff", "express", "swift", "turbo")
-OF_EXPRESS = ("express-float8", "turbo", "turbo-float8")
+REUSED = ("swift", "turbo", "express-float8", "turbo-float8")
+OF_DPM = ("dpm-20-cutoff", "final", "hoisted", "hoisted-cutoff", "express")
 LOSSY = (
+    Lossy(name="express", reference="express", levels=REUSED),
+    Lossy(name="express-guidance-7.5", reference="express", levels=REUSED, guidance=7.5),
     Lossy(name="dpm", reference="dpm-20", levels=OF_DPM),
     Lossy(name="dpm-guidance-7.5", reference="dpm-20", levels=OF_DPM, guidance=7.5),
     Lossy(name="euler-20", reference="euler-20", levels=("euler-20-cutoff",)),
@@ -58,8 +60,6 @@ LOSSY = (
         reference="compiled",
         levels=("compiled-tiny-vae", "euler-20", "dpm-20"),
     ),
-    Lossy(name="float8", reference="express", levels=OF_EXPRESS),
-    Lossy(name="float8-guidance-7.5", reference="express", levels=OF_EXPRESS, guidance=7.5),
 )
 """What matters most first: each result is kept as soon as it is there."""
 
