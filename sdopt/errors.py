@@ -6,6 +6,7 @@ ValueError
     ├── BrokenFileError   a baseline, history, prompt or model file that cannot be used
     ├── BusyError         a folder that another process writes into
     ├── SourceError       weights that cannot be had
+    ├── UnsupportedCardError  a level whose kernels or graphs a device cannot run
     ├── OutOfMemoryError  a level that needs more memory than its device has free
     ├── MemoryLeftError   a freed level that gave its device memory not back
     ├── ForeignCacheError compiled code of another machine, version or kernels

@@ -277,6 +277,15 @@ engine's, Inductor's and cuBLAS's sums have a fixed order.
 """
 
 
+def rounds_coarsely(name: str) -> bool:
+    """Whether a level's differences between machines are of float8, not of float32's roundings.
+
+    A value between two of float8 falls to the other one where a machine sums in another order: by
+    a sixteenth instead of a millionth. Such levels never set the limits of others.
+    """
+    return name in LEVELS and LEVELS[name].float8
+
+
 def get_level(name: str) -> Level:
     """The level of that name. Raises UnknownNameError with the choices."""
     if name not in LEVELS:

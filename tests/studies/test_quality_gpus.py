@@ -100,8 +100,11 @@ def test_lossy_keeps_each_summary_and_warms_beside(
     assert kept == {f"quality-{one.name}" for one in LOSSY}
     guided = json.loads((file.parent / "quality-dpm-guidance-7.5.json").read_text())
     assert guided["run"]["guidance_scale"] == 7.5
+    # As each ends, and at the end.
     of_turbo = sum("turbo" in one.levels for one in LOSSY)
-    assert capsys.readouterr().out.count("| `turbo` |") == 2 * of_turbo  # as each ends, and at the end
+    assert (
+        capsys.readouterr().out.count("| `turbo` |") == 2 * of_turbo
+    )  # as each ends, and at the end
 
 
 def test_a_single_evaluation_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from sdopt.bench.metrics.latents import relative_distance
 from sdopt.bench.stored.baselines import levels_in
 from sdopt.bench.stored.latents import FLOAT64, read_latents
 from sdopt.errors import BrokenFileError
+from sdopt.levels import rounds_coarsely
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,11 +25,22 @@ def measured_latent_limits(
 ) -> dict[str, dict[str, float]]:
     """The limit of every level that the baseline has such latents of: 'latents' or 'float64'.
 
-    All levels share the largest distance. A folder may lack levels: what differs is a sum of
-    roundings, alike in all of them. Raises BrokenFileError if the others have none of them.
+    All levels share the largest distance, those in float8 theirs (`rounds_coarsely`). A folder may
+    lack levels: what differs is a sum of roundings, alike in all of them. Raises BrokenFileError if
+    the others have none of them.
     """
+    levels = [name for name in levels_in(folders[0]) if _files(folders[0], name, kind)]
+    found: dict[str, dict[str, float]] = {}
+    for coarse in (False, True):
+        some = [name for name in levels if rounds_coarsely(name) is coarse]
+        found |= _limits_of(some, folders, kind) if some else {}
+    return found
+
+
+def _limits_of(
+    levels: Sequence[str], folders: Sequence[Path], kind: str
+) -> dict[str, dict[str, float]]:
     first, *others = folders
-    levels = [name for name in levels_in(first) if _files(first, name, kind)]
     distances = [one for level in levels for one in _latents_apart(level, first, others, kind)]
     if not distances:
         raise BrokenFileError(

@@ -27,7 +27,7 @@ from sdopt.bench.stored.latent_limits import STORED_AS, measured_latent_limits
 from sdopt.bench.stored.latents import FLOAT64, latents_beside
 from sdopt.bench.stored.soundness import Unsound, check_limit
 from sdopt.errors import BrokenFileError, SdoptError
-from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level
+from sdopt.levels import LEVELS, Level, cost_is_comparable, get_level, rounds_coarsely
 from sdopt.miniature.scenes import parse_caption, render
 from sdopt.util.files import write_whole
 
@@ -41,8 +41,16 @@ SIGNS = {
 
 
 def measured_limits(folders: Sequence[Path]) -> dict[str, Any]:
-    """The limits of every level that the first folder has images of."""
-    names = levels_in(folders[0])
+    """The limits of every level that the first folder has images of; see `rounds_coarsely`."""
+    found: dict[str, Any] = {name: {} for name in levels_in(folders[0])}
+    for coarse in (False, True):
+        names = [name for name in found if rounds_coarsely(name) is coarse]
+        found |= _limits_of(names, folders) if names else {}
+    return found
+
+
+def _limits_of(names: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
+    """Of levels that differ alike between machines: the largest distance is everyone's."""
     limits: dict[str, Any] = {name: {} for name in names}
     allowed: dict[Any, float] = {}
     for metric, rule, compare in _measured(Subject.STORED):

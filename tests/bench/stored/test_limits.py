@@ -17,6 +17,7 @@ from sdopt.bench.stored import baselines, latent_limits, limits
 from sdopt.bench.stored import latents as stored
 from sdopt.bench.stored.latent_limits import measured_latent_limits
 from sdopt.errors import BrokenFileError
+from sdopt.levels import LEVELS
 from sdopt.miniature.scenes import parse_caption, render
 
 CAPTION = "a red star at the center on a blue background"
@@ -50,6 +51,21 @@ def test_the_drift_limit_is_the_largest_spread_times_the_margin(folders: list[Pa
     for row in rows.values():
         expected = 1 - LIMIT_RULES["drift"].margin * max(spreads)
         assert row["drift"]["limit"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_levels_in_float8_do_not_set_the_limits_of_others(folders: list[Path]) -> None:
+    before = limits.measured_limits(folders)
+    level: str | None = "turbo"
+    while level and level != "euler-20":  # and all that it is compared with
+        for folder in folders:
+            save(folder, level, noisy(3))
+        level = LEVELS[level].reference
+    for folder, strength in zip(folders, (3, 90), strict=True):
+        save(folder, "turbo-float8", noisy(strength))
+    rows = limits.measured_limits(folders)
+    for level in ("baseline", "tuned", "turbo"):
+        assert rows[level]["drift"]["limit"] == before["baseline"]["drift"]["limit"]
+    assert rows["turbo-float8"]["drift"]["limit"] < 0.9
 
 
 def test_equal_images_keep_a_little_room(folders: list[Path]) -> None:
