@@ -29,7 +29,7 @@ from sdopt.engine.tables import (
     product_tile,
     tuned,
 )
-from sdopt.engine.tiles import LIBRARY, Tile
+from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.errors import BrokenFileError
 from sdopt.tuning.candidates import shared_bytes
 from sdopt.util.places import TILES
@@ -52,12 +52,16 @@ def check(tile: Tile) -> None:
     assert is_power(tile.warps)
 
 
-def check_specialized(tile: Tile) -> None:
-    """Two consumers of 64 or 128 pixels, whose stages fit into the shared memory."""
+def check_specialized(tile: Tile, *, float8: bool = False) -> None:
+    """Two consumers of 64 or 128 pixels, whose stages fit into the shared memory.
+
+    A row of a box is 128 bytes: of 64 entries in float16, of 128 in float8.
+    """
     check(replace(tile, specialized=False))
     assert tile.pixels in (64, 128)
+    assert tile.depth == (128 if float8 else 64)
     entries = 2 * tile.pixels + tile.columns + tile.extra
-    assert 2 * tile.depth * entries * tile.stages <= H100.shared_bytes, tile
+    assert 128 * entries * tile.stages <= H100.shared_bytes, tile
 
 
 @given(
@@ -129,13 +133,16 @@ def test_a_ruled_product(m: int, k: int, n: int, kind: str, card: Card) -> None:
 @pytest.mark.parametrize("key", tuned())
 def test_a_measured_tile(key: str) -> None:
     tile = tuned()[key]
+    float8 = key.startswith(FLOAT8)
+    assert tile.specialized or not float8
     if tile.specialized:
-        check_specialized(tile)
+        check_specialized(tile, float8=float8)
     elif not tile.library:
         check(tile)
+    kind = key.removeprefix(FLOAT8).split()[0]
     kinds = ("conv", "plain", "upsample", "downsample", "linear", "joined", "geglu", "attention")
-    assert key.split()[0] in kinds
-    assert tile.splits == 1 or key.split()[0] not in ("upsample", "geglu")
+    assert kind in kinds
+    assert tile.splits == 1 or kind not in ("upsample", "geglu")
 
 
 def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:
