@@ -22,7 +22,7 @@ from micro import SIZE_PX, Rung
 import sdopt
 from sdopt.errors import OutOfMemoryError, SourceError, UnknownNameError
 from sdopt.levels import BASELINE, DPM_20_CUTOFF, FINAL, LEVELS, Level
-from sdopt.pipelines.pipeline import LevelPipeline, build
+from sdopt.pipelines.pipeline import LevelPipeline, build, dtype_on
 from sdopt.pipelines.workload import Request, generate
 from sdopt.weights.sources import Source
 
@@ -81,9 +81,11 @@ def test_loading_takes_the_best_level_by_default(
     micro: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "sdopt.pipelines.pipeline.build", lambda source, level, device: (level, device)
+        "sdopt.pipelines.pipeline.build", lambda source, level, *where: (level, *where)
     )
-    assert sdopt.load_pipeline(source=str(micro)) == (LEVELS["final"], None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = (LEVELS["final"], device, dtype_on(device))
+    assert sdopt.load_pipeline(source=str(micro)) == wanted
 
 
 def test_a_seed_means_the_same_image(plain: LevelPipeline) -> None:

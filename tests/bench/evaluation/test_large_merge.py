@@ -13,15 +13,15 @@ from sdopt.bench.evaluation.parts import Made, Scored, part_file, write_part
 from sdopt.bench.evaluation.places import Folder
 
 PART = 500
-MERGE = """
-import resource, sys
+MERGE = r"""
+import re, sys
 from pathlib import Path
 from sdopt.bench.evaluation.merging import merge
 from sdopt.bench.evaluation.places import Folder
 
-unit = 1 if sys.platform == "darwin" else 1024
 def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    # Not getrusage's, which counts the process that this one was forked from as well.
+    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 merge(Folder(Path(sys.argv[1])), "few", 10_000, "ssim_cost")
 before = peak_mib()

@@ -321,11 +321,11 @@ def test_less_is_better_of_what_the_gpu_did_and_not_of_what_the_level_promises(
 
 def test_every_count_gets_a_verdict() -> None:
     gate = a_gate()
-    gate.work(FINAL, work())
+    gate.work(FINAL, work(float8_products=250))
     everywhere = ["recompiles", "graph_breaks", *ACCEPTED_COUNTS]
     assert [verdict.metric for verdict in gate.verdicts] == everywhere
     on_gpu = a_gate()
-    on_gpu.work(FINAL, gpu_work())
+    on_gpu.work(FINAL, gpu_work(float8_products=250))
     assert {verdict.metric for verdict in on_gpu.verdicts} == {*everywhere, *ON_GPU}
 
 
