@@ -236,12 +236,12 @@ TURBO = EXPRESS.then(
 )
 EXPRESS_FLOAT8 = EXPRESS.then(
     "express-float8",
-    why="operands of most of the UNet's products in float8, on a Hopper GPU at twice the rate",
+    why="operands of the UNet's convolutions after norms in float8, for Hopper GPUs",
     float8=True,
 )
 TURBO_FLOAT8 = TURBO.then(
     "turbo-float8",
-    why="operands of most of the UNet's products in float8, on a Hopper GPU at twice the rate",
+    why="operands of the UNet's convolutions after norms in float8, for Hopper GPUs",
     float8=True,
 )
 

@@ -28,11 +28,11 @@ from sdopt.bench.measure.quality import to_uint8
 from sdopt.bench.metrics.images import ssim
 from sdopt.engine import float8, modules, ops
 from sdopt.engine.cards import H100
-from sdopt.engine.float8 import CHOICE
+from sdopt.engine.float8 import CHOICE, FLOAT8_KINDS
 from sdopt.engine.modules import hoist
 from sdopt.engine.tables import shipped_table
 from sdopt.engine.tiles import FLOAT8
-from sdopt.engine.unet import FLOAT8_KINDS, FusedUNet
+from sdopt.engine.unet import FusedUNet
 from sdopt.levels import EXPRESS, EXPRESS_FLOAT8, Level
 from sdopt.pipelines.pipeline import build
 from sdopt.pipelines.workload import Request, generate

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,8 +207,8 @@ def sheets_of(found: Sequence[Found], results: Path) -> Encoded:
     return in_best_form(sheets, columns)
 
 
-def worst_lines(one: Found, sheets: Mapping[str, bytes]) -> Iterator[str]:
-    """The ten worst prompts of each lossy level, and their sheet if there is one."""
+def worst_lines(one: Found, sheets: Collection[str]) -> Iterator[str]:
+    """The ten worst prompts of each lossy level, and their sheet if there is one of that name."""
     for level in one.lossy():
         told = one.summary["levels"][level]
         yield from ("", f"Worst by `{level}` ({told['ranked_by']}):", "")
@@ -226,6 +226,8 @@ def write_page(options: argparse.Namespace) -> list[str]:
     sheets = sheets_of(found, options.out)
     for name, content in sheets.items():
         write_whole(folder / name, content)
+    # A clone has no results, but the sheets that were made from them.
+    known = {*sheets, *(path.name for path in folder.glob("quality-*-worst-*.jpg"))}
     draw_levels(found, options.times, folder / f"{CHART}.png")
     write_table(options.page, [f"![time against cost of every level]({CHART}.png)"], CHART)
     for one in found:
@@ -233,7 +235,7 @@ def write_page(options: argparse.Namespace) -> list[str]:
         draw_histograms(one.summary, folder / f"{name}-histograms.png")
         lines = [markdown(one.summary)[0], "", *table(one.summary), "", *tails(one), ""]
         lines += [f"![distributions {one.label}]({name}-histograms.png)"]
-        write_table(options.page, [*lines, *worst_lines(one, sheets)], name)
+        write_table(options.page, [*lines, *worst_lines(one, known)], name)
     return [CHART, *(f"quality-{one.name}" for one in found), *sheets]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdopt.cli import options
-from sdopt.cli.generating import Made, Recipe, lasting_name, loaded, make
+from sdopt.cli.generating import Made, Recipe, lasting_dtype, lasting_name, loaded, make
 from sdopt.cli.options import (
     check_numbers,
     check_out,
@@ -39,6 +39,7 @@ def compare(
     size: options.Size = None,
     guidance: options.Guidance = None,
     negative: options.Negative = "",
+    dtype: options.Dtype = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="PNG to write.")] = Path(
         "compare.png"
     ),
@@ -56,6 +57,8 @@ def compare(
     check_prompt(prompt)
     check_numbers(seed=seed, guidance=guidance)
     pixels = checked_size(size) if size else None
+
+    kind = lasting_dtype(dtype)
 
     from sdopt.cli.images import store
     from sdopt.cli.stamp import Stamp, png_of, versions_here
@@ -79,6 +82,7 @@ def compare(
             height=height,
             steps=get_level(name).steps,
             guidance_scale=found.guidance_scale if guidance is None else guidance,
+            dtype=kind,
         )
         for name in names
     ]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from sdopt.cli.options import Json, print_json, shown
 from sdopt.cli.progress import progress
-from sdopt.errors import SdoptError
+from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import LEVELS
+from sdopt.util.precision import DTYPE, chosen_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -192,11 +193,20 @@ def _to_fix(device: torch.device, found: dict[str, Any]) -> Iterator[str]:
         yield from {reason: None for reason in found["levels"].values() if reason}
     elif not found["compiler"]["triton"]:
         yield "there is no Triton, which compiles the kernels: pip install triton"
+    with suppress(KeyError):
+        yield from _bad_dtype(device.type, os.environ[DTYPE])
     yield from _unmet()
     for cache in found["caches"]:
         folder = Path(cache["folder"])
         if folder.exists() and not os.access(folder, os.W_OK):
             yield f"the cache of {cache['name']}, {folder}, cannot be written: change its owner"
+
+
+def _bad_dtype(device_type: str, given: str) -> Iterator[str]:
+    try:
+        chosen_dtype(device_type, given or None)
+    except UnknownNameError as error:
+        yield f"${DTYPE}: {error}"
 
 
 def _unmet() -> Iterator[str]:

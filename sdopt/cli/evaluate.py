@@ -146,4 +146,4 @@ def _read(source: Source, prompts: Path | None, column: str, scenes: int | None)
 
 def _tell(out: str, messages: list[str]) -> None:
     print("\n".join(messages))
-    print(f"wrote {out}/summary.md, summary.json and the worst prompts' images")
+    print(f"wrote {str(out).rstrip('/')}/summary.md, summary.json and the worst prompts' images")

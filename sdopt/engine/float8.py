@@ -17,11 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdopt.errors import BrokenFileError
+from sdopt.util.files import cause
+
 KIND = torch.float8_e4m3fn
 LARGEST = 448.0
 """Of e4m3 (Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433)."""
 DEVIATIONS = 32.0
 """How far from a norm's bias its output may be, in units of its weight, before it saturates."""
+FLOAT8_KINDS = (
+    "conv1", "conv2", "proj_in", "self-attention", "cross-attention", "feed-forward",
+)  # fmt: skip
+"""Products of norms' outputs, whose operands can be in float8; of the UNet's modules."""
+RENEW = "install sdopt again, or make it anew with python -m studies.float8_products"
+MOST_BITS = 64
+"""A factor is 2 to the power of so many at most, which float32 can hold."""
 CHOICE = Path(__file__).with_name("float8.json")
 """Which kinds of products are in float8, and what each costs; `studies/float8_products.py`."""
 
@@ -76,8 +86,18 @@ NO_FLOAT8 = Float8()
 
 
 def chosen_kinds() -> frozenset[str]:
-    """The kinds of products that cost little enough."""
-    return frozenset(json.loads(CHOICE.read_text(encoding="utf-8"))["chosen"])
+    """The kinds of products that cost little enough, and gain. Raises BrokenFileError."""
+    try:
+        chosen = json.loads(CHOICE.read_text(encoding="utf-8"))["chosen"]
+        known = isinstance(chosen, list) and bool(chosen) and set(chosen) <= set(FLOAT8_KINDS)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BrokenFileError(f"{CHOICE} cannot be used: {cause(error)}; {RENEW}") from error
+    if not known:
+        raise BrokenFileError(
+            f"{CHOICE}: chosen is {chosen!r}; it lists one or more of {', '.join(FLOAT8_KINDS)}; "
+            f"{RENEW}"
+        )
+    return frozenset(chosen)
 
 
 def rounded_weight(weight: Tensor, factor: float) -> Rounded:
@@ -97,7 +117,9 @@ def factor_of(norm: Any) -> float:
     Activations such as SiLU only shrink it.
     """
     most = float((norm.weight.float().abs() * DEVIATIONS + norm.bias.float().abs()).max())
-    return 2.0 ** math.floor(math.log2(LARGEST / most)) if 0.0 < most < math.inf else 1.0
+    if not 0.0 < most < math.inf:
+        return 1.0
+    return 2.0 ** min(MOST_BITS, math.floor(math.log2(LARGEST / most)))
 
 
 def to_float8(x: Tensor, factor: float) -> Tensor:

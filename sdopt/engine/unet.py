@@ -50,11 +50,6 @@ SUPPORTED: Mapping[str, Any] = {
 """The options of a UNet2DConditionModel that this forward pass was written for."""
 BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
-FLOAT8_KINDS = (
-    "conv1", "conv2", "proj_in", "self-attention", "cross-attention", "feed-forward",
-)  # fmt: skip
-"""Products of norms' outputs, whose operands can be in float8."""
-
 Context = Mapping[nn.Module, tuple[Tensor, Tensor]]
 """Keys and values of the prompts, (images, tokens, width) each, by cross-attention module."""
 Shift = Mapping[nn.Module, Tensor]

@@ -18,6 +18,7 @@ from sdopt.cli import bench, doctor, levels, suite
 from sdopt.cli.app import app, main
 from sdopt.cli.options import shown
 from sdopt.cli.progress import Steps, progress
+from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
 from sdopt.util.precision import DTYPE
 
@@ -343,6 +344,35 @@ def test_the_doctor_for_programs(micro: Path, capsys: pytest.CaptureFixture[str]
     assert told["weights"][0] == {"source": "embedded", "at_hand": True}
     assert set(told["levels"]) == set(LEVELS)
     assert told["fix"] == []
+
+
+def test_the_doctor_names_a_dtype_that_is_not_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DTYPE, "bf16")
+    assert main(["doctor"]) == 1
+    assert "$SDOPT_DTYPE: unknown dtype of a cpu device 'bf16'" in capsys.readouterr().out
+
+
+def test_a_comparison_is_in_the_dtype_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    def noted(recipes: list[Any]) -> Any:
+        seen.extend(recipe.dtype for recipe in recipes)
+        raise SdoptError("enough")
+
+    monkeypatch.setattr("sdopt.cli.compare._all_made", noted)
+    given = ["compare", RING, "--levels", "express,turbo", "-o", str(tmp_path / "a.png")]
+    assert main([*given, "--dtype", "bfloat16"]) == 2
+    monkeypatch.setenv(DTYPE, "bfloat16")
+    assert main(given) == 2
+    monkeypatch.setenv(DTYPE, "bf16")
+    capsys.readouterr()
+    assert main(given) == 2
+    assert "unknown dtype" in capsys.readouterr().err
+    assert seen == ["bfloat16"] * 4
 
 
 def test_the_doctor_says_what_to_fix_and_ends_with_1(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from references import error, random
 
-from sdopt.engine import ops
+from sdopt.engine import float8, ops
 from sdopt.engine.cards import A100, H100
 from sdopt.engine.float8 import (
+    CHOICE,
+    FLOAT8_KINDS,
     KIND,
     LARGEST,
     Rounded,
@@ -25,7 +29,8 @@ from sdopt.engine.modules import hoist
 from sdopt.engine.rules import fits_float8
 from sdopt.engine.tables import convolution_tile, product_tile
 from sdopt.engine.tiles import LIBRARY
-from sdopt.engine.unet import FLOAT8_KINDS, FusedUNet
+from sdopt.engine.unet import FusedUNet
+from sdopt.errors import BrokenFileError
 from sdopt.miniature import MODEL_DIR
 
 STEP = 2.0**-4
@@ -179,6 +184,35 @@ def test_all_products_after_norms_are_in_float8_and_only_they(unet: Any) -> None
     assert all(isinstance(one, Rounded) for one in fused.float8.weights.values())
     assert unet.conv_in not in fused.float8.weights
     assert unet.conv_out not in fused.float8.weights
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"chosen": ["conv1", "conv3"]}', "'conv3'"),
+        ('{"chosen": "conv1"}', "chosen is 'conv1'"),
+        ('{"chosen": []}', "it lists one or more of conv1"),
+        ("{}", "cannot be used"),
+        ("{broken", "cannot be used"),
+        ('{"chosen": [["conv1"]]}', "cannot be used"),
+        (None, "cannot be used"),
+    ],
+)
+def test_a_choice_that_is_none_is_named(
+    content: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the level would be another one in silence."""
+    file = tmp_path / CHOICE.name
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(float8, "CHOICE", file)
+    with pytest.raises(BrokenFileError, match=re.escape(said)):
+        chosen_kinds()
+
+
+def test_a_norm_of_almost_nothing_has_a_factor_that_float32_holds() -> None:
+    found = to_float8(torch.tensor([0.0, 1e-37]), factor_of(norm(weight=1e-42)))
+    assert bool(torch.isfinite(found.float()).all())
 
 
 def test_the_chosen_kinds_are_kinds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ def test_what_is_there_is_filled_in_and_the_rest_stays(made: Path) -> None:
     assert text.count(worst[0]["prompt"]) >= 2
     with Image.open(made / "quality-dpm-worst-turbo.jpg") as sheet:
         assert sheet.width > sheet.height  # ten beside each other
+
+
+def test_a_clone_without_results_keeps_the_sheets(made: Path) -> None:
+    before = paged(made)
+    shutil.rmtree(made / "build")
+    assert paged(made) == before
 
 
 def test_sheets_are_made_smaller_until_they_fit(

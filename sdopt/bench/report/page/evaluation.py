@@ -70,14 +70,21 @@ def evaluated(run: Path, source: str, folder: Path | None) -> Evaluated | None:
     if folder is None and not (where / SUMMARY).is_file():
         return None
     try:
-        with given(where / SUMMARY, "name a folder that sdopt evaluate wrote"):
-            summary = read_json(where / SUMMARY)
-            schema.check(where / SUMMARY, summary, "evaluation")
-            return _of(where, summary, source)
+        return _read(where, source)
     except BrokenFileError as error:
         if folder is not None:
             raise
         return Evaluated(note=f"The evaluation beside the run cannot be shown: {error}")
+
+
+def _read(where: Path, source: str) -> Evaluated:
+    try:
+        with given(where / SUMMARY, "name a folder that sdopt evaluate wrote"):
+            summary = read_json(where / SUMMARY)
+            schema.check(where / SUMMARY, summary, "evaluation")
+            return _of(where, summary, source)
+    except BrokenFileError:
+        raise
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(where / SUMMARY, f"is not what an evaluation wrote: {error!r}") from error
 
