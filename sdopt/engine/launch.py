@@ -45,7 +45,7 @@ def convolution(
 ) -> Tensor:
     """`kernels.sdopt_convolution` of x (B, H, W, C) by `weight` (phases**2 * N, taps, taps, C).
 
-    With `halved` H and W are even, and the tile's depth divides C. Operands in float8 take a
+    With `downsample` H and W are even, and the tile's depth divides C. Operands in float8 take a
     specialized tile.
     """
     weight, scale, result = _unscaled(weight, x)
