@@ -16,6 +16,7 @@ from sdopt.util.startup import collector_paused
 from sdopt.util.unsaid import unsaid
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import torch
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
 
 __version__ = "0.1.0"
-__all__ = ["LEVELS", "Level", "__version__", "load_pipeline", "use_compile_cache"]
+__all__ = [
+    "LEVELS",
+    "Level",
+    "__version__",
+    "load_pipeline",
+    "portable_noise",
+    "use_compile_cache",
+]
 
 
 def load_pipeline(
@@ -52,6 +60,17 @@ def load_pipeline(
             from sdopt.pipelines import pipeline
 
             return pipeline.load_pipeline(level, source=source, device=device, dtype=dtype)
+
+
+def portable_noise() -> AbstractContextManager[None]:
+    """A pipeline that `load_pipeline` made draws its noise in float32 in here, then rounds it.
+
+    So the command line and the suite draw it: a seed is the same noise on every device, in every
+    dtype and with every supported version of PyTorch. Outside it is drawn as diffusers does.
+    """
+    from sdopt.pipelines import noise
+
+    return noise.portable_noise()
 
 
 def use_compile_cache(file: str | Path) -> Path:

@@ -9,9 +9,9 @@ NO_ACTIVATION, RELU, QUICK_GELU = 0, 1, 2
 
 
 def activated(x, ACTIVATION: tl.constexpr):
-    """No activation, ReLU, or CLIP's x * sigmoid(1.702 * x)."""
+    """No activation, ReLU, or CLIP's x * sigmoid(1.702 * x). NaN stays NaN, so that it is seen."""
     if ACTIVATION == 1:
-        x = tl.maximum(x, 0.0)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if ACTIVATION == 2:
         x = x / (1.0 + tl.exp(-1.702 * x))
     return x

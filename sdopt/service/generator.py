@@ -16,6 +16,7 @@ from torch import Tensor
 import sdopt
 from sdopt.engine import cuda_graphs
 from sdopt.pipelines.engine_request import MULTIPLE_PX
+from sdopt.pipelines.noise import portable_noise
 from sdopt.service.logs import log
 from sdopt.service.queueing import Kind
 from sdopt.service.settings import Facts, Shape
@@ -88,16 +89,17 @@ class PipelineGenerator:
     def begin(self, kind: Kind, wanted: Sequence[Wanted]) -> Finish:
         """Put a batch on the device; its pixels are copied as soon as they are there."""
         pipeline = self._pipeline_of(kind)
-        images: Tensor = pipeline(
-            [one.prompt for one in wanted],
-            negative_prompt=[one.negative_prompt for one in wanted],
-            generator=[torch.Generator("cpu").manual_seed(one.seed) for one in wanted],
-            width=kind.width,
-            height=kind.height,
-            num_inference_steps=kind.steps,
-            guidance_scale=kind.guidance_scale,
-            output_type="pt",
-        ).images
+        with portable_noise():
+            images: Tensor = pipeline(
+                [one.prompt for one in wanted],
+                negative_prompt=[one.negative_prompt for one in wanted],
+                generator=[torch.Generator("cpu").manual_seed(one.seed) for one in wanted],
+                width=kind.width,
+                height=kind.height,
+                num_inference_steps=kind.steps,
+                guidance_scale=kind.guidance_scale,
+                output_type="pt",
+            ).images
         pixels = (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         sound = images.isfinite().flatten(1).all(1)
         for one, made in zip(wanted, pixels, strict=True):

@@ -83,6 +83,28 @@ CONVOLUTIONS: list[tuple[tuple[int, int, int, int], int, Tile]] = [
 ]
 
 
+def with_nan(*shape: int) -> Tensor:
+    x = half(*shape)
+    x.view(-1)[0] = float("nan")
+    return x
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_what_is_no_number_is_seen_in_the_result(relu: bool, cut: Cut) -> None:
+    """An overflow ends as NaN in the image, where every check looks for it."""
+    x, weight, bias = with_nan(1, 8, 8, 8), half(8, 3, 3, 8, seed=1), half(8, seed=2)
+    for splits in (1, 2):
+        tile = cut(Tile(height=8, width=8, columns=16, depth=16, splits=splits))
+        assert launch.convolution(x, weight, bias, tile, relu=relu).isnan()[0, :2, :2].all()
+    assert launch.apply_epilogue(x, bias, None, relu=relu).view(-1)[0].isnan()
+    assert launch.quick_gelu(x).view(-1)[0].isnan()
+    rows, tile = with_nan(16, 8), cut(Tile(height=16, width=1, columns=16, depth=16))
+    assert launch.matrix_product(rows, half(8, 8), bias, tile).isnan()[0].all()
+    assert launch.matrix_product(rows, half(16, 8), half(16), tile, geglu=True).isnan()[0].all()
+    assert launch.layer_norm(rows, bias, bias, 1e-5).isnan()[0].all()
+    assert launch.group_norm(x, bias, bias, 4, 1e-5, silu=True).isnan()[..., :2].all()
+
+
 @pytest.mark.parametrize(("sizes", "n", "tile"), CONVOLUTIONS)
 def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile, cut: Cut) -> None:
     x, weight, bias = half(*sizes), half(n, 3, 3, sizes[3], seed=1) * 0.1, half(n, seed=2)

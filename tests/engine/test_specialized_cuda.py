@@ -97,6 +97,17 @@ def test_a_convolution(sizes: tuple[int, int, int, int], n: int, tile: Tile, end
     )
 
 
+@pytest.mark.parametrize("tile", [box(8, 8, 64), Tile(), Tile(pointers=True)])
+def test_relu_keeps_what_is_no_number(tile: Tile) -> None:
+    from sdopt.engine import launch
+
+    x = half(1, 8, 8, 64)
+    x[0, 0, 0, 0] = float("nan")
+    found = launch.convolution(x, half(64, 3, 3, 64, seed=1), None, tile, relu=True)
+    assert found[0, :2, :2].isnan().all()
+    assert found[0, 2:, 2:].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("sizes", "n", "tile"),
     [

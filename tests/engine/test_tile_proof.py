@@ -168,6 +168,21 @@ def test_bfloat16_is_another_kernel_with_the_same_needs(
     assert found["float16"] == found["bfloat16"]
 
 
+@pytest.mark.parametrize("card", ["A100", "H100"])
+def test_relu_keeps_what_is_no_number(card: str) -> None:
+    """An overflow has to be seen in the image; the interpreter's maximum keeps NaN in any case."""
+    x = torch.empty((1, 8, 8, 64), dtype=torch.float16)
+    weight = torch.empty((64, 3, 3, 64), dtype=torch.float16)
+    with proof.only_compiled(KNOWN[card].capability) as kernels:
+        launch.apply_epilogue(x, None, None, relu=True)
+        launch.convolution(x, weight, None, Tile(pointers=card == "A100"), relu=True)
+        if card == "H100":
+            launch.convolution(x, weight, None, SPECIALIZED, relu=True)
+    for kernel in kernels:
+        assert "max.NaN.f32" in kernel.asm["ptx"]
+        assert "max.f32" not in kernel.asm["ptx"]
+
+
 @pytest.mark.parametrize("key", ["conv 2x32x32x640-640", "geglu 512x640-640"])
 def test_products_in_float8_are_rounded_to_the_model_s_dtype(
     key: str, monkeypatch: pytest.MonkeyPatch

@@ -155,10 +155,7 @@ def test_images_of_one_seed_are_bit_identical(name: str) -> None:
 @needs_cuda
 @pytest.mark.parametrize("name", [name for name in ENGINE_LEVELS if LEVELS[name].fused])
 def test_batches_of_the_miniature_are_bit_identical(name: str) -> None:
-    """Alone and beside other work: most of their kernels are cut by rule, and never proved.
-
-    In an evaluation one of 20,000 images of such batches was wrong, see docs/evidence/quality.md.
-    """
+    """Alone and beside other work: most of their kernels are cut by rule, and never proved."""
     source = resolve("embedded")
     pipeline = build(source, LEVELS[name], torch.device("cuda"))
     texts = scene_prompts(BATCH, source).texts
