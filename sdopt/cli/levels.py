@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -76,13 +77,22 @@ def hindrance(level: Level, device: torch.device) -> str | None:
 
 
 def history(root: Path, key: str) -> Path | None:
-    """The folder of stored runs of this hardware, else of any; of the full model if there is."""
+    """The folder of stored runs of this hardware, else of the newest; of the full model first."""
     folders = [path for path in root.glob("*/*") if path.is_dir() and any(path.glob("*.json"))]
-    return min(
+    return max(
         folders,
-        key=lambda one: (one.parent.name != key, "embedded" in one.name, str(one)),
+        key=lambda one: (one.parent.name == key, "embedded" not in one.name, _stored(one)),
         default=None,
     )
+
+
+def _stored(folder: Path) -> str:
+    """When its last run was, in ISO 8601; runs through pointers are not what a GPU can do."""
+    try:
+        told = json.loads(max(folder.glob("*.json")).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return "" if folder.parent.name.endswith("-pointers") else str(told.get("datetime", ""))
 
 
 def times(folder: Path) -> dict[str, float]:

@@ -179,12 +179,20 @@ def test_levels_without_stored_runs(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_runs_of_this_hardware_come_first(tmp_path: Path) -> None:
-    for place in ("a/sd15-random", "b/embedded", "b/sd15-random", "c/sd15-random"):
+    for place, day in (
+        ("a/sd15-random", 2),
+        ("b/embedded", 4),
+        ("b/sd15-random", 1),
+        ("c/sd15-random", 3),
+        ("c-pointers/sd15-random", 5),
+    ):
         (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "0001_x.json").write_text("{}")
+        (tmp_path / place / "0001_x.json").write_text(f'{{"datetime": "2026-11-0{day}"}}')
     (tmp_path / "d" / "empty").mkdir(parents=True)
+    (tmp_path / "e" / "sd15-random").mkdir(parents=True)
+    (tmp_path / "e" / "sd15-random" / "0001_broken.json").write_text("{")
     assert levels.history(tmp_path, "b") == tmp_path / "b" / "sd15-random"
-    assert levels.history(tmp_path, "d") == tmp_path / "a" / "sd15-random"
+    assert levels.history(tmp_path, "d") == tmp_path / "c" / "sd15-random"
 
 
 def test_what_keeps_a_level_from_running_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def float8_faults() -> list[Fault]:
             name="half of the products in float16 instead of float8",
             inject=_half_wide,
             caught_by="float8_products",
-            says="",
+            says="has to equal what is stored",
         ),
     ]
 
