@@ -40,6 +40,11 @@ class Card:
         other = self.pointers and self.capability >= DESCRIPTORS
         return f"sm_{self.capability}{'-pointers' if other else ''}"
 
+    @property
+    def dependent(self) -> bool:
+        """Whether a kernel can begin while the one before it ends (`sdopt.engine.dependent`)."""
+        return self.capability >= DESCRIPTORS and not self.pointers
+
     def __str__(self) -> str:
         reads = "through pointers" if self.pointers else "through descriptors"
         return f"{self.name} ({self.family}, {reads})"

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdopt.engine import cuda_graphs, ops
+from sdopt.engine import cuda_graphs, dependent, ops
 from sdopt.engine.adapters import scaled_adapters
 from sdopt.engine.captured import UNKNOWN, Captured, Inputs, Kind
+from sdopt.engine.cards import card_of
 from sdopt.engine.cuda_graphs import GraphCache
 from sdopt.engine.fingerprint import differing
 from sdopt.engine.modules import OTHER_LEVEL, Fused
@@ -188,10 +189,11 @@ class ImageEngine:
             self._scheduled = scheduled
 
     def _capture(self, inputs: Inputs, kind: Kind) -> Captured:
-        static = inputs.on(inputs.factors.device)
+        device = inputs.factors.device
+        static = inputs.on(device)
         pool = self.graphs.pool()
         self.captures += 1
-        with cuda_graphs.eager_calls():
+        with cuda_graphs.eager_calls(), dependent.launches(card_of(device)):
             with cuda_graphs.warm_up_stream():
                 self._run(static, kind, [])
             torch.cuda.synchronize()

@@ -10,10 +10,12 @@ compiler makes asynchronous copies of (`cp.async`, from 8.0 on).
 import triton
 import triton.language as tl
 
-from sdopt.engine import epilogue
+from sdopt.engine import epilogue, waiting
 
 _activated = triton.jit(epilogue.activated)
 _gelu = triton.jit(epilogue.gelu)
+_wait_for_earlier = triton.jit(waiting.wait_for_earlier)
+_let_next_begin = triton.jit(waiting.let_next_begin)
 
 
 @triton.jit
@@ -99,6 +101,7 @@ def sdopt_convolution(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """A TAPS x TAPS convolution over boxes of BI x BH x BW of the H x W pixels it makes.
 
@@ -144,6 +147,7 @@ def sdopt_convolution(
     block = first % blocks
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     extra = tl.zeros((BM, max(BX, 16)), dtype=tl.float32)
+    _wait_for_earlier(DEPENDENT)
     for _ in tl.range(first, last, num_stages=STAGES):
         c0 = block * BK
         if POINTERS:
@@ -180,6 +184,7 @@ def sdopt_convolution(
         wraps = block == blocks
         tap = tl.where(wraps, tap + 1, tap)
         block = tl.where(wraps, 0, block)
+    _let_next_begin(DEPENDENT)
 
     rows = tl.arange(0, BM)
     w = w0 + rows % BW
@@ -219,6 +224,7 @@ def sdopt_narrow_convolution(
     BM: tl.constexpr,
     BN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """A 3 x 3 convolution of so few channels that all 9 * C products are one step of DEPTH.
 
@@ -234,10 +240,12 @@ def sdopt_narrow_convolution(
     inside = (w >= 0) & (w < W) & (h >= 0) & (h < H) & (image < images)
     inside &= (depth < 9 * C)[None, :]
     at = ((image * H + h) * W + w) * C + (depth % C)[None, :]
+    _wait_for_earlier(DEPENDENT)
     a = tl.load(x + at, mask=inside, other=0.0)
     known = (depth < 9 * C)[:, None] & (column < N)[None, :]
     b = tl.load(weight + column[None, :] * (9 * C) + depth[:, None], mask=known, other=0.0)
     acc = tl.dot(a, b)
+    _let_next_begin(DEPENDENT)
     mask = (pixel < images * H * W)[:, None] & (column < N)[None, :]
     offsets = pixel.to(tl.int64)[:, None] * N + column[None, :]
     _write(acc, offsets, mask, column, bias, bias, out, N, HAS_BIAS, False, 0)
@@ -269,6 +277,7 @@ def sdopt_matrix_product(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """x @ w.T, x of shape (M, K) and maybe continued by x2 of shape (M, K2); w (N, K + K2).
 
@@ -295,6 +304,7 @@ def sdopt_matrix_product(
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     gate = tl.zeros((BM, BN), dtype=tl.float32)
     extra = tl.zeros((BM, max(BX, 16)), dtype=tl.float32)
+    _wait_for_earlier(DEPENDENT)
     for k in tl.range(first, tl.minimum(last, blocks), num_stages=STAGES):
         if POINTERS:
             column = k * BK + of_block
@@ -333,6 +343,7 @@ def sdopt_matrix_product(
                 else:
                     b = wx_box.load([n0 + BN, K + k0]).T
                 extra = tl.dot(a, b, extra)
+    _let_next_begin(DEPENDENT)
 
     rows = m0 + tl.arange(0, BM)
     at = rows.to(tl.int64)[:, None] * N
@@ -372,15 +383,18 @@ def sdopt_epilogue(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """Bias, residual and activation of what the library computed, in one pass."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    _wait_for_earlier(DEPENDENT)
     acc = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
         acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    _let_next_begin(DEPENDENT)
     acc = _activated(acc, ACTIVATION)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -400,10 +414,12 @@ def sdopt_sum_splits(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """The sum of `partial`, of shape (SPLITS, size), in order; then as one product would end."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    _wait_for_earlier(DEPENDENT)
     acc = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in tl.static_range(SPLITS):
         acc += tl.load(partial + split * size.to(tl.int64) + at, mask=mask, other=0.0)
@@ -413,6 +429,7 @@ def sdopt_sum_splits(
         acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    _let_next_begin(DEPENDENT)
     acc = _activated(acc, ACTIVATION)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -456,6 +473,7 @@ def sdopt_group_norm_small(
     WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr,
     SILU: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """GroupNorm of one group whose pixels all fit into registers: ROWS of WIDTH channels."""
     group = tl.program_id(0)
@@ -467,6 +485,7 @@ def sdopt_group_norm_small(
     column = group * wide + within
     known = within < wide
     mask = (row < pixels)[:, None] & known[None, :]
+    _wait_for_earlier(DEPENDENT)
     values = _load_joined(x, x2, image, pixels, row, column, mask, C, C2)
     if SHIFTED:
         values += tl.load(shift + column, mask=known, other=0.0).to(tl.float32)[None, :]
@@ -481,6 +500,7 @@ def sdopt_group_norm_small(
     values = apart * scale[None, :] + offset[None, :]
     if SILU:
         values = values * tl.sigmoid(values)
+    _let_next_begin(DEPENDENT)
     place = out + image.to(tl.int64) * pixels * channels
     place += row[:, None] * channels + column[None, :]
     tl.store(place, _rounded(values, factor, out), mask=mask)
@@ -503,6 +523,7 @@ def sdopt_group_statistics(
     WIDTH: tl.constexpr,
     GROUP_WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of an image.
 
@@ -522,6 +543,7 @@ def sdopt_group_statistics(
     total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     squares = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     one = first + tl.arange(0, 1)
+    _wait_for_earlier(DEPENDENT)
     origin = _load_joined(x, x2, image, pixels, one, column, known[None, :], C, C2)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
@@ -530,6 +552,7 @@ def sdopt_group_statistics(
         apart = tl.where(mask, values - origin, 0.0)
         total += apart
         squares += apart * apart
+    _let_next_begin(DEPENDENT)
     count = rows.to(tl.float32)
     beyond = tl.sum(total, 0) / count
     mean = tl.sum(origin, 0) + beyond
@@ -572,12 +595,14 @@ def sdopt_combine_statistics(
     GROUPS: tl.constexpr,
     TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """`group_statistics` of an image's many chunks as one chunk (Chan, Golub and LeVeque 1983)."""
     image = tl.program_id(1)
     group = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
     known = group < GROUPS
     total = tl.zeros((BLOCK, TOGETHER), dtype=tl.float32)
+    _wait_for_earlier(DEPENDENT)
     for start in range(0, chunks, BLOCK):
         chunk = start + tl.arange(0, BLOCK)
         means, _ = _chunk_statistics(statistics, image, chunks, chunk, group, known, GROUPS)
@@ -591,6 +616,7 @@ def sdopt_combine_statistics(
         rows = tl.maximum(tl.minimum(chunk_rows, pixels - chunk * chunk_rows), 0)
         apart = means - mean[None, :]
         spread += spreads + (rows * (C // GROUPS)).to(tl.float32)[:, None] * apart * apart
+    _let_next_begin(DEPENDENT)
     place = combined + (image * GROUPS + group) * 2
     tl.store(place, mean, mask=known)
     tl.store(place + 1, tl.sum(spread, 0), mask=known)
@@ -619,6 +645,7 @@ def sdopt_group_norm_apply(
     NEAR: tl.constexpr,
     SHIFTED: tl.constexpr,
     SILU: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """Normalize ROWS pixels of WIDTH channels by what `group_statistics` found in the chunks.
 
@@ -631,6 +658,7 @@ def sdopt_group_norm_apply(
     wide: tl.constexpr = channels // GROUPS
     known = column < channels
     mask = (row < pixels)[:, None] & known[None, :]
+    _wait_for_earlier(DEPENDENT)
     values = _load_joined(x, x2, image, pixels, row, column, mask, C, C2)
 
     group = tl.program_id(2) * WIDTH // wide + tl.arange(0, NEAR)
@@ -654,6 +682,7 @@ def sdopt_group_norm_apply(
     values = values * scale[None, :] + offset[None, :]
     if SILU:
         values = values * tl.sigmoid(values)
+    _let_next_begin(DEPENDENT)
     place = out + image.to(tl.int64) * pixels * channels
     place += row[:, None] * channels + column[None, :]
     tl.store(place, _rounded(values, factor, out), mask=mask)
@@ -671,6 +700,7 @@ def sdopt_layer_norm(
     factor,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """Normalize each row of C entries."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -678,6 +708,7 @@ def sdopt_layer_norm(
     known = column < C
     mask = (row < rows)[:, None] & known[None, :]
     at = row.to(tl.int64)[:, None] * C + column[None, :]
+    _wait_for_earlier(DEPENDENT)
     values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(values, 1) / C
     apart = tl.where(mask, values - mean[:, None], 0.0)
@@ -685,6 +716,7 @@ def sdopt_layer_norm(
     scaled = apart * scale[:, None]
     scaled *= tl.load(weight + column, mask=known, other=0.0).to(tl.float32)[None, :]
     scaled += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
+    _let_next_begin(DEPENDENT)
     tl.store(out + at, _rounded(scaled, factor, out), mask=mask)
 
 
@@ -709,6 +741,7 @@ def sdopt_attention(
     CAUSAL: tl.constexpr,
     BOXED: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """softmax(scale * q @ k.T) @ v for BM tokens of one head; softmax as keys come (Dao 2022).
 
@@ -724,6 +757,7 @@ def sdopt_attention(
     entry = tl.arange(0, WIDTH)
     own = (row < tokens)[:, None] & (entry < SIZE)[None, :]
     q_at = (image % q_images * tokens + row).to(tl.int64)[:, None] * q_row
+    _wait_for_earlier(DEPENDENT)
     query = tl.load(q + q_at + (head * SIZE + entry)[None, :], mask=own, other=0.0)
     acc = tl.zeros((BM, WIDTH), dtype=tl.float32)
     highest = tl.full((BM,), float("-inf"), dtype=tl.float32)
@@ -752,6 +786,7 @@ def sdopt_attention(
             value = tl.load(v + place, mask=mask, other=0.0)
         acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None])
         highest = higher
+    _let_next_begin(DEPENDENT)
     at = (image * tokens + row).to(tl.int64)[:, None] * (HEADS * SIZE)
     place = out + at + (head * SIZE + entry)[None, :]
     tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), mask=own)
@@ -768,10 +803,12 @@ def sdopt_solver_step(
     GUIDED: tl.constexpr,
     NEXT_COPIES: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = 0,
 ):
     """Guidance and one step of a linear two-step solver, in place; see `sdopt.engine.solver`."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
+    _wait_for_earlier(DEPENDENT)
     predicted = tl.load(noise + at, mask=mask, other=0.0).to(tl.float32)
     if GUIDED:
         conditional = tl.load(noise + size + at, mask=mask, other=0.0).to(tl.float32)
@@ -780,6 +817,7 @@ def sdopt_solver_step(
     earlier = tl.load(before + at, mask=mask, other=0.0)
     estimate = tl.load(factors + 1) * x + tl.load(factors + 2) * predicted
     x = tl.load(factors + 3) * x + tl.load(factors + 4) * estimate + tl.load(factors + 5) * earlier
+    _let_next_begin(DEPENDENT)
     tl.store(sample + at, x, mask=mask)
     tl.store(before + at, estimate, mask=mask)
     for copy in tl.static_range(NEXT_COPIES):

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 from triton import cdiv
 
+from sdopt.engine import dependent
 from sdopt.engine.tiles import Tile
 
 GLUON_VERSIONS = ((3, 6), (3, 9))
@@ -70,6 +71,7 @@ def product(
         HAS_BIAS=whole and bias is not None,
         HAS_RESIDUAL=whole and residual is not None, ACTIVATION=activation if whole else 0,
         num_warps=4,
+        **dependent.options("product"),
     )  # fmt: skip
 
 
