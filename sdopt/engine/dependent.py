@@ -18,14 +18,22 @@ from typing import Any
 
 from torch import Tensor
 
-from sdopt.engine.cards import Card
 from sdopt.errors import SdoptError
 
 DEPENDENT = "SDOPT_DEPENDENT"
 """Environment variable of an experiment: `*=late,product=bare,layer_norm=off`, 1 is `*=late`."""
-TRIGGERS = {"off": 0, "late": 1, "early": 2, "never": 3, "bare": 4}
-"""When the next kernel may begin: behind the last loads, right behind the wait, or once all
-programs have ended. `bare` is `late` without weights before the wait."""
+TRIGGERS = {
+    "off": (0, False),
+    "late": (1, True),
+    "early": (2, True),
+    "never": (3, True),
+    "bare": (4, True),
+    "lets": (4, False),
+}
+"""What a kernel's DEPENDENT is, and whether it may begin early itself. The next one may begin once
+the last loads are under way (`late`), right behind the wait (`early`), or when all programs have
+ended (`never`). `bare` is `late` without weights before the wait; `lets` is so and waits for a
+whole kernel, but lets the next one begin."""
 KERNELS = (
     *("convolution", "matrix_product", "product", "narrow_convolution", "attention"),
     *("group_norm_small", "group_statistics", "combine_statistics", "group_norm_apply"),
@@ -33,17 +41,17 @@ KERNELS = (
 )
 """Names of kernels without `sdopt_`; `product` is the specialized one, of convolutions too."""
 
-_chosen: ContextVar[Mapping[str, int] | None] = ContextVar("_chosen", default=None)
+_chosen: ContextVar[Mapping[str, tuple[int, bool]] | None] = ContextVar("_chosen", default=None)
 _behind_copy: ContextVar[bool] = ContextVar("_behind_copy", default=False)
 
 
 @contextmanager
-def launches(card: Card, text: str | None = None) -> Iterator[None]:
+def launches(able: bool, text: str | None = None) -> Iterator[None]:
     """The engine's kernels in here are launched so; nobody writes to weights in here.
 
-    `text` is as the environment variable's.
+    `able` is what `Card.dependent` says; `text` is as the environment variable's.
     """
-    before = _chosen.set(triggers(card, os.environ.get(DEPENDENT, "") if text is None else text))
+    before = _chosen.set(triggers(able, os.environ.get(DEPENDENT, "") if text is None else text))
     try:
         yield
     finally:
@@ -52,12 +60,12 @@ def launches(card: Card, text: str | None = None) -> Iterator[None]:
 
 def options(kernel: str) -> dict[str, Any]:
     """How a kernel of KERNELS is launched next; nothing where it is launched as always."""
-    chosen = _chosen.get()
-    if not chosen or not chosen[kernel]:
+    value, early = (_chosen.get() or {}).get(kernel, TRIGGERS["off"])
+    if not value:
         return {}
-    whole = _behind_copy.get()
+    early = early and not _behind_copy.get()
     _behind_copy.set(False)
-    return {"DEPENDENT": chosen[kernel], "launch_pdl": not whole}
+    return {"DEPENDENT": value, "launch_pdl": early}
 
 
 def copied(weight: Tensor, source: Tensor) -> Tensor:
@@ -67,11 +75,11 @@ def copied(weight: Tensor, source: Tensor) -> Tensor:
     return weight
 
 
-def triggers(card: Card, text: str) -> dict[str, int]:
-    """The trigger of each kernel on this card. Raises SdoptError for text that names another."""
-    if text in ("", "0") or not card.dependent:
+def triggers(able: bool, text: str) -> dict[str, tuple[int, bool]]:
+    """The trigger of each kernel, nothing where all are off. Raises SdoptError for other names."""
+    if text in ("", "0") or not able:
         return {}
-    chosen = dict.fromkeys(KERNELS, 0)
+    chosen = dict.fromkeys(KERNELS, TRIGGERS["off"])
     for part in ("*=late" if text == "1" else text).split(","):
         names, _, trigger = part.partition("=")
         if (names != "*" and names not in KERNELS) or trigger not in TRIGGERS:

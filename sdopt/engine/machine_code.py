@@ -40,6 +40,14 @@ ONE_REGISTER = frozenset({"SHF", "MUFU"})
 TWO_REGISTERS = frozenset({"DADD", "DFMA", "DMNMX", "DMUL", "LEPC"})
 FIXED = {"HMMA": 4, "IMMA": 4, "DMMA": 8, "ATOM": 4, "ATOMG": 4, "ATOMS": 4}
 
+WAIT = "ACQBULK"
+"""Waits for the kernel before: `griddepcontrol.wait`; `PREEXIT` lets the next one begin."""
+ORDERED = frozenset(
+    "ATOM ATOMG EXIT LD LDG LDGSTS PREEXIT RED REDG ST STG UBLKCP UBLKPF UBLKRED UTMALDG UTMAPF"  # noqa: SIM905
+    " UTMAREDG UTMASTG".split()
+)
+"""Instructions of which a wait decides something: what touches memory, and what tells of an end."""
+
 INSTRUCTION = re.compile(
     r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z]\w*)([\w.]*)\s*(.*?)\s*;"
 )
@@ -242,6 +250,23 @@ def _after(at: int, one: Instruction, state: State) -> State:
     if one.predicate:
         return _joined(state, after) or state
     return after
+
+
+def before_wait(code: Code) -> list[Instruction]:
+    """Those of ORDERED that some path reaches before it has waited for the kernel before."""
+    ways = _Ways(code)
+    work = list(code.entries or [0])
+    seen = set(work)
+    while work:
+        at = work.pop()
+        one = code.instructions[at]
+        if one.base == WAIT and not one.predicate:
+            continue
+        new = {way for way in ways.after(at) if way < len(code.instructions)} - seen
+        seen |= new
+        work += new
+    reached = (code.instructions[at] for at in sorted(seen))
+    return [one for one in reached if one.base in ORDERED]
 
 
 class _Ways:

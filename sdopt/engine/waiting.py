@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 def wait_for_earlier(DEPENDENT: tl.constexpr):
     """Stands before all that reads or writes memory which an earlier kernel may still use."""
-    if DEPENDENT > 0:
+    if DEPENDENT:
         gdc_wait()
     if DEPENDENT == 2:
         gdc_launch_dependents()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdopt.engine import proof
-from sdopt.engine.machine_code import hazards, parsed, written
+from sdopt.engine.machine_code import before_wait, hazards, parsed, written
 from sdopt.errors import MissingToolError
 
 PRODUCT = "HGMMA.64x128x16.F32 R24, R100, gdesc[UR4], R24, gsb0"
@@ -257,3 +257,18 @@ def test_a_disassembler_that_cannot_read_a_file_is_told(
     monkeypatch.setenv(proof.NAMED_BY, str(tool))
     with pytest.raises(MissingToolError, match="cannot read this machine code: too new"):
         proof.disassembled(b"code")
+
+
+def test_what_comes_before_the_wait_is_found_on_every_path() -> None:
+    load, wait, store = "LDG.E R0, [R2.64]", "ACQBULK", "STG.E [R2.64], R0"
+
+    def early(*lines: str) -> list[str]:
+        return [one.address for one in before_wait(parsed(code(*lines)))]
+
+    assert early(wait, load, "PREEXIT", store, EXIT) == []
+    assert early(load, wait, store, EXIT) == ["0000"]
+    assert early("PREEXIT", wait, EXIT) == ["0000"]
+    # One path goes around the wait.
+    assert early("@P0 BRA `(.L_1)", wait, load, ".L_1:", store, EXIT) == ["0040", "0050"]
+    # A wait with a predicate may not wait: one path goes on.
+    assert early("@P0 ACQBULK", load, EXIT) == ["0010", "0020"]
