@@ -42,7 +42,7 @@ class Card:
 
     @property
     def dependent(self) -> bool:
-        """Whether a kernel can begin while the one before it ends (`sdopt.engine.dependent`)."""
+        """Whether kernels are started while the ones before them end (`dependent`)."""
         return self.capability >= DESCRIPTORS and not self.pointers
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from sdopt.engine import epilogue, waiting
 _activated = triton.jit(epilogue.activated)
 _gelu = triton.jit(epilogue.gelu)
 _wait_for_earlier = triton.jit(waiting.wait_for_earlier)
-_let_next_begin = triton.jit(waiting.let_next_begin)
+_let_next_start = triton.jit(waiting.let_next_start)
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def sdopt_convolution(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """A TAPS x TAPS convolution over boxes of BI x BH x BW of the H x W pixels it makes.
 
@@ -184,7 +184,7 @@ def sdopt_convolution(
         wraps = block == blocks
         tap = tl.where(wraps, tap + 1, tap)
         block = tl.where(wraps, 0, block)
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
 
     rows = tl.arange(0, BM)
     w = w0 + rows % BW
@@ -224,7 +224,7 @@ def sdopt_narrow_convolution(
     BM: tl.constexpr,
     BN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """A 3 x 3 convolution of so few channels that all 9 * C products are one step of DEPTH.
 
@@ -245,7 +245,7 @@ def sdopt_narrow_convolution(
     known = (depth < 9 * C)[:, None] & (column < N)[None, :]
     b = tl.load(weight + column[None, :] * (9 * C) + depth[:, None], mask=known, other=0.0)
     acc = tl.dot(a, b)
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     mask = (pixel < images * H * W)[:, None] & (column < N)[None, :]
     offsets = pixel.to(tl.int64)[:, None] * N + column[None, :]
     _write(acc, offsets, mask, column, bias, bias, out, N, HAS_BIAS, False, 0)
@@ -277,7 +277,7 @@ def sdopt_matrix_product(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """x @ w.T, x of shape (M, K) and maybe continued by x2 of shape (M, K2); w (N, K + K2).
 
@@ -343,7 +343,7 @@ def sdopt_matrix_product(
                 else:
                     b = wx_box.load([n0 + BN, K + k0]).T
                 extra = tl.dot(a, b, extra)
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
 
     rows = m0 + tl.arange(0, BM)
     at = rows.to(tl.int64)[:, None] * N
@@ -383,7 +383,7 @@ def sdopt_epilogue(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Bias, residual and activation of what the library computed, in one pass."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -394,7 +394,7 @@ def sdopt_epilogue(
         acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     acc = _activated(acc, ACTIVATION)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -414,7 +414,7 @@ def sdopt_sum_splits(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """The sum of `partial`, of shape (SPLITS, size), in order; then as one product would end."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -429,7 +429,7 @@ def sdopt_sum_splits(
         acc += tl.load(bias + at % N, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     acc = _activated(acc, ACTIVATION)
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -473,7 +473,7 @@ def sdopt_group_norm_small(
     WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr,
     SILU: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """GroupNorm of one group whose pixels all fit into registers: ROWS of WIDTH channels."""
     group = tl.program_id(0)
@@ -500,7 +500,7 @@ def sdopt_group_norm_small(
     values = apart * scale[None, :] + offset[None, :]
     if SILU:
         values = values * tl.sigmoid(values)
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     place = out + image.to(tl.int64) * pixels * channels
     place += row[:, None] * channels + column[None, :]
     tl.store(place, _rounded(values, factor, out), mask=mask)
@@ -523,7 +523,7 @@ def sdopt_group_statistics(
     WIDTH: tl.constexpr,
     GROUP_WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of an image.
 
@@ -552,7 +552,7 @@ def sdopt_group_statistics(
         apart = tl.where(mask, values - origin, 0.0)
         total += apart
         squares += apart * apart
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     count = rows.to(tl.float32)
     beyond = tl.sum(total, 0) / count
     mean = tl.sum(origin, 0) + beyond
@@ -595,7 +595,7 @@ def sdopt_combine_statistics(
     GROUPS: tl.constexpr,
     TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """`group_statistics` of an image's many chunks as one chunk (Chan, Golub and LeVeque 1983)."""
     image = tl.program_id(1)
@@ -616,7 +616,7 @@ def sdopt_combine_statistics(
         rows = tl.maximum(tl.minimum(chunk_rows, pixels - chunk * chunk_rows), 0)
         apart = means - mean[None, :]
         spread += spreads + (rows * (C // GROUPS)).to(tl.float32)[:, None] * apart * apart
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     place = combined + (image * GROUPS + group) * 2
     tl.store(place, mean, mask=known)
     tl.store(place + 1, tl.sum(spread, 0), mask=known)
@@ -645,7 +645,7 @@ def sdopt_group_norm_apply(
     NEAR: tl.constexpr,
     SHIFTED: tl.constexpr,
     SILU: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Normalize ROWS pixels of WIDTH channels by what `group_statistics` found in the chunks.
 
@@ -682,7 +682,7 @@ def sdopt_group_norm_apply(
     values = values * scale[None, :] + offset[None, :]
     if SILU:
         values = values * tl.sigmoid(values)
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     place = out + image.to(tl.int64) * pixels * channels
     place += row[:, None] * channels + column[None, :]
     tl.store(place, _rounded(values, factor, out), mask=mask)
@@ -700,7 +700,7 @@ def sdopt_layer_norm(
     factor,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Normalize each row of C entries."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -716,7 +716,7 @@ def sdopt_layer_norm(
     scaled = apart * scale[:, None]
     scaled *= tl.load(weight + column, mask=known, other=0.0).to(tl.float32)[None, :]
     scaled += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     tl.store(out + at, _rounded(scaled, factor, out), mask=mask)
 
 
@@ -741,7 +741,7 @@ def sdopt_attention(
     CAUSAL: tl.constexpr,
     BOXED: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """softmax(scale * q @ k.T) @ v for BM tokens of one head; softmax as keys come (Dao 2022).
 
@@ -786,7 +786,7 @@ def sdopt_attention(
             value = tl.load(v + place, mask=mask, other=0.0)
         acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None])
         highest = higher
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     at = (image * tokens + row).to(tl.int64)[:, None] * (HEADS * SIZE)
     place = out + at + (head * SIZE + entry)[None, :]
     tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), mask=own)
@@ -803,7 +803,7 @@ def sdopt_solver_step(
     GUIDED: tl.constexpr,
     NEXT_COPIES: tl.constexpr,
     BLOCK: tl.constexpr,
-    DEPENDENT: tl.constexpr = 0,
+    DEPENDENT: tl.constexpr = False,
 ):
     """Guidance and one step of a linear two-step solver, in place; see `sdopt.engine.solver`."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -817,7 +817,7 @@ def sdopt_solver_step(
     earlier = tl.load(before + at, mask=mask, other=0.0)
     estimate = tl.load(factors + 1) * x + tl.load(factors + 2) * predicted
     x = tl.load(factors + 3) * x + tl.load(factors + 4) * estimate + tl.load(factors + 5) * earlier
-    _let_next_begin(DEPENDENT)
+    _let_next_start(DEPENDENT)
     tl.store(sample + at, x, mask=mask)
     tl.store(before + at, estimate, mask=mask)
     for copy in tl.static_range(NEXT_COPIES):

@@ -80,7 +80,7 @@ def convolution(
         BI=tile.images, BH=tile.height, BW=tile.width, BN=tile.columns, BX=tile.extra,
         BK=tile.depth, STAGES=tile.stages, num_warps=tile.warps,
         **(end if tile.splits == 1 else _epilogue_arguments(None, None, False)),
-        **dependent.options("convolution"),
+        **dependent.options(),
     )  # fmt: skip
     return _summed(sums, out, tile, bias, residual, end)
 
@@ -138,7 +138,7 @@ def matrix_product(
         GEGLU=geglu,
         num_warps=tile.warps,
         **(end if tile.splits == 1 else _epilogue_arguments(None, None, False)),
-        **dependent.options("matrix_product"),
+        **dependent.options(),
     )
     return _summed(sums, out, tile, bias, residual, end)
 
@@ -153,7 +153,7 @@ def narrow_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
         x, weight, _or(bias, out), out, images, height, width, columns, C=channels,
         DEPTH=max(16, next_power_of_2(9 * channels)), BM=NARROW_PIXELS, BN=NARROW_COLUMNS,
         HAS_BIAS=bias is not None, num_warps=4,
-        **dependent.options("narrow_convolution"),
+        **dependent.options(),
     )  # fmt: skip
     return out
 
@@ -178,7 +178,7 @@ def attention(
         tokens, keys, len(q), q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
         WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
         CAUSAL=causal, BOXED=tile.boxed, STAGES=tile.stages, num_warps=tile.warps,
-        **dependent.options("attention"),
+        **dependent.options(),
     )  # fmt: skip
     return out
 
@@ -211,7 +211,7 @@ def group_norm(
             x, second, before, weight, bias, out, pixels, channels, more, epsilon, by,
             GROUPS=groups, ROWS=tall, WIDTH=narrow, SHIFTED=shifted, SILU=silu,
             num_warps=_warps(narrow * tall),
-            **dependent.options("group_norm_small"),
+            **dependent.options(),
         )  # fmt: skip
         return out
     rows = _chunk_rows(images, pixels)
@@ -224,14 +224,14 @@ def group_norm(
         x, second, before, sums, statistics, pixels, rows, channels, more, GROUPS=groups,
         TOGETHER=GROUPS_TOGETHER, ROWS=max(1, entries // across), WIDTH=across,
         GROUP_WIDTH=narrow, SHIFTED=shifted, num_warps=8,
-        **dependent.options("group_statistics"),
+        **dependent.options(),
     )  # fmt: skip
     if chunks > MOST_CHUNKS:
         combined = _float32(x, (images, 1, groups, 2))
         kernels.sdopt_combine_statistics[(cdiv(groups, GROUPS_TOGETHER), images)](
             statistics, combined, pixels, chunks, rows, C=joined, GROUPS=groups,
             TOGETHER=GROUPS_TOGETHER, BLOCK=256, num_warps=8,
-            **dependent.options("combine_statistics"),
+            **dependent.options(),
         )  # fmt: skip
         statistics, chunks, rows = combined, 1, pixels
     across = min(next_power_of_2(joined), NORM_COLUMNS)
@@ -241,7 +241,7 @@ def group_norm(
         epsilon, by, GROUPS=groups, CHUNKS=next_power_of_2(chunks), ROWS=down, WIDTH=across,
         NEAR=next_power_of_2(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu,
         num_warps=8,
-        **dependent.options("group_norm_apply"),
+        **dependent.options(),
     )  # fmt: skip
     return out
 
@@ -259,7 +259,7 @@ def layer_norm(
     kernels.sdopt_layer_norm[(cdiv(rows, tall),)](
         x, weight, bias, out, rows, channels, epsilon, by, ROWS=tall, WIDTH=wide,
         num_warps=1 if wide <= 512 else 4,
-        **dependent.options("layer_norm"),
+        **dependent.options(),
     )  # fmt: skip
     return out
 
@@ -287,7 +287,7 @@ def solver_step(
     kernels.sdopt_solver_step[(cdiv(sample.numel(), SUM_BLOCK),)](
         noise, sample, before, factors, unet_input, sample.numel(),
         GUIDED=noise.shape[0] == 2 * images, NEXT_COPIES=copies, BLOCK=SUM_BLOCK, num_warps=4,
-        **dependent.options("solver_step"),
+        **dependent.options(),
     )  # fmt: skip
     return unet_input
 
@@ -299,7 +299,7 @@ def _ended(
     kernels.sdopt_epilogue[(cdiv(values.numel(), EPILOGUE_BLOCK),)](
         values, _or(bias, values), _or(residual, values), out, values.numel(), values.shape[-1],
         BLOCK=EPILOGUE_BLOCK, num_warps=4, **end,
-        **dependent.options("epilogue"),
+        **dependent.options(),
     )  # fmt: skip
     return out
 
@@ -337,7 +337,7 @@ def _summed(
             sums, _or(scale, out), _or(bias, out), _or(residual, out), out, out.numel(),
             out.shape[-1], SPLITS=tile.splits, BLOCK=SUM_BLOCK, SCALED=scale is not None,
             num_warps=4, **end,
-            **dependent.options("sum_splits"),
+            **dependent.options(),
         )  # fmt: skip
     return out
 

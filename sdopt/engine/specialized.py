@@ -27,7 +27,7 @@ from sdopt.engine import epilogue, waiting
 _activated = gluon.jit(epilogue.activated)
 _gelu = gluon.jit(epilogue.gelu)
 _wait_for_earlier = gluon.jit(waiting.wait_for_earlier)
-_let_next_begin = gluon.jit(waiting.let_next_begin)
+_let_next_start = gluon.jit(waiting.let_next_start)
 LOAD = gl.constexpr(getattr(tma, "async_load", None) or tma.async_copy_global_to_shared)
 """Triton 3.9 renamed it."""
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = gl.constexpr(40), gl.constexpr(232)
@@ -69,47 +69,19 @@ def _load_image(boxes, matrix, place, full, k, sizes, back, FLAT: gl.constexpr, 
 
 
 @gluon.jit
-def _load_weights(weights, matrices, rows, full, i, k, sizes, JOINED: gl.constexpr,
-                  BX: gl.constexpr, BK: gl.constexpr):  # fmt: skip
-    """The columns of step k of the sum."""
-    blocks, C = sizes
-    column = k // blocks * C + k % blocks * BK
-    if JOINED:
-        column = gl.where(k < blocks, k * BK, C + (k - blocks) * BK)
-    LOAD(weights[0], [rows[0], column], full, matrices[2].index(i))
-    if BX > 0:
-        LOAD(weights[1], [rows[1], column], full, matrices[3].index(i))
-
-
-@gluon.jit
 def _producer(boxes, weights, matrices, barriers, places, rows, steps, sizes, back,
               FLAT: gl.constexpr, TAPS: gl.constexpr, DOWNSAMPLE: gl.constexpr,
               JOINED: gl.constexpr,
               MC: gl.constexpr, BN: gl.constexpr, BX: gl.constexpr, BK: gl.constexpr,
               STAGES: gl.constexpr, DEPENDENT: gl.constexpr):  # fmt: skip
-    """Fill the stages in turn, each once both consumers have left it.
-
-    A dependent one loads the first stages' weights before it waits: no kernel writes them.
-    """
+    """Fill the stages in turn, each once both consumers have left it."""
+    _wait_for_earlier(DEPENDENT)
+    b, bx = matrices[2], matrices[3]
     full, empty = barriers
     first, last = steps
-    SIZE: gl.constexpr = matrices[2].dtype.primitive_bitwidth // 8
-    begin = first
-    AHEAD: gl.constexpr = DEPENDENT > 0 and DEPENDENT != 4
-    if AHEAD:
-        begin = gl.minimum(first + STAGES, last)
-        for k in range(first, begin):
-            i = k - first
-            mbarrier.expect(full.index(i), (2 * MC + BN + BX) * BK * SIZE)
-            _load_weights(weights, matrices, rows, full.index(i), i, k, sizes, JOINED, BX, BK)
-    _wait_for_earlier(DEPENDENT)
-    if AHEAD:
-        for k in range(first, begin):
-            i = k - first
-            for consumer in gl.static_range(2):
-                _load_image(boxes, matrices[consumer].index(i), places[consumer], full.index(i), k,
-                            sizes, back, FLAT, TAPS, DOWNSAMPLE, JOINED, BK)  # fmt: skip
-    for k in range(begin, last):
+    blocks, C = sizes
+    SIZE: gl.constexpr = b.dtype.primitive_bitwidth // 8
+    for k in range(first, last):
         turn = k - first
         i = turn % STAGES
         mbarrier.wait(empty.index(i), ((turn // STAGES) & 1) ^ 1)
@@ -117,8 +89,13 @@ def _producer(boxes, weights, matrices, barriers, places, rows, steps, sizes, ba
         for consumer in gl.static_range(2):
             _load_image(boxes, matrices[consumer].index(i), places[consumer], full.index(i), k,
                         sizes, back, FLAT, TAPS, DOWNSAMPLE, JOINED, BK)  # fmt: skip
-        _load_weights(weights, matrices, rows, full.index(i), i, k, sizes, JOINED, BX, BK)
-    _let_next_begin(DEPENDENT)
+        column = k // blocks * C + k % blocks * BK
+        if JOINED:
+            column = gl.where(k < blocks, k * BK, C + (k - blocks) * BK)
+        LOAD(weights[0], [rows[0], column], full.index(i), b.index(i))
+        if BX > 0:
+            LOAD(weights[1], [rows[1], column], full.index(i), bx.index(i))
+    _let_next_start(DEPENDENT)
 
 
 @gluon.jit
@@ -163,7 +140,7 @@ def _consumer(a, b, bx, barriers, steps, n0, place, ends, shape, phase, PHASES: 
               SCALED: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr,
               ACTIVATION: gl.constexpr, DEPENDENT: gl.constexpr):  # fmt: skip
     """The sum over all steps of one consumer's pixels by BN (and BX) columns, and its end."""
-    _wait_for_earlier(DEPENDENT)
+    _wait_for_earlier(DEPENDENT)  # a split without steps writes before any load has come
     full, empty = barriers
     first, last = steps
     X: gl.constexpr = BX if BX > 0 else 16
@@ -223,7 +200,7 @@ def sdopt_product(
     JOINED: gl.constexpr, GEGLU: gl.constexpr, PARTIAL: gl.constexpr, BI: gl.constexpr,
     BH: gl.constexpr, BW: gl.constexpr, BN: gl.constexpr, BX: gl.constexpr, BK: gl.constexpr,
     STAGES: gl.constexpr, SCALED: gl.constexpr, HAS_BIAS: gl.constexpr,
-    HAS_RESIDUAL: gl.constexpr, ACTIVATION: gl.constexpr, DEPENDENT: gl.constexpr = 0,
+    HAS_RESIDUAL: gl.constexpr, ACTIVATION: gl.constexpr, DEPENDENT: gl.constexpr = False,
 ):  # fmt: skip
     """What `kernels.sdopt_convolution` computes, and, of FLAT images of H rows, `matrix_product`.
 

@@ -71,7 +71,7 @@ def product(
         HAS_BIAS=whole and bias is not None,
         HAS_RESIDUAL=whole and residual is not None, ACTIVATION=activation if whole else 0,
         num_warps=4,
-        **dependent.options("product"),
+        **dependent.options(),
     )  # fmt: skip
 
 

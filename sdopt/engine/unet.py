@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdopt.engine import dependent, ops
+from sdopt.engine import ops
 from sdopt.engine.float8 import NO_FLOAT8, Float8, Rounded
 from sdopt.engine.joining import joined_projections, merged_products
 from sdopt.engine.upsampling import upsample_weights
@@ -334,10 +334,10 @@ def _w(projection: Any) -> Tensor:
 def _taps(conv: Any) -> Tensor:
     """A convolution's weight as (N, taps, taps, C); no copy if it is channels-last."""
     weight: Tensor = conv.weight.permute(0, 2, 3, 1)
-    return dependent.copied(weight.contiguous(), weight)
+    return weight.contiguous()
 
 
 def _flat(conv: Any) -> Tensor:
     """A 1 x 1 convolution's weight as a matrix (N, C)."""
     weight: Tensor = conv.weight
-    return dependent.copied(weight.flatten(1), weight)
+    return weight.flatten(1)

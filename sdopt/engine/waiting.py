@@ -1,7 +1,7 @@
-"""How a kernel waits for the one before it and lets the next begin, in Triton's language.
+"""How a kernel waits for the one before it and lets the next start, in Triton's language.
 
-Plain functions, like `epilogue`'s: Triton and Gluon each make their own of the same source. What
-DEPENDENT says, and why it is right, stands in `dependent`; with 0 they are nothing.
+Plain functions, like `epilogue`'s: Triton and Gluon each make their own of the same source. Why
+that is right stands in `dependent`.
 """
 
 import triton.language as tl
@@ -9,14 +9,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def wait_for_earlier(DEPENDENT: tl.constexpr):
-    """Stands before all that reads or writes memory which an earlier kernel may still use."""
+    """Stands before all that reads or writes memory."""
     if DEPENDENT:
         gdc_wait()
-    if DEPENDENT == 2:
-        gdc_launch_dependents()
 
 
-def let_next_begin(DEPENDENT: tl.constexpr):
-    """Stands behind the last loads: from here on programs of the next kernel may be started."""
-    if DEPENDENT == 1 or DEPENDENT == 4:
+def let_next_start(DEPENDENT: tl.constexpr):
+    """Stands behind the last loads."""
+    if DEPENDENT:
         gdc_launch_dependents()

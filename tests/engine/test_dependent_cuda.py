@@ -1,4 +1,4 @@
-"""On a GPU kernels that begin early compute the same bits, and one that does not wait is seen.
+"""On a GPU kernels that are started early compute the same bits; one that does not wait is seen.
 
 Skipped without one; `pytest tests/engine/test_dependent_cuda.py` on a Hopper GPU.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdopt.engine import dependent
-from sdopt.engine.cards import card_of
+from sdopt.engine.cards import Card, card_of
 from sdopt.engine.tiles import Tile
 from sdopt.levels import LEVELS
 from sdopt.pipelines.pipeline import LevelPipeline, build
@@ -29,7 +29,6 @@ pytestmark = pytest.mark.skipif(
     reason="needs CUDA: a Hopper GPU or a newer one",
 )
 PROMPT, OTHER = (request.prompt for request in EMBEDDED_REQUESTS[:2])
-CHOICES = ("*=late", "*=early", "*=never", "*=bare", "*=lets,layer_norm=early,sum_splits=late")
 REPEATS, IMAGES = 40, 8
 LENGTH = 40
 """Operations of a chain, each of which reads what the one before wrote, in memory used again."""
@@ -68,8 +67,8 @@ def chain(rows: int, width: int) -> Callable[[], Tensor]:
     return run
 
 
-def captured(run: Callable[[], Tensor], choice: str) -> tuple[Any, Tensor]:
-    with dependent.launches(True, choice):
+def captured(run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+    with dependent.launches(card_of(torch.device("cuda"))):
         stream: Any = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -82,14 +81,11 @@ def captured(run: Callable[[], Tensor], choice: str) -> tuple[Any, Tensor]:
     return graph, out
 
 
-@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize(("rows", "width"), [(128, 1280), (512, 640), (8192, 320)])
-def test_a_chain_has_the_bits_of_kernels_one_after_the_other(
-    rows: int, width: int, choice: str
-) -> None:
+def test_a_chain_has_the_bits_of_kernels_one_after_the_other(rows: int, width: int) -> None:
     run = chain(rows, width)
     wanted = run()
-    graph, out = captured(run, choice)
+    graph, out = captured(run)
     for repeat in range(REPEATS):
         out.fill_(float("nan"))
         with beside_other_work() if repeat % 2 else nullcontext():
@@ -113,7 +109,7 @@ def test_a_kernel_that_does_not_wait_is_seen_to_read_too_early(
         return launch.apply_epilogue(launch.matrix_product(x, weight, None, tile), None, rest)
 
     def differing() -> int:
-        graph, out = captured(ended, "*=early")
+        graph, out = captured(ended)
         count = 0
         for repeat in range(REPEATS):
             x.neg_()
@@ -126,12 +122,18 @@ def test_a_kernel_that_does_not_wait_is_seen_to_read_too_early(
     wanted.insert(0, ended())
     x.neg_()
     assert differing() == 0
-    options = dependent.options
-    monkeypatch.setattr(
-        dependent,
-        "options",
-        lambda name: {"launch_pdl": True} if name == "epilogue" else options(name),
-    )
+    from sdopt.engine import kernels
+
+    kernel = kernels.sdopt_epilogue
+    launched = type(kernel).__getitem__
+
+    def without_wait(self: Any, grid: Any) -> Any:
+        run = launched(self, grid)
+        if self is not kernel:
+            return run
+        return lambda *given, **how: run(*given, **{**how, "DEPENDENT": False})
+
+    monkeypatch.setattr(type(kernel), "__getitem__", without_wait)
     assert differing() > 0
 
 
@@ -147,22 +149,21 @@ def images(pipeline: LevelPipeline, count: int) -> list[Any]:
 
 @pytest.mark.parametrize("name", ["turbo", "hoisted", "express-float8"])
 def test_images_have_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With each choice, over repeats beside other work; kernels were launched so."""
+    """As with kernels one after the other, over repeats beside other work."""
     from sdopt.engine import proof
 
     if LEVELS[name].float8 and not card_of(torch.device("cuda")).specialized:
         pytest.skip("needs CUDA: a Hopper GPU, for float8")
     source, wanted = resolve("embedded"), None
-    for choice in ("0", *CHOICES):
-        monkeypatch.setenv(dependent.DEPENDENT, choice)
+    for can in (False, True):
+        monkeypatch.setattr(Card, "dependent", can)
         with proof.kernels_launched() as kernels:
             pipeline = build(source, LEVELS[name], torch.device("cuda"))
             found = images(pipeline, IMAGES)
-        early = {kernel.metadata.launch_pdl for kernel in kernels}
-        assert (True in early) == (choice != "0")
+        assert (True in {kernel.metadata.launch_pdl for kernel in kernels}) == can
         assert not any(proof.hazards(kernel) for kernel in kernels)
         wanted = found[0] if wanted is None else wanted
-        assert all(np.array_equal(one, wanted) for one in found), choice
+        assert all(np.array_equal(one, wanted) for one in found), can
         del pipeline
         gc.collect()
         torch.cuda.empty_cache()
