@@ -55,6 +55,7 @@ def load():
     return pipeline
 '''
 CONFTEST = """
+import gc
 from pathlib import Path
 
 from studio import load
@@ -62,6 +63,7 @@ from studio import load
 from sdopt.bench.own import Ladder, OwnLevel
 
 pytest_plugins = ("sdopt.bench.plugin",)
+gc.freeze()  # this runs a dozen times, and pytest ends with five full collections
 HERE = Path(__file__).parent
 
 

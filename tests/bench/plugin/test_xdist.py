@@ -12,7 +12,7 @@ pytest.importorskip("xdist")
 
 def test_distributed_benchmarks_fail_by_name(stored: Project) -> None:
     stored.fake_latency(1.0)
-    result = stored.latency("-n", "2", "--benchmark-compare")
+    result = stored.latency("-n", "1", "--benchmark-compare")
     assert result.ret == ExitCode.FAULT
     result.assert_outcomes(failed=2)
     complaint = "benchmarks are distributed by xdist (-n), so their timings mean nothing; drop it"
