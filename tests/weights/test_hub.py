@@ -54,9 +54,9 @@ class Client:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def refusal(self, name: str) -> str:
+    def refusal(self, name: str, code: str = SHOW) -> str:
         """The last line of a run that fails."""
-        done = self.run(name, code=NO_WAITING + SHOW)
+        done = self.run(name, code=code)
         assert done.returncode == 1, done.stdout
         return done.stderr.strip().splitlines()[-1]
 
@@ -180,7 +180,8 @@ def test_without_a_network_the_cache_is_enough(hub: FakeHub, client: Client, mic
 
 @pytest.mark.parametrize("name", [REPO, STABLE_DIFFUSION_15.repo_id])
 def test_without_network_and_cache_it_says_what_to_do(name: str, client: Client) -> None:
-    refusal = replace(client, endpoint="http://127.0.0.1:9").refusal(name)
+    cut_off = replace(client, endpoint="http://127.0.0.1:9")
+    refusal = cut_off.refusal(name, code=NO_WAITING + SHOW)
     for words in (name, "cannot be reached", "HF_ENDPOINT", "copy the cache"):
         assert words in refusal
 
@@ -190,7 +191,8 @@ def test_a_file_without_a_folder_of_its_own_says_what_the_hub_is_asked_for(
 ) -> None:
     path = tmp_path / "v1.safetensors"
     shutil.copy(micro / "vae" / "diffusion_pytorch_model.safetensors", path)
-    refusal = replace(client, endpoint="http://127.0.0.1:9").refusal(str(path))
+    cut_off = replace(client, endpoint="http://127.0.0.1:9")
+    refusal = cut_off.refusal(str(path), code=NO_WAITING + SHOW)
     for words in (str(path), "holds weights alone", "configuration and tokenizer", "HF_ENDPOINT"):
         assert words in refusal
 
