@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from sdopt.engine.cards import Card
-
 AS_ALWAYS: Mapping[str, Any] = {}
 DEPENDENT: Mapping[str, Any] = {"DEPENDENT": True, "launch_pdl": True}
 
@@ -23,9 +21,9 @@ _options: ContextVar[Mapping[str, Any]] = ContextVar("_options", default=AS_ALWA
 
 
 @contextmanager
-def launches(card: Card) -> Iterator[None]:
-    """The engine's kernels in here are launched so, if the card can."""
-    before = _options.set(DEPENDENT if card.dependent else AS_ALWAYS)
+def launches(dependent: bool) -> Iterator[None]:
+    """The engine's kernels in here are launched so, on a card that is `dependent`."""
+    before = _options.set(DEPENDENT if dependent else AS_ALWAYS)
     try:
         yield
     finally:

@@ -193,7 +193,7 @@ class ImageEngine:
         static = inputs.on(device)
         pool = self.graphs.pool()
         self.captures += 1
-        with cuda_graphs.eager_calls(), dependent.launches(card_of(device)):
+        with cuda_graphs.eager_calls(), dependent.launches(card_of(device).dependent):
             with cuda_graphs.warm_up_stream():
                 self._run(static, kind, [])
             torch.cuda.synchronize()

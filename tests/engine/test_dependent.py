@@ -28,7 +28,7 @@ KEYS = (*TILES, "geglu 512x1280-5120", "conv 1x512x512x64-3", "attention 2x64x64
 )
 def test_a_card_decides_and_only_within_an_image(name: str, can: bool) -> None:
     assert dict(dependent.options()) == {}
-    with dependent.launches(KNOWN[name]):
+    with dependent.launches(KNOWN[name].dependent):
         wanted = {"DEPENDENT": True, "launch_pdl": True} if can else {}
         assert dict(dependent.options()) == wanted
     assert dict(dependent.options()) == {}
@@ -80,7 +80,7 @@ def test_nothing_is_read_or_written_before_the_wait() -> None:
     """Nor does a program end or let the next kernel start before it."""
     from sdopt.engine import kernels, machine_code, proof
 
-    with dependent.launches(H100):
+    with dependent.launches(H100.dependent):
         found = every_kernel()
     names = {kernel.metadata.name.removesuffix("_float8") for kernel in found}
     assert names == {name for name in vars(kernels) if name.startswith("sdopt_")} | {SPECIALIZED}

@@ -68,7 +68,7 @@ def chain(rows: int, width: int) -> Callable[[], Tensor]:
 
 
 def captured(run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-    with dependent.launches(card_of(torch.device("cuda"))):
+    with dependent.launches(card_of(torch.device("cuda")).dependent):
         stream: Any = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
