@@ -1,7 +1,7 @@
-"""The noise that a seed begins with, the same on every device, in every dtype and with every torch.
+"""The noise of a seed, the same on every device, in every dtype and with every supported PyTorch.
 
-`torch.randn` of torch 2.11 draws other values in float16 and bfloat16 than in float32 from the same
-seed; torch 2.13 draws float32's and rounds them. So does this, with both.
+From one seed `torch.randn` of PyTorch 2.11 draws other values in float16 and bfloat16 than in
+float32; that of 2.13 draws float32's and rounds them. Inside of `portable_noise` both do.
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion
+from diffusers.schedulers import scheduling_euler_ancestral_discrete
+from diffusers.utils import torch_utils
 from torch import Tensor
 
-Generators = torch.Generator | list[torch.Generator] | None
+DRAWING = (pipeline_stable_diffusion, scheduling_euler_ancestral_discrete)
+"""Where a level's noise is drawn: at its start, and after each step of an ancestral sampler."""
 
 _portable: ContextVar[bool] = ContextVar("portable_noise", default=False)
 
 
 @contextmanager
 def portable_noise() -> Iterator[None]:
-    """Levels draw their first noise so in here; elsewhere as diffusers does, in the weights' type.
+    """Pipelines that are called in here draw their noise in float32, then round it.
 
-    The suite, `sdopt generate`, `sdopt serve` and evaluations are in here: what they store is
-    compared with what another version of torch makes, or another device.
+    `sdopt generate`, `compare`, `serve` and `evaluate` do so. Elsewhere it is drawn as diffusers
+    does, in the weights' type.
     """
     token = _portable.set(True)
     try:
@@ -33,18 +37,19 @@ def portable_noise() -> Iterator[None]:
         _portable.reset(token)
 
 
-def is_portable(dtype: torch.dtype) -> bool:
-    """Whether a level has to draw its noise so: inside of `portable_noise`, of a narrow type."""
-    return _portable.get() and dtype.itemsize < torch.float32.itemsize
-
-
-def rounded_noise(
+def randn_tensor(
     shape: tuple[int, ...],
-    generator: Generators,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
 ) -> Tensor:
-    """Normal noise, drawn in float32 where the generator is, rounded; on `device` or the CPU."""
-    place = device or torch.device("cpu")
-    drawn: Tensor = randn_tensor(shape, generator, place, torch.float32)
-    return drawn.to(dtype)
+    """As diffusers' function of this name, which it stands for, but for `portable_noise`."""
+    narrow = dtype is not None and dtype.itemsize < torch.float32.itemsize
+    drawn_in = torch.float32 if narrow and _portable.get() else dtype
+    drawn: Tensor = torch_utils.randn_tensor(shape, generator, device, drawn_in, layout)
+    return drawn if dtype is None else drawn.to(dtype)
+
+
+for _module in DRAWING:
+    _module.randn_tensor = randn_tensor

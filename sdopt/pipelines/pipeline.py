@@ -39,7 +39,6 @@ from sdopt.pipelines.engine_call import generated_whole
 from sdopt.pipelines.loading import load_tiny_vae, quiet_loading, reading
 from sdopt.pipelines.nested import leaving_the_outer_call
 from sdopt.pipelines.no_pickles import WithoutPickles
-from sdopt.pipelines.noise import Generators, is_portable, rounded_noise
 from sdopt.pipelines.prompts import named_as_diffusers_does, without_learnt_words
 from sdopt.pipelines.saving import plainly_laid_out
 from sdopt.pipelines.settings import process_settings
@@ -108,27 +107,6 @@ class LevelPipeline(WithoutPickles, StableDiffusionPipeline):  # type: ignore[mi
             if self.step_callback is not None:
                 self._add_step_callback(arguments)
             return super().__call__(**arguments)
-
-    def prepare_latents(
-        self,
-        batch_size: int,
-        num_channels_latents: int,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: Generators,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As StableDiffusionPipeline's, but for what is drawn inside of `portable_noise`."""
-        if latents is None and is_portable(dtype):
-            sides = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-            shape = (batch_size, num_channels_latents, *sides)
-            latents = rounded_noise(shape, generator, dtype, device)
-        scaled: torch.Tensor = super().prepare_latents(
-            batch_size, num_channels_latents, height, width, dtype, device, generator, latents
-        )
-        return scaled
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         """As StableDiffusionPipeline's, which asks for `text_encoder.text_model` now and then."""

@@ -19,7 +19,6 @@ from sdopt.bench.measure.solver_watch import SeenSolver, Step
 from sdopt.engine.solver import GUIDANCE, solver_for
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
-from sdopt.pipelines.noise import rounded_noise
 from sdopt.pipelines.workload import Request
 from sdopt.util.files import cause
 from sdopt.weights.sources import Source
@@ -62,8 +61,11 @@ def promise_of(source: Source, level: Level, request: Request, dtype: str) -> Pr
         factors[:, GUIDANCE] = source.guidance_scale
     scheduler.set_timesteps(level.steps)
     side = source.size_px // SCALE
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    noise = rounded_noise((1, CHANNELS, side, side), generator, getattr(torch, dtype))
+    noise = torch.randn(
+        (1, CHANNELS, side, side),
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        dtype=getattr(torch, dtype),
+    )
     return Promise(scheduler=scheduler, noise=noise, factors=factors)
 
 
