@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-from sdopt.engine import proof
+from sdopt.engine import dependent, proof
 from sdopt.engine.cards import Card
 from sdopt.engine.tiles import Tile
 from sdopt.errors import MissingToolError
@@ -78,7 +78,10 @@ def compiled(job: Job, tile: Tile, card: Card) -> tuple[str, list[proof.Resource
     from triton.errors import TritonError
 
     try:
-        with proof.only_compiled(card.capability) as kernels:
+        with (
+            dependent.launches(card.dependent),  # as in an image
+            proof.only_compiled(card.capability) as kernels,
+        ):
             computed(job, empty_operands(job), tile)
     except (TritonError, RuntimeError, ValueError) as error:  # passes and boxes raise the latter
         return f"does not compile: {' '.join(str(error).split())[:200]}", []

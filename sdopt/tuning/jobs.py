@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdopt.engine import ops
+from sdopt.engine import dependent, ops
+from sdopt.engine.cards import card_of
 from sdopt.engine.float8 import Rounded, rounded_weight, to_float8
 from sdopt.engine.tiles import FLOAT8, Tile
 from sdopt.util.precision import chosen_dtype
@@ -177,7 +178,15 @@ def _random(shape: Shape, device: torch.device) -> Tensor:
 
 
 def computed(job: Job, operands: Operands, tile: Tile | None) -> Tensor:
-    """The operation cut that way; by the library if there is no tile."""
+    """The operation cut that way, launched as in an image; by the library if there is no tile."""
+    x = operands[0]
+    if x is None or not x.is_cuda:
+        return _computed(job, operands, tile)
+    with dependent.launches(card_of(x.device).dependent):
+        return _computed(job, operands, tile)
+
+
+def _computed(job: Job, operands: Operands, tile: Tile | None) -> Tensor:
     x, weight, *more = operands
     if x is None or weight is None:
         raise ValueError(f"{job.key}: an operation has an input and a weight")
