@@ -58,8 +58,7 @@ class Merged:
             if name in self.histograms:
                 self.histograms[name].add(part.scores[name])
         self.worst.add(part.scores.get(self.ranked_by, nothing), part.indices, part.file)
-        made = part.made
-        self.rates.add(made.session, made.process, made.generated_unix_s, rows, made.generate_s)
+        self.rates.add(part.made, rows)
         for index, fault in zip(part.indices.tolist(), part.faults, strict=True):
             if fault:
                 self.fault_count += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PARTS = "parts"
 SUFFIX = ".parquet"
 NUMBERS = ("index", "process", "batch", "generated_unix_s", "generate_s")
+HOST = ("cpu_s", "scorers_cpu_s", "png_s", "score_s", "write_s")
+"""What a part cost the host; older parts do not say it."""
 TEXTS = ("prompt", "fault", "session")
 IMAGE = "png"
 
@@ -35,13 +38,30 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """Who made a part, when and how fast: `generate_s` is the time of the pipeline alone."""
+    """Who made a part, when and how fast: `generate_s` is the time of the pipeline alone.
+
+    `cpu_s` is processor time of the process since its part before, and `scorers_cpu_s` that of
+    scorers in other processes; `png_s` and `score_s` are the parts of them that went into these.
+    `write_s` is the time in which it stored the part before, since this one is not stored yet.
+    """
 
     session: str
     process: int
     batch: int
     generated_unix_s: float
     generate_s: float
+    cpu_s: float = math.nan
+    scorers_cpu_s: float = math.nan
+    png_s: float = math.nan
+    score_s: float = math.nan
+    write_s: float = math.nan
+
+    @property
+    def host_s(self) -> NDArray[np.float64]:
+        """Of each of HOST; NaN where the part does not say it."""
+        import numpy as np
+
+        return np.array([getattr(self, name) for name in HOST])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +110,9 @@ def read_scores(place: Place, file: str) -> Scores:
     """A part without its images and prompts. Raises BrokenFileError naming the file."""
     skipped = ("prompt", IMAGE)
     table = _read(place, file, skipped)
-    names = [name for name in table.column_names if name not in (*NUMBERS, *TEXTS)]
-    first = {name: table.column(name)[0].as_py() for name in Made.__dataclass_fields__}
+    names = [name for name in table.column_names if name not in (*NUMBERS, *HOST, *TEXTS)]
+    told = [name for name in Made.__dataclass_fields__ if name in table.column_names]
+    first = {name: table.column(name)[0].as_py() for name in told}
     return Scores(
         file=file,
         indices=table.column("index").to_numpy(),
@@ -104,7 +125,7 @@ def read_scores(place: Place, file: str) -> Scores:
 def read_rows(place: Place, file: str) -> list[Scored]:
     """A part with its images. Raises BrokenFileError naming the file."""
     table = _read(place, file, ())
-    known = (*NUMBERS, *TEXTS, IMAGE)
+    known = (*NUMBERS, *HOST, *TEXTS, IMAGE)
     return [
         Scored(
             index=row["index"],

@@ -9,10 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from threading import Thread
 
 from sdopt.bench.evaluation.pixels import Image, from_png, to_png
@@ -20,16 +22,43 @@ from sdopt.bench.evaluation.scores import plain_scores
 from sdopt.errors import WorkerError
 from sdopt.miniature.scenes import Scene
 
-Seen = tuple[bytes, Mapping[str, float]]
-"""An image as PNG, and its scores."""
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Processor time of one image. `cpu_s` is that of a process of its own, with its transfer."""
+
+    png_s: float
+    score_s: float
+    cpu_s: float = 0.0
+
+
+Seen = tuple[bytes, Mapping[str, float], Spent]
+"""An image as PNG, its scores, and what they took."""
 See = Callable[[Image, Scene | None, bytes | None], Seen]
 """Of an image, its scene if that is known, and the reference's PNG if there is one."""
 
 
 def see(image: Image, scene: Scene | None, reference: bytes | None) -> Seen:
     """In this process."""
+    began = time.thread_time()
+    png = to_png(image)
+    encoded = time.thread_time()
     other = None if reference is None else from_png(reference)
-    return to_png(image), plain_scores(image, scene, other)
+    scores = plain_scores(image, scene, other)
+    spent = Spent(png_s=encoded - began, score_s=time.thread_time() - encoded)
+    return png, scores, spent
+
+
+_told_s = 0.0
+"""Processor time of this process that was told already."""
+
+
+def _see_here(image: Image, scene: Scene | None, reference: bytes | None) -> Seen:
+    """In a process of its own, whose time since the image before is this one's."""
+    global _told_s
+    png, scores, spent = see(image, scene, reference)
+    before, _told_s = _told_s, time.process_time()
+    return png, scores, replace(spent, cpu_s=_told_s - before)
 
 
 @contextmanager
@@ -46,7 +75,7 @@ def processes(number: int) -> Iterator[See]:
 
         def elsewhere(image: Image, scene: Scene | None, reference: bytes | None) -> Seen:
             try:
-                return pool.submit(see, image, scene, reference).result()
+                return pool.submit(_see_here, image, scene, reference).result()
             except BrokenProcessPool as error:
                 raise WorkerError(
                     "a process that computes scores was ended, by want of memory perhaps; run the "

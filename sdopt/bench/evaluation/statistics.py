@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdopt.bench.evaluation.parts import HOST, Made
+
 SEED = 2026
 REPLICATES = 2000
 CONFIDENCE = 0.95
@@ -129,40 +131,78 @@ class Worst:
 
 
 @dataclass
+class _OfProcess:
+    """The parts of one process; the first, in which it compiles, is not steady."""
+
+    first: Made
+    first_count: int
+    last_s: float = -math.inf
+    count: int = 0
+    generate_s: float = 0.0
+    all_host_s: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(HOST)))
+
+    def add(self, made: Made, count: int) -> None:
+        """One more; they may come in any order."""
+        if made.generated_unix_s < self.first.generated_unix_s:
+            self.first, self.first_count = made, count
+        self.last_s = max(self.last_s, made.generated_unix_s)
+        self.count += count
+        self.generate_s += made.generate_s
+        self.all_host_s = self.all_host_s + made.host_s
+
+    @property
+    def steady_count(self) -> int:
+        """Images after the first part."""
+        return self.count - self.first_count
+
+    @property
+    def steady_s(self) -> float:
+        """From the first part's end to the last one's."""
+        return self.last_s - self.first.generated_unix_s
+
+    @property
+    def host_s(self) -> NDArray[np.float64]:
+        """Of HOST, after the first part."""
+        return self.all_host_s - self.first.host_s
+
+
+@dataclass
 class Rates:
     """How fast a level's parts came, by session and process: what is steady, not its start."""
 
-    seen: dict[tuple[str, int], list[float]] = field(default_factory=dict)
-    """First and last time, images of the first part, all images, seconds of the pipeline."""
+    seen: dict[tuple[str, int], _OfProcess] = field(default_factory=dict)
 
-    def add(
-        self, session: str, process: int, generated: float, count: int, generate_s: float
-    ) -> None:
-        """One part."""
-        one = self.seen.setdefault((session, process), [generated, generated, count, 0, 0.0])
-        if generated < one[0]:
-            one[0], one[2] = generated, count
-        one[1] = max(one[1], generated)
-        one[3] += count
-        one[4] += generate_s
+    def add(self, made: Made, count: int) -> None:
+        """One part of so many images."""
+        key = (made.session, made.process)
+        if key not in self.seen:
+            self.seen[key] = _OfProcess(first=made, first_count=count)
+        self.seen[key].add(made, count)
 
     def told(self) -> dict[str, Any]:
         """Of the session with most images: each process's rate after its first part, added up."""
         totals: dict[str, float] = {}
         for (session, _), one in self.seen.items():
-            totals[session] = totals.get(session, 0) + one[3]
+            totals[session] = totals.get(session, 0) + one.count
         if not totals:
             return {}
         chosen = max(totals, key=lambda session: totals[session])
         ours = [one for (session, _), one in self.seen.items() if session == chosen]
-        steady = [(one[3] - one[2]) / (one[1] - one[0]) for one in ours if one[1] > one[0]]
+        steady = [one.steady_count / one.steady_s for one in ours if one.steady_s > 0]
         whole = len(steady) == len(ours)
-        return {
+        told = {
             "processes": len(ours),
-            "images": int(sum(one[3] for one in ours)),
+            "images": sum(one.count for one in ours),
             "images_per_s": sum(steady) if whole else None,
-            "images_per_s_of_pipelines": sum(one[3] / one[4] for one in ours if one[4] > 0),
+            "images_per_s_of_pipelines": sum(
+                one.count / one.generate_s for one in ours if one.generate_s > 0
+            ),
         }
+        host = sum((one.host_s for one in ours), np.zeros(len(HOST)))
+        if whole and np.isfinite(host).all():
+            images = sum(one.steady_count for one in ours)
+            told["host"] = dict(zip(HOST, (host / images).tolist(), strict=True))
+        return told
 
 
 def differences(

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sdopt.bench.evaluation.parts import Made, Scored, part_file, read_rows, wri
 from sdopt.bench.evaluation.pixels import Image
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.plan import Evaluation
-from sdopt.bench.evaluation.scorers import See, processes, see
+from sdopt.bench.evaluation.scorers import See, Spent, processes, see
 from sdopt.bench.evaluation.scores import PAIRED, finite, learned_scores, scene_of
 from sdopt.bench.evaluation.statistics import differences
 from sdopt.bench.measure.quality import image_fault, to_uint8
@@ -34,7 +34,9 @@ Generate = Callable[[Sequence[Request]], NDArray[np.float32]]
 """The images of requests, (n, height, width, 3), 0 to 1."""
 Build = Callable[[Level], AbstractContextManager[Generate]]
 """A level's pipeline, and its memory given back afterwards."""
-Score = Callable[[int, NDArray[np.float32], Scored | None], Future[Scored]]
+Found = tuple[Scored, Spent]
+"""A result, and the processor time of it."""
+Score = Callable[[int, NDArray[np.float32], Scored | None], Future[Found]]
 """Of a prompt's index, its image, and the reference's result if it has to be compared."""
 MOST_BATCH = {"cuda": 8, "cpu": 4}
 MOST_WAITING = 2
@@ -130,7 +132,7 @@ class Worker:
 
             def score(
                 index: int, image: NDArray[np.float32], other: Scored | None
-            ) -> Future[Scored]:
+            ) -> Future[Found]:
                 return threads.submit(self._score, by, index, image, other)
 
             for level in self.evaluation.all_levels():
@@ -142,18 +144,26 @@ class Worker:
                         self._level(level, blocks, batches, score)
 
     def _level(self, level: Level, blocks: Sequence[int], batches: Batches, score: Score) -> None:
-        waiting: deque[tuple[int, float, float, list[Future[Scored]]]] = deque()
+        waiting: deque[tuple[int, Made, list[Future[Found]]]] = deque()
+        told_s, write_s = time.process_time(), 0.0
         for block in blocks:
             requests = self._requests(block)
             start = time.perf_counter()
             images = batches.images(requests)
-            generate_s = time.perf_counter() - start
-            rows = self._scored(level, block, images, score)
-            waiting.append((block, time.time(), generate_s, rows))
+            before, told_s = told_s, time.process_time()
+            made = Made(
+                session=self.session,
+                process=self.process,
+                batch=batches.size,
+                generated_unix_s=time.time(),
+                generate_s=time.perf_counter() - start,
+                cpu_s=told_s - before,
+            )
+            waiting.append((block, made, self._scored(level, block, images, score)))
             while len(waiting) > MOST_WAITING:
-                self._store(level, batches.size, *waiting.popleft())
+                write_s = self._store(level, write_s, *waiting.popleft())
         while waiting:
-            self._store(level, batches.size, *waiting.popleft())
+            write_s = self._store(level, write_s, *waiting.popleft())
 
     def _requests(self, block: int) -> list[Request]:
         texts = self.evaluation.prompts.texts
@@ -164,7 +174,7 @@ class Worker:
 
     def _scored(
         self, level: Level, block: int, images: Sequence[NDArray[np.float32]], score: Score
-    ) -> list[Future[Scored]]:
+    ) -> list[Future[Found]]:
         reference = self.evaluation.reference
         others: list[Scored | None] = [None] * len(images)
         if level.name != reference.name:
@@ -174,36 +184,40 @@ class Worker:
 
     def _score(
         self, by: See, index: int, image: NDArray[np.float32], other: Scored | None
-    ) -> Scored:
+    ) -> Found:
         prompt = self.evaluation.prompts.texts[index]
         fault = image_fault(image) or ""
         pixels: Image = to_uint8(np.nan_to_num(image))
         scene = None if fault else scene_of(self.evaluation.source, prompt)
         sound = None if fault or other is None or other.fault else other
-        png, plain = by(pixels, scene, sound.png if sound else None)
+        png, plain, spent = by(pixels, scene, sound.png if sound else None)
         scores = dict(plain)
         if not fault:
             scores |= learned_scores(pixels, prompt, sound.png if sound else None)
         if sound:
             scores |= differences(scores, finite(sound.scores), PAIRED)
-        return Scored(index=index, prompt=prompt, fault=fault, png=png, scores=scores)
+        scored = Scored(index=index, prompt=prompt, fault=fault, png=png, scores=scores)
+        return scored, spent
 
     def _store(
         self,
         level: Level,
-        batch: int,
+        before_s: float,
         block: int,
-        generated: float,
-        generate_s: float,
-        rows: list[Future[Scored]],
-    ) -> None:
-        found = [row.result() for row in rows]
-        made = Made(
-            session=self.session,
-            process=self.process,
-            batch=batch,
-            generated_unix_s=generated,
-            generate_s=generate_s,
+        made: Made,
+        rows: list[Future[Found]],
+    ) -> float:
+        """The time in which it was written, as `before_s` of the next one."""
+        scored, spent = zip(*(row.result() for row in rows), strict=True)
+        made = replace(
+            made,
+            scorers_cpu_s=sum(one.cpu_s for one in spent),
+            png_s=sum(one.png_s for one in spent),
+            score_s=sum(one.score_s for one in spent),
+            write_s=before_s,
         )
-        write_part(self.place, part_file(level.name, block), found, made)
+        start = time.perf_counter()
+        write_part(self.place, part_file(level.name, block), scored, made)
+        written_s = time.perf_counter() - start
         self.progress()
+        return written_s

@@ -17,6 +17,7 @@ from forked import Forks, Process, forks_of
 from jsonschema import Draft202012Validator
 
 from sdopt.bench.evaluation import evaluate as module
+from sdopt.bench.evaluation import parts
 from sdopt.bench.evaluation.crew import Crew
 from sdopt.bench.evaluation.judging import Limit, parse_limit
 from sdopt.bench.evaluation.merging import merge
@@ -277,6 +278,24 @@ def test_a_broken_part_is_named_and_made_anew_once_it_is_gone(
     stub.run(stub.of(COUNT), tmp_path)
 
 
+def test_parts_of_before_the_host_s_share_was_told_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "vars", _without_host, raising=False)
+    stub.run(stub.of(COUNT), tmp_path)
+    monkeypatch.undo()
+    before = scores(tmp_path)
+    stub.run(stub.of(COUNT), tmp_path)
+    assert scores(tmp_path) == before
+    rate = json.loads((tmp_path / "summary.json").read_text())["levels"]["turbo"]["rate"]
+    assert rate["images_per_s"] > 0
+    assert "host" not in rate
+
+
+def _without_host(made: parts.Made) -> dict[str, Any]:
+    return {name: value for name, value in vars(made).items() if name not in parts.HOST}
+
+
 def test_a_full_disk_is_told_and_what_was_written_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +343,7 @@ def test_the_summary_is_of_its_schema_and_tells_what_is_absent(tmp_path: Path) -
     data = json.loads((tmp_path / "summary.json").read_text())
     Draft202012Validator(schema.load("evaluation")).validate(data)
     assert data["levels"] == json.loads(json.dumps(summary["levels"]))
+    assert all(told["rate"]["host"]["png_s"] > 0 for told in data["levels"].values())
     assert [verdict.outcome for verdict in verdicts] == [Outcome.RECORDED]
     text = (tmp_path / "summary.md").read_text()
     for name, why in data["absent"].items():

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import stub_evaluation as stub
 
-from sdopt.bench.evaluation.parts import read_rows
+from sdopt.bench.evaluation.parts import read_rows, read_scores
 from sdopt.bench.evaluation.pixels import to_png
 from sdopt.bench.evaluation.places import Folder
 from sdopt.bench.evaluation.plan import missing_blocks
@@ -43,10 +43,13 @@ def test_processes_compute_what_this_one_computes_and_an_end_is_told() -> None:
     scenes = held_out_scenes(3)
     images = [render(scene, 64) for scene in scenes]
     references = [to_png(np.roll(image, 1, axis=0)) for image in images]
-    here = list(map(see, images, scenes, references))
+    here = [seen[:2] for seen in map(see, images, scenes, references)]
     assert here[0][1]["attributes_right"] == 1.0
     with processes(2) as by, ThreadPoolExecutor(2) as threads:
-        assert list(threads.map(by, images, scenes, references)) == here
+        there = list(threads.map(by, images, scenes, references))
+        assert [seen[:2] for seen in there] == here
+        for _, _, spent in there:
+            assert 0 < spent.png_s + spent.score_s <= spent.cpu_s
         for child in psutil.Process().children(recursive=True):
             if "forkserver" in " ".join(child.cmdline()) and child.parent().pid != os.getpid():
                 child.kill()
@@ -92,3 +95,10 @@ def test_a_worker_beside_a_gpu_stores_what_one_on_a_cpu_stores(tmp_path: Path) -
         assert read_rows(Folder(tmp_path / "cuda"), name) == read_rows(
             Folder(tmp_path / "cpu"), name
         )
+    beside, within = (
+        read_scores(Folder(tmp_path / device), "parts/turbo/00000001.parquet").made
+        for device in ("cuda", "cpu")
+    )
+    assert beside.scorers_cpu_s > 0 == within.scorers_cpu_s
+    for made in (beside, within):
+        assert min(made.cpu_s, made.png_s, made.score_s, made.write_s) > 0

@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from sdopt.bench.evaluation.parts import Made
 from sdopt.bench.evaluation.statistics import Bootstrap, Histogram, Rates, Worst, differences
+
+
+def made(session: str, process: int, generated: float, **host_s: float) -> Made:
+    return Made(
+        session=session,
+        process=process,
+        batch=1,
+        generated_unix_s=generated,
+        generate_s=1.0,
+        **host_s,
+    )
+
 
 VALUES = np.random.default_rng(1).beta(8, 2, 400)
 
@@ -78,10 +91,10 @@ def test_the_worst_are_the_lowest_and_of_equal_ones_the_first() -> None:
 
 def test_a_rate_is_that_of_the_processes_of_one_session_after_their_first_part() -> None:
     rates = Rates()
-    rates.add("old", 0, 1.0, 8, 1.0)
+    rates.add(made("old", 0, 1.0), 8)
     for process in (0, 1):
         for part in range(4):
-            rates.add("new", process, 100 + 2.0 * part + process, 8, 1.0)
+            rates.add(made("new", process, 100 + 2.0 * part + process), 8)
     told = rates.told()
     assert told["processes"] == 2
     assert told["images"] == 64
@@ -92,8 +105,23 @@ def test_a_rate_is_that_of_the_processes_of_one_session_after_their_first_part()
 
 def test_a_rate_of_a_single_part_is_unknown() -> None:
     rates = Rates()
-    rates.add("one", 0, 1.0, 8, 1.0)
+    rates.add(made("one", 0, 1.0, cpu_s=1, scorers_cpu_s=1, png_s=1, score_s=1, write_s=1), 8)
     assert rates.told()["images_per_s"] is None
+    assert "host" not in rates.told()
+
+
+def test_what_an_image_takes_of_the_host_leaves_out_the_first_part_of_each_process() -> None:
+    rates, older = Rates(), Rates()
+    for process in (0, 1):
+        for part in (2, 0, 1):
+            cpu_s = 8.0 if part else 100.0  # it compiled
+            given = {"scorers_cpu_s": 4.0, "png_s": 0.8, "score_s": 1.6, "write_s": 0.08 * part}
+            rates.add(made("new", process, 2.0 * part, cpu_s=cpu_s, **given), 8)
+            older.add(made("new", process, 2.0 * part, **(given if part else {})), 8)
+    assert rates.told()["host"] == pytest.approx(
+        {"cpu_s": 1.0, "scorers_cpu_s": 0.5, "png_s": 0.1, "score_s": 0.2, "write_s": 0.015}
+    )
+    assert "host" not in older.told()
 
 
 def test_differences_are_of_what_both_have() -> None:
