@@ -1,13 +1,14 @@
 """GPU figures of evaluations: `python -m studies.quality_gpus lossy`, then `scaling`.
 
-On a host with two GPUs, from the root of a clone. Both end with a table, write JSON, and go on
-where they stopped if they are run again. Each launches its processes once.
+On a host with two or more GPUs, from the root of a clone. Both end with a table, write JSON, and go
+on where they stopped if they are run again. Each launches its processes once.
 
 - `lossy`: 2,000 scenes of `embedded`, every lossy level against the same without the loss, at
   guidance 3.0 and 7.5. `python -m studies.quality SUMMARY --page PAGE` makes the page of each.
 - `scaling`: the 500 captions on `sd15-random` by `turbo` and `final`, first by one of the
-  processes alone, then by all of them (`--processes`, 2). Images a second of each, steady, and the
-  factor; the goal is 1.9. `lossy --warm` compiles for it beforehand, beside what is not timed.
+  processes alone, then by two, four and so on to all of them (`--processes`, 2). Images a second of
+  each, steady, the factor, and what an image takes of the host; the goal is 1.9 for two and 3.7 for
+  four. `lossy --warm` compiles for it beforehand, beside what is not timed.
 """
 
 from __future__ import annotations
@@ -29,11 +30,22 @@ from sdopt.errors import SdoptError, WorkerError
 from sdopt.util.children import python_path
 from sdopt.util.files import write_whole
 from studies.quality import read_summary
-from studies.quality_runs import LOSSY, SCALING, WARM, chosen, kept
+from studies.quality_runs import LOSSY, SCALED, SCALING, WARM, chosen, counts_of, kept
 
-HEADINGS = ("level", "processes", "images / s", "times one process")
+HEADINGS = (
+    "level",
+    "processes",
+    "images / s",
+    "times one process",
+    "efficiency",
+    "cpu s / image",
+    "PNG ms / image",
+    "ms to write an image's part",
+)
 SCHEMA = "sdopt-quality-gpus/1"
-GOAL = 1.9
+GOALS = {1: 1.0, 2: 1.9}
+EFFICIENCY = 0.925
+"""Of more than two: 3.7 times with four."""
 MOST_THREADS = 4
 
 
@@ -81,21 +93,42 @@ def launch(processes: int, arguments: Sequence[str], options: argparse.Namespace
 def scaling(options: argparse.Namespace) -> list[str]:
     """Rates with one process and with several, as rows; written as JSON."""
     launch(options.processes, [SCALING, *_scaling_arguments(options)], options)
-    rows = []
-    for processes in dict.fromkeys((1, options.processes)):
-        summary = read_summary(options.out / f"{SCALING}-{processes}" / JSON)
-        rows += rates(summary)
-    add_factors(rows)
-    content = {"schema": SCHEMA, "run": summary["run"], "goal": GOAL, "rows": rows}
+    content = scaled(options.out, options.processes)
     write_whole(options.json, json.dumps(content, indent=1).encode() + b"\n")
-    lines = markdown_table(HEADINGS, [_cells(row) for row in rows])
+    lines = scaling_table(content["rows"])
     if options.page:
         write_table(options.page, lines, "quality-scaling")
     return lines
 
 
+def scaled(out: Path, processes: int) -> dict[str, Any]:
+    """What the runs of `scaling` that have ended found, a row for each level of each."""
+    files = [out / f"{SCALING}-{count}" / JSON for count in counts_of(processes)]
+    summaries = [read_summary(file) for file in files if file.exists()]
+    rows = [row for summary in summaries for row in rates(summary)]
+    add_factors(rows)
+    return {
+        "schema": SCHEMA,
+        "run": summaries[-1]["run"] if summaries else {},
+        "goal": goal_of(processes),
+        "cores": len(os.sched_getaffinity(0)),
+        "rows": rows,
+    }
+
+
+def goal_of(processes: int) -> float:
+    """How many times one process's rate so many should reach."""
+    return GOALS.get(processes, EFFICIENCY * processes)
+
+
+def scaling_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A Markdown table."""
+    return markdown_table(HEADINGS, [_cells(row) for row in rows])
+
+
 def _scaling_arguments(options: argparse.Namespace) -> list[str]:
     given = ["--source", options.source, "--captions", str(options.captions)]
+    given += ["--levels", *options.levels]
     return [*given, "--scenes", str(options.scenes), *_steps(options)]
 
 
@@ -106,26 +139,38 @@ def _steps(options: argparse.Namespace) -> list[str]:
 def rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each level."""
     return [
-        {"level": level, **{key: told["rate"][key] for key in ("processes", "images_per_s")}}
+        {
+            "level": level,
+            **{key: told["rate"][key] for key in ("processes", "images_per_s")},
+            "host": told["rate"].get("host"),
+        }
         for level, told in summary["levels"].items()
     ]
 
 
 def add_factors(rows: Sequence[dict[str, Any]]) -> None:
-    """How many times as fast as one process each row is, if both are known."""
+    """How many times as fast as one process each row is, all told and for each process."""
     alone = {row["level"]: row["images_per_s"] for row in rows if row["processes"] == 1}
     for row in rows:
         one, rate = alone.get(row["level"]), row["images_per_s"]
-        row["factor"] = rate / one if rate and one else None
+        row["factor"] = factor = rate / one if rate and one else None
+        row["efficiency"] = factor / row["processes"] if factor else None
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    rate, factor = row["images_per_s"], row["factor"]
+    host = row.get("host") or {}
+    figures = (
+        (row["images_per_s"], 1, ".2f"),
+        (row["factor"], 1, ".2f"),
+        (row.get("efficiency"), 1, ".3f"),
+        (host["cpu_s"] + host["scorers_cpu_s"] if host else None, 1, ".3f"),
+        (host.get("png_s"), 1e3, ".1f"),
+        (host.get("write_s"), 1e3, ".2f"),
+    )
     return (
         f"`{row['level']}`",
         str(row["processes"]),
-        "-" if rate is None else f"{rate:.2f}",
-        "-" if factor is None else f"{factor:.2f}",
+        *("-" if value is None else f"{times * value:{form}}" for value, times, form in figures),
     )
 
 
@@ -170,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--source", default="sd15-random", help="of scaling (sd15-random)")
     add("--captions", type=int, default=500, help="of scaling (500, all)")
     add("--page", type=Path, help="page to write the table of scaling into")
+    add("--levels", nargs="+", default=SCALED, help=f"of scaling ({' '.join(SCALED)})")
     add("--scenes", type=int, default=2000, help="of lossy, or of --source embedded (2000)")
     add("--warm", action="store_true", help="beside lossy, compile what scaling needs")
     add("--batch", type=int, default=32, help="most images at once, of lossy (32)")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sdopt.bench.evaluation.crew import Crew
 from sdopt.bench.evaluation.evaluate import Say, evaluate
@@ -70,17 +71,49 @@ SCALING_PART = 16
 """Prompts in a part: the first of each process, in which it compiles, is left out of a rate."""
 
 
-class Alone(Crew):
-    """The main process as if there were no others, which wait for it meanwhile."""
+class Few(Crew):
+    """The first so many processes as if there were no others, which wait for them meanwhile.
+
+    All processes make it, at the same point: a group of some is told to all.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.few = size
+        if 1 < size < super().size:
+            from torch import distributed
+
+            self.group = distributed.new_group(list(range(size)), backend="gloo")
 
     @property
     def size(self) -> int:
-        """One."""
-        return 1
+        """So many."""
+        return self.few
+
+    @property
+    def works(self) -> bool:
+        """Whether this process is one of them."""
+        return self.number < self.few
 
     def share(self, work: Sequence[int]) -> list[int]:
-        """All of it."""
-        return list(work)
+        """A stretch of it, as PartialState does it."""
+        each, more = divmod(len(work), self.few)
+        first = self.number * each + min(self.number, more)
+        return list(work[first : first + each + (self.number < more)])
+
+    def broadcast(self, told: list[Any]) -> None:
+        """Among these."""
+        import torch
+        from torch import distributed
+
+        device = torch.device("cpu")
+        distributed.broadcast_object_list(told, src=0, group=self.group, device=device)
+
+
+def counts_of(processes: int) -> list[int]:
+    """Powers of two below the number, and the number: 1, 2, 4."""
+    below = [2**power for power in range(processes.bit_length()) if 2**power < processes]
+    return [*below, processes]
 
 
 @dataclass
@@ -100,7 +133,7 @@ def kept(folder: Path, name: str) -> Path:
 
 
 def scaling(options: argparse.Namespace, most: int | None = None) -> Evaluation:
-    """`turbo` and `final` over captions, or over scenes of the miniature; over so many at most."""
+    """The levels over captions, or over scenes of the miniature; over so many at most."""
     source = resolve(options.source)
     if source.is_embedded:
         prompts = scene_prompts(options.scenes, source)
@@ -108,8 +141,8 @@ def scaling(options: argparse.Namespace, most: int | None = None) -> Evaluation:
         prompts = read_prompts(Path(CAPTIONS_NAME), source)
         prompts = replace(prompts, texts=prompts.texts[: options.captions])
     prompts = replace(prompts, texts=prompts.texts[:most])
-    first, second = map(get_level, SCALED)
-    return evaluation_of(source, prompts, first, [second], part=SCALING_PART, steps=options.steps)
+    first, *others = map(get_level, options.levels)
+    return evaluation_of(source, prompts, first, others, part=SCALING_PART, steps=options.steps)
 
 
 def run_lossy(options: argparse.Namespace, crew: Crew, say: Say) -> None:
@@ -134,15 +167,16 @@ def chosen(names: Sequence[str] | None) -> list[Lossy]:
 
 
 def run_scaling(options: argparse.Namespace, crew: Crew, say: Say) -> None:
-    """The main process alone, then all of them, all of which are warm: they work at the same time.
+    """One process, then two, four and so on to all of them, all of which are warm from the start.
 
     A process that is still compiling would leave the others its cores, and its share of the host.
     """
     run_warm(options, crew, say)
     evaluation = scaling(options)
-    if crew.is_main and crew.size > 1:
-        run(options.out / f"{SCALING}-1", evaluation, Alone(), say)
-    run(options.out / f"{SCALING}-{crew.size}", evaluation, crew, say)
+    crews = [*map(Few, counts_of(crew.size)[:-1]), crew]
+    for one in crews:
+        if not isinstance(one, Few) or one.works:
+            run(options.out / f"{SCALING}-{one.size}", evaluation, one, say)
 
 
 def run(folder: Path, evaluation: Evaluation, crew: Crew, say: Say) -> bool:
@@ -178,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--scenes", type=int, help="of the source embedded")
     add("--captions", type=int, default=500, help="of other sources, the first so many (500)")
     add("--batch", type=int, help="most images at once, of lossy")
+    add("--levels", nargs="+", default=SCALED, help=f"of scaling ({' '.join(SCALED)})")
     add("--only", nargs="*", choices=[one.name for one in LOSSY], help="of lossy (all)")
     add("--steps", type=int, help="of every level (their own), to try the command")
     options = parser.parse_args(arguments)

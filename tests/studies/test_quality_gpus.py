@@ -16,7 +16,7 @@ from sdopt.bench.report.results import marks
 from sdopt.levels import LEVELS, cost_is_comparable
 from studies import quality_gpus, quality_runs
 from studies.quality_gpus import add_factors, command, main
-from studies.quality_runs import LOSSY, Alone
+from studies.quality_runs import LOSSY, SCALED, Few, counts_of
 
 LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "full_share", "float8")
 
@@ -50,23 +50,45 @@ def test_scaling_compares_one_process_with_all_of_them(
     more = ["--processes", "1", "--source", "embedded", "--scenes", "40"]
     assert main(["scaling", *given, *more]) == 0
     assert "| `turbo` | 1 |" in page.read_text()
+    assert "cpu s / image | PNG ms / image | ms to write an image's part |" in page.read_text()
     assert len(asked) == 1
     rows = json.loads(file.read_text())["rows"]
     assert [row["level"] for row in rows] == ["turbo", "final"]
+    assert min(rows[0]["host"][name] for name in ("cpu_s", "png_s", "write_s")) > 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scaling-1"}  # no warm one
     assert "process 0 of 1 begins" in capsys.readouterr().err
 
 
 def test_captions_are_the_first_ones_and_a_part_warms_each_process() -> None:
-    options = argparse.Namespace(source="sd15-random", captions=40, scenes=2000, steps=None)
+    options = argparse.Namespace(
+        source="sd15-random", captions=40, scenes=2000, steps=None, levels=SCALED
+    )
     assert quality_runs.scaling(options).count == 40
     assert quality_runs.scaling(options, 32).blocks == 2
 
 
 def test_a_crew_of_one_does_all_of_it() -> None:
-    alone = Alone()
+    alone = Few(1)
     assert (alone.size, alone.share([3, 1, 4])) == (1, [3, 1, 4])
     assert alone.told_by_main(lambda: "word") == "word"
+
+
+def test_a_few_share_all_of_it_and_the_others_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, works = [], []
+    for number in range(4):
+        monkeypatch.setattr(Few, "number", number)
+        few = Few(3)
+        works.append(few.works)
+        shares += few.share(range(8)) if few.works else []
+    assert shares == list(range(8))
+    assert works == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("processes", "counts"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4])]
+)
+def test_powers_of_two_up_to_all_processes(processes: int, counts: list[int]) -> None:
+    assert counts_of(processes) == counts
 
 
 def test_a_factor_is_of_the_same_level() -> None:
@@ -78,6 +100,8 @@ def test_a_factor_is_of_the_same_level() -> None:
     ]
     add_factors(rows)
     assert [row["factor"] for row in rows] == [1.0, None, 1.95, None]
+    assert [row["efficiency"] for row in rows] == [1.0, None, 0.975, None]
+    assert list(map(quality_gpus.goal_of, (2, 4))) == [1.9, 3.7]
 
 
 def test_lossy_keeps_each_summary_and_warms_beside(
