@@ -74,12 +74,26 @@ class Served:
         finally:
             connection.close()
 
+    def pids(self) -> dict[int, str]:
+        """The front and each worker."""
+        _, body = self.get("/healthz")
+        workers = json.loads(body)["workers"]
+        return {self.process.pid: "front"} | {
+            one["pid"]: f"worker {one['worker']}" for one in workers
+        }
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time so far: of the front, of all workers, and of these clients."""
+        found = {"front": 0.0, "workers": 0.0, "clients": time.process_time()}
+        for pid, name in self.pids().items():
+            with suppress(psutil.Error):
+                times = psutil.Process(pid).cpu_times()
+                found["front" if name == "front" else "workers"] += times.user + times.system
+        return found
+
     def sample(self) -> None:
         """Note the memory of the front and of each worker."""
-        pids = {self.process.pid: "front"}
-        _, body = self.get("/healthz")
-        pids |= {one["pid"]: f"worker {one['worker']}" for one in json.loads(body)["workers"]}
-        for pid, name in pids.items():
+        for pid, name in self.pids().items():
             with suppress(psutil.Error):
                 resident = psutil.Process(pid).memory_info().rss / MIB
                 self.memory.setdefault(pid, Memory(name=name)).samples_mib.append(resident)

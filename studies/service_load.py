@@ -2,6 +2,9 @@
 
 The engine is measured first, alone, in a process of its own; then `sdopt serve` is started and
 asked by so many clients at once, each of which sends its next request when it has its answer.
+
+With several devices, `sdopt serve` has a worker on each; the engine, measured on one of them,
+counts as often as devices can work for so many clients.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from sdopt.bench.report.results import markdown_table, write_table
@@ -21,11 +23,16 @@ from sdopt.errors import SdoptError
 from sdopt.util.children import python_path
 from sdopt.util.files import read_json, write_whole
 from studies.service_clients import Load, Memory, Served, generated_alike, served, under_load
+from studies.service_engine import PROMPT, batch_of, device_count, devices_of, engine_rates
 
 SCHEMA = "sdopt-service-load/1"
 TARGET = 0.95
+IMAGES_A_CLIENT = 8
+"""At least: the first and the last of each are left out of the rate."""
 GROWTH_LIMIT_MIB = 24.0
 """Of a process, from a fifth of the images to the end."""
+MOST_WAITING = 64
+"""As of `sdopt serve`; more clients need more."""
 HEADINGS = (
     "clients",
     "images",
@@ -37,44 +44,6 @@ HEADINGS = (
     "p95, ms",
     "images a batch",
 )
-PROMPT = "a large red star at the center on a blue background"
-"""That every source can generate, the embedded one too."""
-
-
-def engine_rates(options: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of the bare pipeline by batch size, and what they were measured on."""
-    from sdopt.bench.measure import rounds_of
-    from sdopt.bench.session import RunContext, Settings
-    from sdopt.levels import get_level
-    from sdopt.pipelines.pipeline import build
-    from sdopt.util.progress import Progress
-
-    settings = Settings(source=options.source, baselines_root=Path("baselines"))
-    run = RunContext(settings=settings, progress=Progress(sys.stderr))
-    pipeline = build(run.source, get_level(options.level), run.device)
-    sides = _sides(options.size) or (run.source.size_px, run.source.size_px)
-    given = {"width": sides[0], "height": sides[1], "output_type": "np"}
-    given |= {"num_inference_steps": options.steps} if options.steps else {}
-    rates = {}
-    for images in sorted({min(count, options.max_batch) for count in options.clients}):
-
-        def call(images: int = images) -> object:
-            import torch
-
-            seeds = [torch.Generator().manual_seed(seed) for seed in range(images)]
-            texts = {"prompt": [PROMPT] * images, "negative_prompt": [""] * images}
-            return pipeline(**texts, generator=seeds, **given)
-
-        rounds = rounds_of(call, run.device)
-        rates[str(images)] = 1e3 * images / median(rounds)
-    return {"made_on": dict(run.made_on()), "images_per_s": rates}
-
-
-def _sides(size: str | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    width, _, height = size.partition("x")
-    return int(width), int(height)
 
 
 def _engine_in_a_process(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
@@ -107,6 +76,7 @@ def service_command(options: argparse.Namespace) -> list[str]:
         "--source": options.source,
         "--devices": options.devices,
         "--max-batch": options.max_batch,
+        "--max-queue": max(MOST_WAITING, *options.clients),
         "--wait": options.wait,
         "--sizes": options.size,
     }
@@ -115,8 +85,12 @@ def service_command(options: argparse.Namespace) -> list[str]:
     return command
 
 
-def row_of(load: Load, engine: float | None) -> dict[str, Any]:
-    """Of one number of clients; the engine makes as many at once, up to the largest batch."""
+def row_of(load: Load, engine: float | None, devices: int = 1) -> dict[str, Any]:
+    """Of one number of clients; the engine makes as many at once, up to the largest batch.
+
+    It counts for each device that has a client.
+    """
+    engine = engine and engine * min(devices, load.clients)
     share = load.images_per_s / engine if engine else None
     return {**asdict(load), "engine_images_per_s": engine, "share": share}
 
@@ -179,18 +153,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
     """The engine, then the service under each load."""
     engine = None if options.no_engine else _engine_in_a_process(options, arguments)
     rates = engine["images_per_s"] if engine else {}
-    rows = []
-    body = {"prompt": PROMPT}
-    body |= {"num_inference_steps": options.steps} if options.steps else {}
-    environment = {**_environment(), "PYTHONPATH": python_path()}
-    with served(service_command(options), environment, options.timeout) as service:
-        alike = generated_alike(service, body, options.max_batch)
-        for clients in options.clients:
-            print(f"{clients} clients ...", file=sys.stderr, flush=True)
-            load = under_load(service, body, clients, options.images, options.timeout)
-            rows.append(row_of(load, rates.get(str(min(clients, options.max_batch)))))
-        memory = _memory(service)
-    return {
+    found: dict[str, Any] = {
         "schema": SCHEMA,
         "made_on": engine["made_on"] if engine else {},
         "options": {
@@ -198,12 +161,56 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
             for name, value in vars(options).items()
             if name not in ("json", "page", "mark")
         },
-        "rows": rows,
-        "alike": alike,
+        "rows": [],
+        "alike": {},
+        "memory": [],
+        "exit_code": None,
+        "faults": [],
+    }
+    body = {"prompt": PROMPT}
+    body |= {"num_inference_steps": options.steps} if options.steps else {}
+    environment = {**_environment(), "PYTHONPATH": python_path()}
+    with served(service_command(options), environment, options.timeout) as service:
+        found["alike"] = generated_alike(service, body, options.max_batch)
+        for clients in options.clients:
+            print(f"{clients} clients ...", file=sys.stderr, flush=True)
+            row = _loaded(service, body, clients, options, rates)
+            found["rows"].append(row)
+            _keep(options.json and so_far(options.json), found)
+        memory = _memory(service)
+    return {
+        **found,
         "memory": [asdict(one) for one in memory],
         "exit_code": service.exit_code,
-        "faults": faults(rows, memory, options.target),
+        "faults": faults(found["rows"], memory, options.target),
     }
+
+
+def _loaded(
+    service: Served,
+    body: Mapping[str, Any],
+    clients: int,
+    options: argparse.Namespace,
+    rates: Mapping[str, float],
+) -> dict[str, Any]:
+    """A row, with the processor time that an image took of front, workers and clients."""
+    before = service.cpu_s()
+    images = max(options.images, IMAGES_A_CLIENT * clients)
+    load = under_load(service, body, clients, images, options.timeout)
+    after = service.cpu_s()
+    row = row_of(load, rates.get(str(batch_of(clients, options))), device_count(options))
+    host = {name: (after[name] - before[name]) / load.answered for name in after}
+    return {**row, "cpu_s_per_image": host}
+
+
+def so_far(file: Path) -> Path:
+    """Beside the file that is written at the end: what there is already."""
+    return file.with_suffix(".so-far.json")
+
+
+def _keep(file: Path | None, found: Mapping[str, Any]) -> None:
+    if file:
+        write_whole(file, json.dumps(found, indent=1).encode() + b"\n")
 
 
 def _memory(service: Served) -> list[Memory]:
@@ -216,23 +223,24 @@ def _numbers(text: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m studies.service_load", description=__doc__)
-    parser.add_argument("--level", default="turbo")
-    parser.add_argument("--source", default="auto", help="weights, as --sdopt-source")
-    parser.add_argument("--clients", type=_numbers, default=[1, 2, 4, 8], metavar="N,...")
-    parser.add_argument("--images", type=int, default=200, help="for each number of clients")
-    parser.add_argument("--size", metavar="WxH", help="(default: the source's)")
-    parser.add_argument("--steps", type=int, help="(default: the level's)")
-    parser.add_argument("--devices", default="auto")
-    parser.add_argument("--max-batch", type=int, default=4)
-    parser.add_argument("--wait", type=float, default=10.0, help="ms")
-    parser.add_argument("--target", type=float, default=TARGET, help="share of the engine; 0 any")
-    parser.add_argument("--timeout", type=float, default=540.0, help="s, for each part")
-    parser.add_argument("--no-engine", action="store_true", help="measure the service alone")
-    parser.add_argument("--engine-alone", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="file to write everything into")
-    parser.add_argument("--show", action="store_true", help="measure nothing: what --json holds")
-    parser.add_argument("--page", type=Path, help="page to write the table into")
-    parser.add_argument("--mark", default="service-load", help="name of the page's marks for it")
+    add = parser.add_argument
+    add("--level", default="turbo")
+    add("--source", default="auto", help="weights, as --sdopt-source")
+    add("--clients", type=_numbers, default=[1, 2, 4, 8], metavar="N,...")
+    add("--images", type=int, default=200, help="for each number of clients")
+    add("--size", metavar="WxH", help="(default: the source's)")
+    add("--steps", type=int, help="(default: the level's)")
+    add("--devices", type=devices_of, default="auto", help="as of sdopt serve, or how many")
+    add("--max-batch", type=int, default=4)
+    add("--wait", type=float, default=10.0, help="ms")
+    add("--target", type=float, default=TARGET, help="share of the engine; 0 any")
+    add("--timeout", type=float, default=540.0, help="s, for each part")
+    add("--no-engine", action="store_true", help="measure the service alone")
+    add("--engine-alone", action="store_true", help=argparse.SUPPRESS)
+    add("--json", type=Path, help="file to write everything into")
+    add("--show", action="store_true", help="measure nothing: what --json holds")
+    add("--page", type=Path, help="page to write the table into")
+    add("--mark", default="service-load", help="name of the page's marks for it")
     return parser
 
 
@@ -249,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = read_json(options.json) if options.show else measure(options, given)
         lines = told(found)
         if options.json and not options.show:
-            write_whole(options.json, json.dumps(found, indent=1).encode() + b"\n")
+            _keep(options.json, found)
+            so_far(options.json).unlink(missing_ok=True)
         if options.page:
             write_table(options.page, lines, options.mark)
     except (SdoptError, OSError, subprocess.TimeoutExpired) as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from sdopt.bench.report.results import marks
 from sdopt.errors import SdoptError
 from studies import service_clients, service_load
 from studies.service_clients import Load, Memory, load_of
+from studies.service_engine import batch_of, devices_of
 
 ROOT = Path(service_load.__file__).parents[1]
 
@@ -21,27 +25,40 @@ def test_a_short_load_of_the_embedded_model(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     file = tmp_path / "load.json"
-    options = ("--source", "embedded", "--size", "64x64", "--steps", "1", "--clients", "1,4")
-    arguments = [*options, "--images", "40", "--target", "0", "--json", str(file)]
+    options = ("--source", "embedded", "--size", "64x64", "--steps", "1", "--devices", "2")
+    arguments = [
+        *options,
+        "--clients",
+        "1,8",
+        "--images",
+        "40",
+        "--target",
+        "0",
+        "--json",
+        str(file),
+    ]
     assert service_load.main(arguments) == 0
     found = json.loads(file.read_text())
     assert [(row["clients"], row["answered"], row["lost"]) for row in found["rows"]] == [
         (1, 40, 0),
-        (4, 40, 0),
+        (8, 64, 0),
     ]
     assert found["rows"][0]["images_a_batch"] == 1
     assert found["rows"][1]["images_a_batch"] > 1
     assert found["rows"][0]["share"] > 0
     assert found["made_on"]["source"] == "embedded"
-    assert {one["name"] for one in found["memory"]} == {"front", "worker 0"}
+    assert {one["name"] for one in found["memory"]} == {"front", "worker 0", "worker 1"}
+    assert found["options"]["devices"] == "cpu,cpu"
+    assert all(min(row["cpu_s_per_image"].values()) > 0 for row in found["rows"])
+    assert [*tmp_path.iterdir()] == [file]
     assert found["alike"]["alone again"] == "the same bits"
     assert found["alike"]["other batch-mates, another place"] == "the same bits"
-    assert "| 4 | 40 | 0 |" in capsys.readouterr().out
+    assert "| 8 | 64 | 0 |" in capsys.readouterr().out
     begin, end = marks("service-load")
     page = tmp_path / "page.md"
     page.write_text(f"{begin}\n{end}\n")
     assert service_load.main(["--show", "--json", str(file), "--page", str(page)]) == 0
-    assert "| 4 | 40 | 0 |" in page.read_text()
+    assert "| 8 | 64 | 0 |" in page.read_text()
 
 
 @pytest.mark.parametrize(("name", "mark"), [("cpu", "service-load"), ("h200", "service-load-h200")])
@@ -58,6 +75,42 @@ def test_the_rate_leaves_out_the_beginning_and_the_end() -> None:
     assert (load.answered, load.lost, load.errors) == (11, 1, ("500: oh",))
     assert load.images_per_s == 1.0
     assert load.p50_ms == 1000.0
+
+
+def test_the_engine_counts_for_each_device_that_has_a_client() -> None:
+    options = argparse.Namespace(devices="cuda:0,cuda:1,cuda:2,cuda:3", max_batch=4)
+    assert [batch_of(clients, options) for clients in (1, 4, 16, 64)] == [1, 1, 4, 4]
+    options.devices = "auto"
+    assert [batch_of(clients, options) for clients in (1, 2, 8)] == [1, 2, 4]
+    load = load_of([(1.0 * end, 1.0) for end in range(9)], [1] * 9, 2, 9, [])
+    assert service_load.row_of(load, 0.25, 4)["share"] == 2.0
+    assert service_load.row_of(load, None, 4)["share"] is None
+
+
+def test_a_number_of_devices_is_so_many_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert [devices_of(text) for text in ("2", "auto", "cuda:1", "0")] == [
+        *("cpu,cpu", "auto", "cuda:1", "0")
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices_of("2") == "cuda:0,cuda:1"
+
+
+def test_what_there_is_already_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(service: Any, body: Any, clients: int, *_: Any) -> dict[str, Any]:
+        if clients > 1:
+            raise SdoptError("it takes too long")
+        return {"clients": clients}
+
+    monkeypatch.setattr(service_load, "served", lambda *_: nullcontext())
+    monkeypatch.setattr(service_load, "generated_alike", lambda *_: {})
+    monkeypatch.setattr(service_load, "_loaded", loaded)
+    file = tmp_path / "load.json"
+    file.write_text("an older one")
+    assert service_load.main(["--no-engine", "--json", str(file)]) == 2
+    assert json.loads(service_load.so_far(file).read_text())["rows"] == [{"clients": 1}]
+    assert file.read_text() == "an older one"
 
 
 def test_nothing_answered_is_an_error() -> None:
