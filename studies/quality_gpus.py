@@ -103,13 +103,18 @@ def scaling(options: argparse.Namespace) -> list[str]:
 
 def scaled(out: Path, processes: int) -> dict[str, Any]:
     """What the runs of `scaling` that have ended found, a row for each level of each."""
-    files = [out / f"{SCALING}-{count}" / JSON for count in counts_of(processes)]
-    summaries = [read_summary(file) for file in files if file.exists()]
-    rows = [row for summary in summaries for row in rates(summary)]
+    files = {count: out / f"{SCALING}-{count}" / JSON for count in counts_of(processes)}
+    summaries = {count: read_summary(file) for count, file in files.items() if file.exists()}
+    rows = []
+    for count, summary in summaries.items():
+        for row in rates(summary):
+            # A launch that went on may have had too little left for all processes.
+            whole = row["processes"] == count
+            rows.append(row if whole else {**row, "processes": count, "images_per_s": None})
     add_factors(rows)
     return {
         "schema": SCHEMA,
-        "run": summaries[-1]["run"] if summaries else {},
+        "run": next((summary["run"] for summary in summaries.values()), {}),
         "goal": goal_of(processes),
         "cores": len(os.sched_getaffinity(0)),
         "rows": rows,
