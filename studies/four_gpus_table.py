@@ -25,8 +25,9 @@ HEADINGS = (
 NOT_YET = "not measured yet"
 
 
-def shown(found: Mapping[str, Any], processes: int) -> list[str]:
+def shown(found: Mapping[str, Any]) -> list[str]:
     """The table of the evaluation and that of the service, and whether each reaches the goal."""
+    processes = found["asked"]["processes"]
     gpus = ", ".join(f"{found['gpus'].count(name)} {name}" for name in dict.fromkeys(found["gpus"]))
     source = found["asked"]["source"]
     lines = [f"{gpus or 'No GPU'}, {found['cores']} cores, `{source}`.", "", "Evaluation:", ""]

@@ -53,12 +53,12 @@ def devices_of(text: str) -> str:
 
 def batch_of(clients: int, options: argparse.Namespace) -> int:
     """The most images that a device can have at once, if all of them have the same."""
-    return min(options.max_batch, max(1, clients // device_count(options)))
+    return min(int(options.max_batch), max(1, clients // device_count(options)))
 
 
 def device_count(options: argparse.Namespace) -> int:
     """Workers of the service."""
-    return str(options.devices).count(",") + 1
+    return len(str(options.devices).split(","))
 
 
 def _sides(size: str | None) -> tuple[int, int] | None:

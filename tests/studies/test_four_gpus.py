@@ -81,6 +81,9 @@ def test_two_processes_and_their_service_are_measured_once(
     monkeypatch.setattr(four_gpus, "ended_within", None)  # nothing is run again
     assert main(given) == 0
     assert page.read_text() == text
+    page.write_text("\n".join(marks(MARK)))
+    assert main(["--show", "--json", str(file), "--page", str(page)]) == 0
+    assert page.read_text() == text
     assert main([*given, "--steps", "2"]) == 2
     assert "holds another run" in capsys.readouterr().err
 
@@ -134,7 +137,7 @@ def test_a_missed_goal_names_the_largest_share_of_the_host(evaluated: list[str])
     found = json.loads(Path(evaluated[evaluated.index("--json") + 1]).read_text())
     found |= {"cores": 4, "service": {"rows": [load(64, 30.0)], "faults": ["it lost one"]}}
     found["service of one"] = {"rows": [load(32, 20.0)]}
-    text = "\n".join(four_gpus_table.shown(found, 2))
+    text = "\n".join(four_gpus_table.shown(found))
     assert "`turbo`: 1.50 times one, goal 1.9: missed. Of the host, scoring 60.0 %, the l" in text
     assert "64 clients: 1.50 times one, goal 1.9: missed. Of one core, the front 6.0 %, " in text
     assert "a worker 30.0 %." in text

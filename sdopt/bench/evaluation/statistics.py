@@ -190,7 +190,7 @@ class Rates:
         ours = [one for (session, _), one in self.seen.items() if session == chosen]
         steady = [one.steady_count / one.steady_s for one in ours if one.steady_s > 0]
         whole = len(steady) == len(ours)
-        told = {
+        told: dict[str, Any] = {
             "processes": len(ours),
             "images": sum(one.count for one in ours),
             "images_per_s": sum(steady) if whole else None,
