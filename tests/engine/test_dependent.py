@@ -23,6 +23,18 @@ KEYS = (*TILES, "geglu 512x1280-5120", "conv 1x512x512x64-3", "attention 2x64x64
 
 
 @pytest.mark.parametrize(
+    ("version", "can"), [(12020, False), (12030, True), (13000, True), (None, True)]
+)
+def test_an_old_driver_launches_as_always(
+    version: int | None, can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graphs would not keep how kernels wait."""
+    monkeypatch.setattr(dependent, "driver_version", lambda: version)
+    with dependent.launches(True):
+        assert bool(dependent.options()) == can
+
+
+@pytest.mark.parametrize(
     ("name", "can"),
     [("H100", True), ("B200", True), ("A100", False), ("H100 through pointers", False)],
 )
@@ -76,8 +88,9 @@ def every_kernel() -> list[Any]:
 
 
 @needs_triton
-def test_nothing_is_read_or_written_before_the_wait() -> None:
+def test_nothing_is_read_or_written_before_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does a program end or let the next kernel start before it."""
+    monkeypatch.setattr(dependent, "driver_version", lambda: None)
     from sdopt.engine import kernels, machine_code, proof
 
     with dependent.launches(H100.dependent):
