@@ -177,7 +177,7 @@ LEVELS["baseline"] = replace(BASELINE, steps=3)
 stored = []
 def hook(event, arguments):
     if event == "os.rename" and str(arguments[1]).endswith((".png", ".safetensors")):
-        if len(stored) == 2:  # one image and its latents
+        if stored:  # one image; its latents too are another file, if they differ at all
             os.kill(os.getpid(), signal.SIGKILL)
         stored.append(arguments)
 sys.addaudithook(hook)
