@@ -36,10 +36,10 @@ def test_the_ladder_table_is_the_last_section(stored: Project) -> None:
         "drift": "1.000000",
         "cost": "-",
         "ground truth": "-",
-        # The times of the stored run are ten times what was measured.
-        "verdict": "pass (better than stored: latency_ms)",
     }
     assert {heading: row[heading] for heading in expected} == expected
+    # The times of the stored run are ten times what was measured, which a busy machine may need.
+    assert row["verdict"] in ("pass (better than stored: latency_ms)", "pass")
     assert [line for line in lines[1:] if line.startswith("===")] == lines[-1:]
 
 
