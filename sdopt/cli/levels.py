@@ -81,18 +81,18 @@ def history(root: Path, key: str) -> Path | None:
     folders = [path for path in root.glob("*/*") if path.is_dir() and any(path.glob("*.json"))]
     return max(
         folders,
-        key=lambda one: (one.parent.name == key, "embedded" not in one.name, _stored(one)),
+        key=lambda one: (one.parent.name == key, "embedded" not in one.name, _last_run(one)),
         default=None,
     )
 
 
-def _stored(folder: Path) -> str:
+def _last_run(folder: Path) -> str:
     """When its last run was, in ISO 8601; runs through pointers are not what a GPU can do."""
     try:
-        told = json.loads(max(folder.glob("*.json")).read_bytes())
-    except (OSError, ValueError):
+        told = str(json.loads(max(folder.glob("*.json")).read_bytes())["datetime"])
+    except (OSError, ValueError, TypeError, KeyError):
         return ""
-    return "" if folder.parent.name.endswith("-pointers") else str(told.get("datetime", ""))
+    return "" if folder.parent.name.endswith("-pointers") else told
 
 
 def times(folder: Path) -> dict[str, float]:
