@@ -65,9 +65,9 @@ def load_pipeline(
 def portable_noise() -> AbstractContextManager[None]:
     """A pipeline that `load_pipeline` made draws its noise in float32 in here, then rounds it.
 
-    So `sdopt generate`, `compare`, `serve` and `evaluate` draw it: a seed is the same noise on
-    every device, in every dtype and with every supported version of PyTorch. Outside, and in the
-    suite, it is drawn as diffusers does.
+    So the suite, `sdopt generate`, `compare`, `serve` and `evaluate` draw it: a seed is the same
+    noise on every device, in every dtype and with every supported version of PyTorch. Outside, it
+    is drawn as diffusers does.
     """
     from sdopt.pipelines import noise
 

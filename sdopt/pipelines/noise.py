@@ -27,8 +27,7 @@ _portable: ContextVar[bool] = ContextVar("portable_noise", default=False)
 def portable_noise() -> Iterator[None]:
     """Pipelines that are called in here draw their noise in float32, then round it.
 
-    `sdopt generate`, `compare`, `serve` and `evaluate` do so. Elsewhere it is drawn as diffusers
-    does, in the weights' type.
+    The suite and the commands do so. Elsewhere it is drawn as diffusers does, in the weights' type.
     """
     token = _portable.set(True)
     try:

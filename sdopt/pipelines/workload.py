@@ -192,18 +192,21 @@ def _check_words(source: Source, request: Request, where: str) -> None:
 def generate(pipeline: LevelPipeline, request: Request, **settings: Any) -> NDArray[np.float32]:
     """The request's image, of shape (height, width, 3), float32 from 0 to 1.
 
-    The noise is drawn on the CPU, so a seed means the same image on every device. `settings` are
-    further arguments of the pipeline.
+    The noise is drawn on the CPU in float32, so a seed means the same image on every device, in
+    every dtype. `settings` are further arguments of the pipeline.
     """
     import torch
 
-    image: NDArray[np.float32] = pipeline(
-        request.prompt,
-        negative_prompt=request.negative_prompt,
-        generator=torch.Generator("cpu").manual_seed(request.seed),
-        output_type="np",
-        **settings,
-    ).images[0]
+    from sdopt.pipelines.noise import portable_noise
+
+    with portable_noise():
+        image: NDArray[np.float32] = pipeline(
+            request.prompt,
+            negative_prompt=request.negative_prompt,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            output_type="np",
+            **settings,
+        ).images[0]
     return image
 
 
@@ -211,10 +214,13 @@ def generate_batch(pipeline: LevelPipeline, requests: Sequence[Request]) -> NDAr
     """The requests' images in one call, of shape (requests, height, width, 3)."""
     import torch
 
-    images: NDArray[np.float32] = pipeline(
-        [request.prompt for request in requests],
-        negative_prompt=[request.negative_prompt for request in requests],
-        generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
-        output_type="np",
-    ).images
+    from sdopt.pipelines.noise import portable_noise
+
+    with portable_noise():
+        images: NDArray[np.float32] = pipeline(
+            [request.prompt for request in requests],
+            negative_prompt=[request.negative_prompt for request in requests],
+            generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+            output_type="np",
+        ).images
     return images

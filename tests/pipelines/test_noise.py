@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from sdopt import portable_noise
-from sdopt.levels import LEVELS
+from sdopt.bench.measure import broken_promises, observe, promise_of
+from sdopt.levels import BASELINE, LEVELS
 from sdopt.pipelines import noise
 from sdopt.pipelines.pipeline import LevelPipeline, build
-from sdopt.pipelines.workload import EMBEDDED_REQUESTS, generate
-from sdopt.weights.sources import resolve
+from sdopt.pipelines.workload import EMBEDDED_REQUESTS, Request, generate, generate_batch
+from sdopt.weights.sources import Source, resolve
 
 CPU = torch.device("cpu")
 NARROW = (torch.float16, torch.bfloat16)
@@ -112,6 +114,39 @@ def test_given_latents_stay_as_they_are(pipeline: LevelPipeline) -> None:
     with portable_noise():
         found = pipeline.prepare_latents(1, 4, SIDE, SIDE, torch.float16, CPU, None, given)
     assert torch.equal(found, given)
+
+
+@pytest.mark.usefixtures("old_torch")
+@pytest.mark.parametrize("level", ["euler-20", "dpm-20", "hoisted"])
+def test_the_suite_draws_and_promises_the_noise_of_float32(
+    level: str, micro_source: Source, micro_request: Request
+) -> None:
+    row = replace(LEVELS[level], steps=3, compiled=False)
+    pipeline = build(micro_source, row, CPU, torch.bfloat16)
+    promise = promise_of(micro_source, row, micro_request, "bfloat16")
+    wide = promise_of(micro_source, row, micro_request, "float32")
+    assert torch.equal(promise.noise, wide.noise.to(torch.bfloat16))
+    assert broken_promises(promise, observe(pipeline, micro_request)) == ()
+
+
+@pytest.mark.usefixtures("old_torch")
+def test_each_image_of_the_suites_batches_has_its_own_noise(
+    micro_source: Source, micro_request: Request
+) -> None:
+    pipeline = build(micro_source, BASELINE, CPU, torch.bfloat16)
+    seen: list[torch.Tensor] = []
+    prepare = pipeline.prepare_latents
+
+    def noted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(prepare(*args, **kwargs))
+        return seen[-1]
+
+    object.__setattr__(pipeline, "prepare_latents", noted)
+    other = replace(micro_request, seed=micro_request.seed + 1)
+    generate_batch(pipeline, [micro_request, other])
+    for request in (micro_request, other):
+        generate(pipeline, request)
+    assert torch.equal(seen[0], torch.cat(seen[1:]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: a float16 pipeline")

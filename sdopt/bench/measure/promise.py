@@ -19,6 +19,7 @@ from sdopt.bench.measure.solver_watch import SeenSolver, Step
 from sdopt.engine.solver import GUIDANCE, solver_for
 from sdopt.errors import BrokenFileError
 from sdopt.levels import Level
+from sdopt.pipelines.noise import portable_noise
 from sdopt.pipelines.workload import Request
 from sdopt.util.files import cause
 from sdopt.weights.sources import Source
@@ -61,12 +62,9 @@ def promise_of(source: Source, level: Level, request: Request, dtype: str) -> Pr
         factors[:, GUIDANCE] = source.guidance_scale
     scheduler.set_timesteps(level.steps)
     side = source.size_px // SCALE
-    noise = torch.randn(
-        (1, CHANNELS, side, side),
-        generator=torch.Generator("cpu").manual_seed(request.seed),
-        dtype=getattr(torch, dtype),
-    )
-    return Promise(scheduler=scheduler, noise=noise, factors=factors)
+    seeded = torch.Generator("cpu").manual_seed(request.seed)
+    noise = torch.randn((1, CHANNELS, side, side), generator=seeded)
+    return Promise(scheduler=scheduler, noise=noise.to(getattr(torch, dtype)), factors=factors)
 
 
 def promised_scheduler(source: Source, level: Level) -> Any:
@@ -169,9 +167,10 @@ def _again(scheduler: Any, index: int, step: Step) -> Tensor:
         more["generator"] = torch.Generator("cpu")
         more["generator"].set_state(step.generator)
     timestep = scheduler.timesteps[index]
-    moved: Tensor = scheduler.step(
-        step.prediction.clone(), timestep, step.before.clone(), return_dict=False, **more
-    )[0]
+    with portable_noise():
+        moved: Tensor = scheduler.step(
+            step.prediction.clone(), timestep, step.before.clone(), return_dict=False, **more
+        )[0]
     return moved
 
 
