@@ -27,6 +27,7 @@ from sdopt.util.files import write_whole
 from studies.quality import (
     SHOWN,
     WORDS,
+    Point,
     Summary,
     draw_histograms,
     new_figure,
@@ -45,6 +46,8 @@ FORMS = tuple((side, quality) for side in (96, 80, 64, 48) for quality in (85, 7
 """Side of an image in a sheet, and JPEG's quality: from the best to the smallest."""
 LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "float8", "steps", "scheduler")
 MARKERS = "osD^v"
+NAME_PLACES = (("low", -12), ("high", 5), ("low", -22), ("high", 15), ("low", -32), ("high", 25))
+"""Edge of the interval and distance from it in points: from the best place to the last resort."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +113,11 @@ def draw_levels(found: Sequence[Found], history: Path, path: Path) -> None:
         axes.set_ylabel(f"{WORDS[score]} (95 % interval)")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        _name_points(axes, [point for _, values in series for point in values])
     save_figure(figure, path)
 
 
 def _draw_series(axes: Any, series: Sequence[tuple[Found, Sequence[Any]]]) -> None:
-    named: set[str] = set()
     for number, (one, values) in enumerate(series):
         if not values:
             continue
@@ -128,12 +131,28 @@ def _draw_series(axes: Any, series: Sequence[tuple[Found, Sequence[Any]]]) -> No
         axes.errorbar(
             times, means, apart, fmt=marker, capsize=4, color=f"C{number}", label=one.label
         )
-        for at, (level, ms, value) in enumerate(sorted(values, key=lambda point: point[1])):
-            if level not in named:
-                named.add(level)
-                edge, offset = ("high", 5) if at % 2 else ("low", -12)
-                place = {"xytext": (0, offset), "textcoords": "offset points"}
-                axes.annotate(level, (ms, value[edge]), ha="center", fontsize=8, **place)
+
+
+def _name_points(axes: Any, values: Sequence[Point]) -> None:
+    """Each level's name once, above or below its first point, where no other name is."""
+    first = {level: (ms, value) for level, ms, value in reversed(values)}
+    placed: list[Any] = []
+    for level, (ms, value) in sorted(first.items(), key=lambda named: named[1][0]):
+        for edge, points_up in NAME_PLACES:
+            name = axes.annotate(
+                level,
+                (ms, value[edge]),
+                (0, points_up),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+            box = name.get_window_extent()
+            if not any(box.overlaps(other) for other in placed):
+                placed.append(box)
+                break
+            if (edge, points_up) != NAME_PLACES[-1]:
+                name.remove()
 
 
 def tails(one: Found) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from sdopt.bench.evaluation.pixels import to_png
 from sdopt.bench.report.results import marks
 from sdopt.errors import BrokenFileError
 from studies import quality_page
+from studies.quality import new_figure
 from studies.quality_page import CHART, HISTORY, Found, main, sheet_of
 from studies.quality_runs import LOSSY
 
@@ -86,6 +88,20 @@ def test_a_sheet_is_turned_image_by_image() -> None:
     assert (turned[8::20, 8::20, 0] == grey.T).all()
     with pytest.raises(BrokenFileError, match="holds no 7 images"):
         sheet_of(to_png(sheet), 7)
+
+
+def test_names_of_points_side_by_side_do_not_overlap() -> None:
+    figure = new_figure(width=10, height=5)
+    axes = figure.subplots()
+    axes.set(xlim=(80, 100), ylim=(0.9, 1.1))
+    value = {"mean": 1.0, "low": 0.999, "high": 1.001}
+    names = ["express-float8", "hoisted-cutoff", "dpm-20-cutoff", "express", "final"]
+    points = [(name, 89 + 0.3 * at, value) for at, name in enumerate(names)]
+    quality_page._name_points(axes, [*points, *points])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(names)
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
 
 
 def test_levels_that_give_something_away_are_told_from_the_others() -> None:
