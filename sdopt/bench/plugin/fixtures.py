@@ -123,11 +123,14 @@ def dtype(run: RunContext, level: Level) -> str:
 
 
 @pytest.fixture(scope="session")
-def observation(pipeline: LevelPipeline, image_request: Request) -> Observation:
+def observation(pipeline: LevelPipeline, image_request: Request) -> Iterator[Observation]:
     """What happened inside the warm pipeline during one image."""
     from sdopt.bench.measure import observe
 
-    return observe(pipeline, image_request)
+    seen = observe(pipeline, image_request)
+    yield seen
+    # It has every step's latents, and the session's last test holds it while the pipeline is freed.
+    seen.__dict__.clear()
 
 
 @pytest.fixture(scope="session")
