@@ -38,10 +38,10 @@ spec.loader.exec_module(kernels)
 pointers = dict.fromkeys(("x", "weight", "bias", "out"), "*fp16")
 types = pointers | {"rows": "i32", "epsilon": "fp32"}
 constants = {"C": 320, "ROWS": 4, "WIDTH": 512}
-names = [parameter.name for parameter in kernels.layer_norm.params]
+names = [parameter.name for parameter in kernels.sdopt_layer_norm.params]
 signature = {name: types.get(name, "constexpr") for name in names}
 knobs.compilation.listener = lambda cache_hit, **rest: print("hit" if cache_hit else "compiled")
-source = ASTSource(fn=kernels.layer_norm, signature=signature, constexprs=constants)
+source = ASTSource(fn=kernels.sdopt_layer_norm, signature=signature, constexprs=constants)
 compile(source, target=GPUTarget("cuda", 90, 32))
 """
 """Triton compiles for a GPU that is not there."""
