@@ -27,6 +27,8 @@ RUN_EXPECTED = (
     "name what --benchmark-json=FILE wrote, or a stored run: `sdopt baseline list` names the newest"
 )
 MOST_STEPS = 1000
+MOST_AT_ONCE = 256
+"""Images in a call."""
 MOST_SEED = 2**63
 MOST_GUIDANCE = 1000.0
 """Far more than any image is of use with; float16 ends at 65504."""
@@ -121,6 +123,24 @@ def checked_size(size: str, option: str = "--size") -> tuple[int, int]:
             f"multiples of {MULTIPLE_PX}, at most {LARGEST_PX}"
         )
     return width, height
+
+
+def checked_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
+    """'512,512x768' of --sizes as widths and heights, each once; none for None."""
+    if sizes is None:
+        return ()
+    found = [checked_size(size.strip(), "--sizes") for size in sizes.split(",")]
+    return tuple(dict.fromkeys(found))
+
+
+def checked_counts(counts: str, option: str) -> tuple[int, ...]:
+    """'1,4' as numbers of images in a call, each once."""
+    found = [count.strip() for count in counts.split(",")]
+    if not all(re.fullmatch("[0-9]{1,4}", n) and 1 <= int(n) <= MOST_AT_ONCE for n in found):
+        raise SdoptError(
+            f"{option} is {shown(counts, 80)!r}; give numbers from 1 to {MOST_AT_ONCE}, as 1,4"
+        )
+    return tuple(dict.fromkeys(map(int, found)))
 
 
 def check_numbers(

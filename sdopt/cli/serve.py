@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sdopt.cli import options
-from sdopt.cli.options import checked_size, shown
+from sdopt.cli.options import checked_size, checked_sizes, shown
 from sdopt.errors import SHOWN, BrokenFileError, MissingToolError, SdoptError
 from sdopt.levels import get_level
 
@@ -127,7 +127,7 @@ def serve(
         "--max-images": max_images,
     }
     _check(counts, {"--wait": wait, "--grace": grace, "--stuck": stuck}, port)
-    pixels = _checked_sizes(sizes)
+    pixels = checked_sizes(sizes)
     longest = _checked_longest(max_size, pixels)
     from sdopt.service.server import run
     from sdopt.service.settings import Settings
@@ -200,13 +200,6 @@ def _checked_devices(devices: str) -> tuple[str, ...]:
     if len({*gpus}) < len(gpus):
         raise SdoptError(f"--devices is {shown(devices, SHOWN)!r}; name each GPU once")
     return names
-
-
-def _checked_sizes(sizes: str | None) -> tuple[tuple[int, int], ...]:
-    if sizes is None:
-        return ()
-    found = [checked_size(size.strip(), "--sizes") for size in sizes.split(",")]
-    return tuple(dict.fromkeys(found))
 
 
 def _checked_longest(max_size: int | None, sizes: tuple[tuple[int, int], ...]) -> int | None:

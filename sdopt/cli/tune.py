@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sdopt.cli.options import DtypeOfAll, Force, checked_levels, refuse_existing
+from sdopt.cli.options import (
+    DtypeOfAll,
+    Force,
+    checked_counts,
+    checked_levels,
+    checked_sizes,
+    refuse_existing,
+)
 from sdopt.errors import SdoptError, UnknownNameError
 
 
@@ -19,6 +26,16 @@ def tune(
     source: Annotated[
         str, typer.Option("--source", metavar="NAME", help="Weights, as of `sdopt generate`.")
     ] = "sd15-random",
+    images: Annotated[
+        str,
+        typer.Option("--images", metavar="N,...", help="In a call: shapes of batches are others."),
+    ] = "1",
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--sizes", metavar="WxH,...", help="Pixels: 512,512x768 (default: the source's)."
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="S", help="For compiling and timing.")
     ] = 300.0,
@@ -70,6 +87,7 @@ def tune(
     if not seconds > 0:
         raise SdoptError(f"--seconds is {seconds}; give more than 0")
     names = checked_levels(levels)
+    counts, pixels = checked_counts(images, "--images"), checked_sizes(sizes)
 
     from sdopt.engine.cards import KNOWN
     from sdopt.tuning import programs
@@ -81,6 +99,8 @@ def tune(
     wanted = programs.Tuning(
         levels=names,
         source=source,
+        images=counts,
+        sizes=pixels,
         seconds=seconds,
         processes=processes or programs.usual_processes(),
         missing=missing,

@@ -210,8 +210,10 @@ def generate(pipeline: LevelPipeline, request: Request, **settings: Any) -> NDAr
     return image
 
 
-def generate_batch(pipeline: LevelPipeline, requests: Sequence[Request]) -> NDArray[np.float32]:
-    """The requests' images in one call, of shape (requests, height, width, 3)."""
+def generate_batch(
+    pipeline: LevelPipeline, requests: Sequence[Request], **settings: Any
+) -> NDArray[np.float32]:
+    """The requests' images in one call, of shape (requests, height, width, 3); see `generate`."""
     import torch
 
     from sdopt.pipelines.noise import portable_noise
@@ -222,5 +224,6 @@ def generate_batch(pipeline: LevelPipeline, requests: Sequence[Request]) -> NDAr
             negative_prompt=[request.negative_prompt for request in requests],
             generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
             output_type="np",
+            **settings,
         ).images
     return images

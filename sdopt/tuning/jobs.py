@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -78,21 +79,32 @@ class Job:
         return weight[-1] if self.kind == "attention" else weight[0] // parts
 
 
-def jobs_of_levels(names: Sequence[str], source: str) -> list[Job]:
-    """The operations of one image of each level, in the order in which they first come."""
+def jobs_of_levels(
+    names: Sequence[str],
+    source: str,
+    images: Sequence[int] = (1,),
+    sizes: Sequence[tuple[int, int]] = (),
+) -> list[Job]:
+    """The operations of a call of each level, in the order in which they first come.
+
+    A call for each number of `images`, in each of `sizes` (width and height in pixels; none is the
+    source's own).
+    """
     from sdopt.engine.cuda_graphs import eager_calls
     from sdopt.pipelines.pipeline import load_pipeline
-    from sdopt.pipelines.workload import generate, load_workload
+    from sdopt.pipelines.workload import generate_batch, load_workload
 
+    in_pixels = [{"width": width, "height": height} for width, height in sizes] or [{}]
     jobs: dict[str, Job] = {}
     for name in names:
         pipeline = load_pipeline(name, source=source)
         request = load_workload(pipeline.source).requests[0]
-        with ops.shapes_seen() as seen, eager_calls():
-            generate(pipeline, request)
-        for key, operands in seen.items():
-            shapes = tuple(None if t is None else tuple(t.shape) for t in operands)
-            jobs.setdefault(key, Job(key=key, shapes=shapes))
+        for count, size in product(images, in_pixels):
+            with ops.shapes_seen() as seen, eager_calls():
+                generate_batch(pipeline, [request] * count, **size)
+            for key, operands in seen.items():
+                shapes = tuple(None if t is None else tuple(t.shape) for t in operands)
+                jobs.setdefault(key, Job(key=key, shapes=shapes))
     return list(jobs.values())
 
 

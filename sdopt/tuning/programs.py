@@ -49,13 +49,16 @@ def usual_processes() -> int:
 class Tuning:
     """What is asked for: the levels whose shapes are measured, and the table `out`.
 
-    Without `out` it is this user's own table of this card, which is continued unless `anew`.
-    `missing` measures only shapes that the table lacks, `known` only the tiles in it. `cards` are
-    those that kernels are only compiled for.
+    Shapes are those of calls for so many `images`, in `sizes` (width and height; none is the
+    source's own). Without `out` it is this user's own table of this card, which is continued unless
+    `anew`. `missing` measures only shapes that the table lacks, `known` only the tiles in it.
+    `cards` are those that kernels are only compiled for.
     """
 
     levels: Sequence[str] = LEVELS
     source: str = "sd15-random"
+    images: Sequence[int] = (1,)
+    sizes: Sequence[tuple[int, int]] = ()
     seconds: float = 300.0
     processes: int
     missing: bool = False
@@ -104,7 +107,7 @@ def tune_levels(options: Tuning) -> int:
     with Compilers(options.processes, card) as compilers:
         jobs = [
             job
-            for job in jobs_of_levels(options.levels, options.source)
+            for job in jobs_of_levels(options.levels, options.source, options.images, options.sizes)
             if (job.key in own if options.known else job.key not in before["tiles"])
         ]
         print(f"{card}: {len(jobs)} shapes to measure, into {out}", flush=True)

@@ -472,6 +472,25 @@ def test_tuning_without_a_gpu_is_refused_for_that(
         assert "there is none; run it on one" in refusal(capsys, "tune", *more)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "advice"),
+    [
+        ("--images", "", "give numbers from 1 to 256, as 1,4"),
+        ("--images", "0", "give numbers from 1 to 256, as 1,4"),
+        ("--images", "1,many", "give numbers from 1 to 256, as 1,4"),
+        ("--images", "257", "give numbers from 1 to 256, as 1,4"),
+        ("--sizes", "500", "multiples of 8"),
+        ("--sizes", "512,", "multiples of 8"),
+    ],
+)
+def test_what_tuning_cannot_generate_is_refused(
+    option: str, value: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, "tune", option, value)
+    assert option in message
+    assert advice in message
+
+
 def test_progress_is_silent_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("generating", 3) as advance:
         advance(1)

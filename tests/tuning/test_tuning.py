@@ -151,6 +151,13 @@ def test_the_operations_of_an_image_are_found_by_generating_one() -> None:
     assert all(candidates(job) for job in jobs)
 
 
+def test_batches_and_sizes_have_shapes_of_their_own() -> None:
+    """turbo calls the UNet with each image twice while it guides, and once afterwards."""
+    jobs = jobs_of_levels(["turbo"], "embedded", images=(1, 3), sizes=((128, 128), (128, 64)))
+    inputs = {job.first_two[0][:3] for job in jobs if job.kind == "conv"}
+    assert inputs >= {(n, h, w) for n in (1, 2, 3, 6) for h, w in ((16, 16), (8, 16))}
+
+
 def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
     tile = Tile(height=8, width=16, columns=128, extra=32, splits=2)
     found = {"us": 37.2, "tflops": 406.0, "library_us": 38.5, "own_us": 37.2, "own": vars(tile)}
