@@ -162,7 +162,7 @@ def agreement(history: History, peak: Peak) -> dict[int, str]:
     counts = {}
     for size in A100:
         inside = [
-            one.ranges[size][0] <= 1e3 * seconds <= one.ranges[size][1]
+            round(one.ranges[size][0]) <= 1e3 * seconds <= round(one.ranges[size][1])
             for one in found
             if one is not None
             for seconds in published_seconds().get(one.level, [])
