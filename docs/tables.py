@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from sdopt.bench.metrics.metric import (
     Shown,
     Subject,
 )
-from sdopt.bench.report.results import write_table
+from sdopt.bench.report.results import filled, read_page
 from sdopt.bench.stored import schema
 from sdopt.bench.stored.baselines import read_limits
 from sdopt.cli.app import app
+from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, Level
-from sdopt.util.files import write_whole
+from sdopt.util.files import cause, write_whole
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "reference"
@@ -229,16 +231,44 @@ TABLES: dict[str, tuple[Path, Callable[[], list[str]]]] = {
 """The page of each table, by the name of its marks there."""
 
 
-def main() -> int:
-    """Write every table into its page, and every schema."""
+def made() -> dict[Path, str]:
+    """Every page with its tables of today, and every schema. Raises SdoptError for a broken page.
+
+    All of it is made before any of it is written.
+    """
+    texts: dict[Path, str] = {}
     for name, (page, lines) in TABLES.items():
-        write_table(page, lines(), name)
-        print(f"wrote {name} into {page}")
-    for name in schema.NAMES:
-        path = SCHEMAS / f"{name}.json"
-        write_whole(path, schema.published(name).encode())
-        print(f"wrote {path}")
-    return 0
+        texts[page] = filled(page, texts.get(page) or read_page(page), lines(), name)
+    return texts | {SCHEMAS / f"{name}.json": schema.published(name) for name in schema.NAMES}
+
+
+def stale(texts: Mapping[Path, str]) -> Iterator[Path]:
+    """The files that are missing or say something else."""
+    for path, text in texts.items():
+        if not path.is_file() or read_page(path) != text:
+            yield path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write what is stale, or name it; 1 if `--check` named any, 2 for a page that is broken."""
+    parser = argparse.ArgumentParser(prog="python docs/tables.py", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing: name what is stale")
+    options = parser.parse_args(arguments)
+    try:
+        texts = made()
+        old = list(stale(texts))
+        for path in old:
+            if options.check:
+                print(f"{path} is stale; python docs/tables.py writes it anew", file=sys.stderr)
+            else:
+                write_whole(path, texts[path].encode())
+                print(f"wrote {path}")
+    except (OSError, SdoptError) as error:
+        told = f"{error.filename}: {cause(error)}" if isinstance(error, OSError) else error
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+    print(f"{len(texts) - len(old)} of {len(texts)} files were as the code says")
+    return int(options.check and bool(old))
 
 
 if __name__ == "__main__":

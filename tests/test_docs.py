@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,6 @@ from markdown.extensions.toc import slugify
 from sdopt.bench.judge.verdict import PASSING, ExitCode, Outcome, Verdict
 from sdopt.bench.metrics import METRICS
 from sdopt.bench.metrics.metric import Shown
-from sdopt.bench.report.results import marks
 from sdopt.bench.report.verdicts import SCHEMA, as_dict
 from sdopt.levels import LEVELS
 
@@ -60,12 +60,67 @@ def table(page: Path, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
-@pytest.mark.parametrize("name", TABLES.TABLES)
-def test_a_table_of_the_reference_is_the_code_s(name: str) -> None:
+def test_the_tables_of_the_reference_are_the_code_s() -> None:
     """`python docs/tables.py` writes them anew."""
-    page, lines = TABLES.TABLES[name]
-    begin, end = marks(name)
-    assert text_of(page).split(begin)[1].split(end)[0].split("\n")[2:-2] == lines()
+    assert list(TABLES.stale(TABLES.made())) == []
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reference, for docs/tables.py to write into."""
+    shutil.copytree(REFERENCE, tmp_path / "reference")
+    there = {
+        name: (tmp_path / "reference" / page.name, lines)
+        for name, (page, lines) in TABLES.TABLES.items()
+    }
+    monkeypatch.setattr(TABLES, "TABLES", there)
+    monkeypatch.setattr(TABLES, "SCHEMAS", tmp_path / "reference" / "schemas")
+    return tmp_path / "reference"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+
+
+def test_what_is_stale_is_named_by_check_and_written_without(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = contents(copied)
+    assert TABLES.main(["--check"]) == 0
+    page = copied / "levels.md"
+    page.write_text(text_of(page).replace("| `final` |", "| `finale` |"), encoding="utf-8")
+    (copied / "schemas" / "run.json").unlink()
+    harmed = contents(copied)
+    assert TABLES.main(["--check"]) == 1
+    told = capsys.readouterr().err
+    assert [line.split(" is stale")[0] for line in told.splitlines()] == [
+        str(page),
+        str(copied / "schemas" / "run.json"),
+    ]
+    assert contents(copied) == harmed
+    assert TABLES.main([]) == 0
+    assert contents(copied) == whole
+
+
+def test_help_writes_nothing(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = copied / "levels.md"
+    page.write_text(text_of(page).replace("| `final` |", "| `finale` |"), encoding="utf-8")
+    before = contents(copied)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        TABLES.main(["--help"])
+    assert "--check" in capsys.readouterr().out
+    assert contents(copied) == before
+
+
+def test_a_page_without_its_marks_is_named_and_none_is_written(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "levels.md").write_text("stale", encoding="utf-8")
+    (copied / "commands.md").write_text("no marks", encoding="utf-8")
+    before = contents(copied)
+    assert TABLES.main([]) == 2
+    assert re.match(r"error: \S+levels.md has no <!-- levels: begin -->", capsys.readouterr().err)
+    assert contents(copied) == before
 
 
 def test_the_fields_of_a_level_are_all_told() -> None:

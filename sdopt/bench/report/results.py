@@ -102,16 +102,28 @@ def write_table(page: Path, table: Sequence[str], what: str = "measured") -> Non
 
     Raises BrokenFileError if it has none.
     """
-    begin, end = marks(what)
+    write_whole(page, filled(page, read_page(page), table, what).encode())
+
+
+def read_page(page: Path) -> str:
+    """Its text. Raises BrokenFileError for a file that cannot be read."""
     try:
-        text = page.read_text(encoding="utf-8")
+        return page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenFileError(f"{page} cannot be read: {cause(error)}") from error
+
+
+def filled(page: Path, text: str, table: Sequence[str], what: str = "measured") -> str:
+    """That page's text with the table between its marks of that name.
+
+    Raises BrokenFileError if it has none.
+    """
+    begin, end = marks(what)
     if begin not in text or end not in text:
         raise BrokenFileError(f"{page} has no {begin} and {end} to write between")
     before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
     body = "\n".join(table)
-    write_whole(page, f"{before}{begin}\n\n{body}\n\n{end}{after}".encode())
+    return f"{before}{begin}\n\n{body}\n\n{end}{after}"
 
 
 def marks(what: str) -> tuple[str, str]:
