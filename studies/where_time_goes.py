@@ -53,6 +53,7 @@ HALF, EIGHTH = 2, 1
 CONVOLUTION, PRODUCT, ATTENTION = "convolutions", "products", "attention"
 BOTH = "convolutions and products"
 GROUP_NORM, LAYER_NORM, REST = "GroupNorm", "LayerNorm", "the rest"
+NO_TILES = ("norms", REST)
 FAMILIES = (CONVOLUTION, PRODUCT, ATTENTION, GROUP_NORM, LAYER_NORM, REST)
 NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (GROUP_NORM, ("sdopt_group", "sdopt_combine")),
@@ -300,14 +301,19 @@ def table(work: Mapping[str, Work], measured: Mapping[str, tuple[int, float]] | 
     total = None
     if measured:
         total = (sum(n for n, _ in measured.values()), sum(ms for _, ms in measured.values()))
-    return markdown_table(HEADINGS, [*lines, _row("all", whole, total)])
+    return markdown_table(HEADINGS, [*lines, _row("all", whole, total, NO_TILES)])
 
 
-def _row(name: str, one: Work, measured: tuple[int, float] | None) -> tuple[str, ...]:
+def _row(
+    name: str, one: Work, measured: tuple[int, float] | None, left_out: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """`left_out` has no tiles: the sum of their times is without them."""
     timed = one.tiles_s > 0
     tiles = f"{one.tiles_s * 1e3:.1f}" if timed else "-"
-    if timed and one.untimed:
-        tiles += f" ({one.untimed} operations without)"
+    if one.untimed:
+        left_out = (*left_out, f"{one.untimed} operations whose tile was never timed")
+    if timed and left_out:
+        tiles += f" (without {', '.join(left_out)})"
     count, ms = ("-", "-") if measured is None else (str(measured[0]), f"{measured[1]:.1f}")
     numbers = (f"{one.flop / 1e12:.2f}", f"{one.moved / 1e9:.1f}", f"{one.floor_s * 1e3:.1f}")
     return (name, str(one.operations), *numbers, tiles, ms, count)

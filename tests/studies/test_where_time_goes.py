@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sdopt.engine.cards import H100
+from sdopt.engine.tables import shipped_table
 from sdopt.levels import LEVELS
 from studies import where_time_goes
 from studies.predict_a100 import Peak
@@ -16,6 +18,7 @@ from studies.where_time_goes import (
     ATTENTION,
     BOTH,
     CONVOLUTION,
+    FAMILIES,
     GROUP_NORM,
     LAYER_NORM,
     PRODUCT,
@@ -25,6 +28,7 @@ from studies.where_time_goes import (
     kernels_of,
     main,
     operations,
+    table,
     work_of,
 )
 
@@ -62,6 +66,26 @@ def test_an_operation_is_bound_by_arithmetic_or_by_memory() -> None:
     assert product.floor_s == pytest.approx(arithmetic + memory)
     assert (product.operations, product.untimed) == (3, 1)
     assert product.tiles_s == pytest.approx(2400e-6)
+
+
+def test_a_sum_of_tiles_says_what_it_is_without() -> None:
+    work = dict.fromkeys(FAMILIES, Work(operations=1))
+    work[ATTENTION] = Work(operations=3, tiles_s=2e-3, untimed=2)
+    rows = {line.split(" | ")[0]: line for line in table(work, None)}
+    never = "2 operations whose tile was never timed"
+    assert f"| 2.0 (without {never}) |" in rows[f"| {ATTENTION}"]
+    assert f"| 2.0 (without norms, the rest, {never}) |" in rows["| all"]
+
+
+def test_the_operations_whose_tile_was_never_timed_are_the_text_encoder_s() -> None:
+    """As docs/evidence/where-time-goes.md says."""
+    timed = json.loads(shipped_table(H100).read_text(encoding="utf-8"))["measured"]
+    counts = {
+        key: count
+        for (family, key), (count, _) in operations(LEVELS["hoisted"]).items()
+        if family in (CONVOLUTION, PRODUCT, ATTENTION) and key not in timed
+    }
+    assert counts == {"attention 2x77x77-12x64": 12}
 
 
 @pytest.mark.parametrize(
