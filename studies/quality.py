@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdopt.bench.evaluation.parts import PARTS, read_rows
-from sdopt.bench.evaluation.pixels import from_png
+from sdopt.bench.evaluation.pixels import Image, from_png
 from sdopt.bench.evaluation.places import Place, place_of
-from sdopt.bench.evaluation.summary import MARKDOWN, markdown, table
-from sdopt.bench.report.results import write_table
-from sdopt.bench.stored import schema
+from sdopt.bench.evaluation.summary import GAP_PX, JSON, MARKDOWN, markdown, table
+from sdopt.bench.report.results import filled, read_page
 from sdopt.bench.stored.judging import read_judging_runs
-from sdopt.errors import BrokenFileError, SdoptError
-from sdopt.util.files import read_json, write_whole
+from sdopt.bench.stored.soundness import Unsound
+from sdopt.bench.stored.stored_image import read_pixels
+from sdopt.bench.stored.summaries import read_summary
+from sdopt.errors import BrokenFileError, SdoptError, UnknownNameError
+from sdopt.levels import LEVELS
+from sdopt.util.files import cause, write_whole
 from studies.plots import latency_bars
 
 Summary = Mapping[str, Any]
@@ -29,15 +32,12 @@ WORDS = {
     "ssim_cost": "SSIM to the reference's image",
     "ssim_ground_truth_difference": "SSIM to the ground truth, less the reference's",
 }
+LEAST_COUNT = 0.5
+"""Where the axis of counts begins: a bar of one prompt is seen."""
+SHOWN_CHARACTERS = 80
+"""Of a value that is told."""
 Point = tuple[str, float, Mapping[str, float]]
 """Level, ms an image, and its score with the bounds of its interval."""
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """What `sdopt evaluate` wrote. Raises BrokenFileError for anything else."""
-    data = read_json(path)
-    schema.check(path, data, "evaluation")
-    return data
 
 
 def times_ms(summary: Summary, history: Path | None) -> dict[str, float]:
@@ -65,7 +65,7 @@ def points(summary: Summary, score: str, times: Mapping[str, float]) -> list[Poi
     ]
 
 
-def draw_costs(summary: Summary, times: Mapping[str, float], path: Path) -> None:
+def draw_costs(summary: Summary, times: Mapping[str, float]) -> bytes:
     """Time against cost with 95 % intervals: faster is to the left, nearer to the reference up."""
     panels = [(score, found) for score in SHOWN if (found := points(summary, score, times))]
     if not panels:
@@ -74,8 +74,8 @@ def draw_costs(summary: Summary, times: Mapping[str, float], path: Path) -> None
     every = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, (score, found) in zip(every, panels, strict=True):
         for number, (level, ms, value) in enumerate(sorted(found, key=lambda point: point[1])):
-            below, above = value["mean"] - value["low"], value["high"] - value["mean"]
-            axes.errorbar(ms, value["mean"], [[below], [above]], fmt="o", capsize=4, color="C0")
+            apart = [[bound] for bound in apart_of(value)]
+            axes.errorbar(ms, value["mean"], apart, fmt="o", capsize=4, color="C0")
             is_slow = number >= len(found) / 2  # a label to the right of it would be cut off
             axes.annotate(
                 level,
@@ -91,11 +91,19 @@ def draw_costs(summary: Summary, times: Mapping[str, float], path: Path) -> None
         axes.set_xlabel("ms an image")
         axes.set_ylabel(f"{WORDS[score]}\n({summary['reference']})")
         axes.grid(alpha=0.3)
-    save_figure(figure, path)
+    return as_png(figure)
 
 
-def draw_histograms(summary: Summary, path: Path) -> None:
-    """A panel for each level, of what its prompts are ranked by."""
+def apart_of(value: Mapping[str, float]) -> tuple[float, float]:
+    """How far the bounds are below and above the mean; rounding may put it a hair outside."""
+    return max(0.0, value["mean"] - value["low"]), max(0.0, value["high"] - value["mean"])
+
+
+def draw_histograms(summary: Summary) -> bytes:
+    """A panel for each level, of what its prompts are ranked by.
+
+    The worst cases are bars of one prompt or two beside hundreds: counts are on a log axis.
+    """
     shown = {
         level: told["scores"][told["ranked_by"]]["histogram"]
         for level, told in summary["levels"].items()
@@ -108,8 +116,11 @@ def draw_histograms(summary: Summary, path: Path) -> None:
     for axes, (level, histogram) in zip(every, shown.items(), strict=True):
         axes.stairs(histogram["counts"], histogram["edges"], fill=True)
         axes.set_title(f"{level}: {summary['levels'][level]['ranked_by']}", fontsize=9)
-        axes.set_ylabel("prompts")
-    save_figure(figure, path)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=LEAST_COUNT)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylabel("prompts (log)")
+    return as_png(figure)
 
 
 def noise(place: Place, other: Place) -> dict[str, float]:
@@ -144,48 +155,116 @@ def new_figure(*, width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """As PNG, whole."""
+def as_png(figure: Any) -> bytes:
+    """Its file."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    write_whole(path, content.getvalue())
+    return content.getvalue()
+
+
+def write_all(page: Path, text: str, images: Mapping[str, bytes]) -> None:
+    """The images beside a page, and then the page, which names them: all of it is made before.
+
+    Raises SdoptError for what cannot be written.
+    """
+    contents = {page.parent / name: content for name, content in images.items()}
+    try:
+        for path, content in {**contents, page: text.encode()}.items():
+            write_whole(path, content)
+    except OSError as error:
+        raise SdoptError(f"{error.filename} cannot be written: {cause(error)}") from error
+
+
+def check_levels(path: Path, summary: Summary) -> None:
+    """Raise BrokenFileError for a level that is none: files are named by them."""
+    for name in (summary["reference"], *summary["levels"]):
+        if name not in LEVELS:
+            raise BrokenFileError(f"{path}: {UnknownNameError('level', name, LEVELS)}")
+
+
+def check_sheets(path: Path, summary: Summary, sheets: Path) -> None:
+    """Raise BrokenFileError if a folder's sheets are not of the summary in that path.
+
+    `sdopt evaluate` writes a summary.json into the folder above: it has to tell of the same run and
+    the same worst prompts. Whether the images are those prompts' is not checked: none says so.
+    """
+    beside = sheets.parent / JSON
+    told = _told_by(read_summary(beside))
+    for what, value in _told_by(summary).items():
+        if told.get(what) != value:
+            raise BrokenFileError(
+                f"{sheets} is of another evaluation than {path}: {beside} holds {what} "
+                f"{_short(told.get(what))}, expected {_short(value)}; name the folder of that one"
+            )
+
+
+def _told_by(summary: Summary) -> dict[str, Any]:
+    """What makes the sheets what they are."""
+    run = {f"run.{name}": value for name, value in summary["run"].items()}
+    worst = {f"worst of {name}": told["worst"] for name, told in summary["levels"].items()}
+    return {"prompts": summary["prompts"], "reference": summary["reference"], **run, **worst}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def read_sheet(path: Path, prompts: int) -> Image:
+    """A sheet of so many rows. Raises BrokenFileError for anything else."""
+    try:
+        image: Image = read_pixels(path)
+    except (OSError, Unsound) as error:
+        what = f"cannot be read: {cause(error)}" if isinstance(error, OSError) else str(error)
+        raise BrokenFileError(f"{path} {what}; sdopt evaluate makes it anew") from error
+    side, rest = divmod(image.shape[0] + GAP_PX, max(prompts, 1))
+    if rest or side <= GAP_PX or not prompts:
+        raise BrokenFileError(f"{path}, {image.shape[0]} pixels high, holds no {prompts} images")
+    return image
 
 
 def _write(options: argparse.Namespace) -> None:
     """The table into a page, with the charts and the worst prompts beside it."""
     summary = read_summary(options.summary)
+    check_levels(options.summary, summary)
     lines = [markdown(summary)[0], "", *table(summary)]
-    print("\n".join(lines))
-    if not options.page:
-        return
-    times = times_ms(summary, options.times)
-    charts: dict[str, Callable[[Path], None]] = {
-        f"{options.name}.png": lambda path: draw_costs(summary, times, path),
-        f"{options.name}-histograms.png": lambda path: draw_histograms(summary, path),
-    }
-    for name, draw in charts.items():
-        draw(options.page.parent / name)
-        lines += ["", f"![{' '.join(name.removesuffix('.png').split('-'))}]({name})"]
-    if options.worst:
-        lines += worst_lines(summary, options.worst, options.page.parent, options.name)
-    write_table(options.page, lines, options.name)
-    print(f"wrote {options.name} into {options.page}, and images beside it")
+    told = "\n".join(lines)
+    if options.page:
+        times = times_ms(summary, options.times)
+        images = {
+            f"{options.name}.png": draw_costs(summary, times),
+            f"{options.name}-histograms.png": draw_histograms(summary),
+        }
+        for name in images:
+            lines += ["", f"![{' '.join(name.removesuffix('.png').split('-'))}]({name})"]
+        if options.worst:
+            check_sheets(options.summary, summary, options.worst)
+            more, sheets = worst_lines(summary, options.worst, options.name)
+            lines, images = [*lines, *more], {**images, **sheets}
+        text = filled(options.page, read_page(options.page), lines, options.name)
+        write_all(options.page, text, images)
+    print(told)
+    if options.page:
+        print(f"wrote {options.name} into {options.page}, and images beside it")
 
 
-def worst_lines(summary: Summary, sheets: Path, folder: Path, name: str) -> list[str]:
-    """Each level's ten worst prompts, and the sheet of their images, copied into the folder."""
-    lines: list[str] = []
+def worst_lines(summary: Summary, sheets: Path, name: str) -> tuple[list[str], dict[str, bytes]]:
+    """Each level's ten worst prompts, and the sheet of their images by the name of its file.
+
+    Raises BrokenFileError for a sheet that is missing.
+    """
+    lines, images = [], {}
     for level, told in summary["levels"].items():
-        sheet = sheets / f"{level}.png"
-        if level == summary["reference"] or not sheet.is_file():
+        if level == summary["reference"] or not told["worst"]:
             continue
         file = f"{name}-worst-{level}.png"
-        write_whole(folder / file, sheet.read_bytes())
+        read_sheet(sheets / f"{level}.png", len(told["worst"]))
+        images[file] = (sheets / f"{level}.png").read_bytes()
         rows = [f"{one['value']:.4f} {one['prompt']}" for one in told["worst"]]
         lines += ["", f"Worst by `{level}` ({told['ranked_by']}):", ""]
         lines += [f"{number}. {row}" for number, row in enumerate(rows, start=1)]
         lines += ["", f"![the reference's image, that of {level}, the ground truth]({file})"]
-    return lines
+    return lines, images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,6 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _write(options)
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {cause(error)}", file=sys.stderr)
         return 2
     return 0
 

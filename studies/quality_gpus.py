@@ -26,10 +26,10 @@ from typing import Any
 
 from sdopt.bench.evaluation.summary import JSON, table
 from sdopt.bench.report.results import markdown_table, write_table
+from sdopt.bench.stored.summaries import read_summary
 from sdopt.errors import SdoptError, WorkerError
 from sdopt.util.children import python_path
 from sdopt.util.files import write_whole
-from studies.quality import read_summary
 from studies.quality_runs import LOSSY, SCALED, SCALING, WARM, chosen, counts_of, kept
 
 HEADINGS = (

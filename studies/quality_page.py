@@ -9,34 +9,33 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sdopt.bench.evaluation.pixels import from_png
+from sdopt.bench.evaluation.pixels import Image
 from sdopt.bench.evaluation.summary import GAP_PX, markdown, table
-from sdopt.bench.report.results import markdown_table, write_table
+from sdopt.bench.report.results import filled, markdown_table, read_page
+from sdopt.bench.stored.summaries import read_summary
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS
-from sdopt.util.files import write_whole
+from sdopt.util.files import cause
 from studies.quality import (
     SHOWN,
-    WORDS,
-    Point,
     Summary,
+    as_png,
+    check_levels,
+    check_sheets,
     draw_histograms,
-    new_figure,
-    points,
-    read_summary,
-    save_figure,
-    times_ms,
+    read_sheet,
+    write_all,
 )
-from studies.quality_runs import LOSSY, kept
+from studies.quality_chart import draw_levels
+from studies.quality_runs import LOSSY, Lossy, kept
 
 HISTORY = Path("baselines/history/nvidia-h200-140gib-700-w/sd15-random")
 CHART = "quality-levels"
@@ -45,9 +44,9 @@ MOST_KB = 420
 FORMS = tuple((side, quality) for side in (96, 80, 64, 48) for quality in (85, 70, 55))
 """Side of an image in a sheet, and JPEG's quality: from the best to the smallest."""
 LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "float8", "steps", "scheduler")
-MARKERS = "osD^v"
-NAME_PLACES = (("low", -12), ("high", 5), ("low", -22), ("high", 15), ("low", -32), ("high", 25))
-"""Edge of the interval and distance from it in points: from the best place to the last resort."""
+WORST = "worst"
+SHEET = re.compile(r"\]\((quality-[^()\s]+-worst-[^()\s]+\.jpg)\)")
+"""Where a page shows a sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,7 @@ class Found:
     """An evaluation whose summary is there."""
 
     name: str
+    path: Path
     summary: Summary
 
     @property
@@ -76,12 +76,15 @@ class Found:
 
 
 def found_in(folder: Path) -> list[Found]:
-    """In the order of LOSSY. Raises SdoptError if there is none."""
-    found = [
-        Found(name=one.name, summary=read_summary(kept(folder, one.name)))
-        for one in LOSSY
-        if kept(folder, one.name).is_file()
-    ]
+    """In the order of LOSSY. Raises SdoptError if there is none, or one that its name denies."""
+    found = []
+    for one in LOSSY:
+        path = kept(folder, one.name)
+        if path.is_file():
+            summary = read_summary(path)
+            check_levels(path, summary)
+            check_name(path, summary, one)
+            found.append(Found(name=one.name, path=path, summary=summary))
     if not found:
         raise SdoptError(
             f"{folder} holds no {kept(Path(), LOSSY[0].name)} or another of them; run "
@@ -90,69 +93,22 @@ def found_in(folder: Path) -> list[Found]:
     return found
 
 
-def draw_levels(found: Sequence[Found], history: Path, path: Path) -> None:
-    """Time against cost with 95 % intervals, a colour and a marker for each evaluation."""
-    panels = []
-    for score in SHOWN:
-        series = [
-            (one, points(one.summary, score, times_ms(one.summary, history))) for one in found
-        ]
-        if any(values for _, values in series):
-            panels.append((score, series))
-    if not panels:
-        raise SdoptError(f"no level has both a time in {history} and a score; name another --times")
-    figure = new_figure(width=10, height=5.5 * len(panels))
-    every = figure.subplots(len(panels), squeeze=False)[:, 0]
-    for axes, (score, series) in zip(every, panels, strict=True):
-        _draw_series(axes, series)
-        axes.set_xscale("log")
-        for part in ("major", "minor"):
-            getattr(axes.xaxis, f"set_{part}_formatter")("{x:g}")
-        axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel(f"ms an image, {' '.join(history.parts[-2:])}")
-        axes.set_ylabel(f"{WORDS[score]} (95 % interval)")
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-        _name_points(axes, [point for _, values in series for point in values])
-    save_figure(figure, path)
+def check_name(path: Path, summary: Summary, one: Lossy) -> None:
+    """Raise BrokenFileError for a summary of another evaluation than the one of that name.
 
-
-def _draw_series(axes: Any, series: Sequence[tuple[Found, Sequence[Any]]]) -> None:
-    for number, (one, values) in enumerate(series):
-        if not values:
-            continue
-        means = [value["mean"] for _, _, value in values]
-        apart = [
-            [value["mean"] - value["low"] for _, _, value in values],
-            [value["high"] - value["mean"] for _, _, value in values],
-        ]
-        marker = MARKERS[number % len(MARKERS)]
-        times = [ms for _, ms, _ in values]
-        axes.errorbar(
-            times, means, apart, fmt=marker, capsize=4, color=f"C{number}", label=one.label
-        )
-
-
-def _name_points(axes: Any, values: Sequence[Point]) -> None:
-    """Each level's name once, above or below its first point, where no other name is."""
-    first = {level: (ms, value) for level, ms, value in reversed(values)}
-    placed: list[Any] = []
-    for level, (ms, value) in sorted(first.items(), key=lambda named: named[1][0]):
-        for edge, points_up in NAME_PLACES:
-            name = axes.annotate(
-                level,
-                (ms, value[edge]),
-                (0, points_up),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
+    The number of scenes and the source are not checked: any may be evaluated.
+    """
+    told = {
+        "reference": (summary["reference"], one.reference),
+        "levels": (sorted(summary["levels"]), sorted({one.reference, *one.levels})),
+        "guidance": (summary["run"]["guidance_scale"], one.guidance),
+    }
+    for what, (value, expected) in told.items():
+        if value != expected:
+            raise BrokenFileError(
+                f"{path} is not the evaluation {one.name}: it holds {what} {value!r}, expected "
+                f"{expected!r}; LOSSY in studies/quality_runs.py says which has which name"
             )
-            box = name.get_window_extent()
-            if not any(box.overlaps(other) for other in placed):
-                placed.append(box)
-                break
-            if (edge, points_up) != NAME_PLACES[-1]:
-                name.remove()
 
 
 def tails(one: Found) -> list[str]:
@@ -171,22 +127,16 @@ def tails(one: Found) -> list[str]:
     )
 
 
-def sheet_of(content: bytes, prompts: int) -> NDArray[np.uint8]:
-    """A sheet of `sdopt evaluate` on its side: a column a prompt, as pages are wide.
-
-    Raises BrokenFileError for another number of rows.
-    """
-    image = from_png(content)
-    side, rest = divmod(image.shape[0] + GAP_PX, prompts)
-    if rest or side <= GAP_PX:
-        raise BrokenFileError(f"a sheet of {image.shape[0]} rows holds no {prompts} images")
-    padded = np.pad(image, [(0, GAP_PX), (0, GAP_PX), (0, 0)], constant_values=255)
+def turned(image: Image, prompts: int) -> Image:
+    """A sheet of `sdopt evaluate` on its side: a column a prompt, as pages are wide."""
+    side = (image.shape[0] + GAP_PX) // prompts
+    padded = np.pad(image, [(0, GAP_PX), (0, -image.shape[1] % side), (0, 0)], constant_values=255)
     rows = padded.reshape(prompts, side, padded.shape[1] // side, side, 3)
-    turned: NDArray[np.uint8] = rows.transpose(2, 1, 0, 3, 4).reshape(-1, prompts * side, 3)
-    return turned
+    on_its_side: Image = rows.transpose(2, 1, 0, 3, 4).reshape(-1, prompts * side, 3)
+    return on_its_side
 
 
-def in_best_form(sheets: Mapping[str, NDArray[np.uint8]], columns: Mapping[str, int]) -> Encoded:
+def in_best_form(sheets: Mapping[str, Image], columns: Mapping[str, int]) -> Encoded:
     """JPEG files that are MOST_KB together, or as near as it gets."""
     encoded: Encoded = {}
     for side, quality in FORMS:
@@ -201,29 +151,57 @@ def in_best_form(sheets: Mapping[str, NDArray[np.uint8]], columns: Mapping[str, 
 Encoded = dict[str, bytes]
 
 
-def _jpeg(image: NDArray[np.uint8], width: int, quality: int) -> bytes:
-    from PIL import Image
+def _jpeg(image: Image, width: int, quality: int) -> bytes:
+    from PIL import Image as Images
 
-    picture = Image.fromarray(image)
+    picture = Images.fromarray(image)
     if picture.width > width:
         height = round(picture.height * width / picture.width)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        picture = picture.resize((width, height), Images.Resampling.LANCZOS)
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=quality, optimize=True)
     return content.getvalue()
 
 
+def sheet_name(one: Found, level: str) -> str:
+    """Of its file beside the page."""
+    return f"quality-{one.name}-worst-{level}.jpg"
+
+
 def sheets_of(found: Sequence[Found], results: Path) -> Encoded:
-    """The worst prompts of every lossy level that has a sheet, small, by the name of their file."""
+    """The worst prompts of every lossy level that has a sheet, small, by the name of their file.
+
+    Raises BrokenFileError for sheets of another evaluation.
+    """
     sheets, columns = {}, {}
     for one in found:
-        for level in one.lossy():
-            path = results / one.name / "worst" / f"{level}.png"
-            if path.is_file():
-                name = f"quality-{one.name}-worst-{level}.jpg"
-                columns[name] = len(one.summary["levels"][level]["worst"])
-                sheets[name] = sheet_of(path.read_bytes(), columns[name])
+        folder = results / one.name / WORST
+        there = [level for level in one.lossy() if (folder / f"{level}.png").is_file()]
+        if there:
+            check_sheets(one.path, one.summary, folder)
+        for level in there:
+            prompts = len(one.summary["levels"][level]["worst"])
+            image = read_sheet(folder / f"{level}.png", prompts)
+            columns[sheet_name(one, level)] = prompts
+            sheets[sheet_name(one, level)] = turned(image, prompts)
     return in_best_form(sheets, columns)
+
+
+def missing_sheets(
+    found: Sequence[Found], made: Collection[str], results: Path, page: Path, text: str
+) -> Iterator[str]:
+    """A line for each sheet that is neither made nor beside the page, with what becomes of it."""
+    for one in found:
+        for level in one.lossy():
+            name = sheet_name(one, level)
+            if name not in made and not (page.parent / name).is_file():
+                kept_line = f"]({name})" in text
+                yield (
+                    f"no sheet of {level}: there is no {results / one.name / WORST}/{level}.png "
+                    f"(--out), and no {page.parent / name}; "
+                    f"{'the line that shows it stays' if kept_line else 'no line shows it'} "
+                    f"in {page}"
+                )
 
 
 def worst_lines(one: Found, sheets: Collection[str]) -> Iterator[str]:
@@ -233,28 +211,36 @@ def worst_lines(one: Found, sheets: Collection[str]) -> Iterator[str]:
         yield from ("", f"Worst by `{level}` ({told['ranked_by']}):", "")
         rows = [f"{worst['value']:.4f} {worst['prompt']}" for worst in told["worst"]]
         yield from (f"{number}. {row}" for number, row in enumerate(rows, start=1))
-        if (file := f"quality-{one.name}-worst-{level}.jpg") in sheets:
+        if (file := sheet_name(one, level)) in sheets:
             words = f"from the top: the reference's images, those of {level}, the ground truth"
             yield from ("", f"![{words}]({file})")
 
 
 def write_page(options: argparse.Namespace) -> list[str]:
-    """Everything into the page and beside it; what was written."""
+    """Everything into the page and beside it, once all of it is made; what was written.
+
+    A clone has no results: what the page shows of them, and what is beside it, stays. Whether such
+    a sheet shows the prompts of today's summary is not checked: a JPEG does not say.
+    """
     found = found_in(options.summaries)
-    folder = options.page.parent
+    folder, page = options.page.parent, options.page
+    text = read_page(page)
     sheets = sheets_of(found, options.out)
-    for name, content in sheets.items():
-        write_whole(folder / name, content)
-    # A clone has no results, but the sheets that were made from them.
-    known = {*sheets, *(path.name for path in folder.glob("quality-*-worst-*.jpg"))}
-    draw_levels(found, options.times, folder / f"{CHART}.png")
-    write_table(options.page, [f"![time against cost of every level]({CHART}.png)"], CHART)
+    missing = list(missing_sheets(found, sheets, options.out, page, text))
+    there = {path.name for path in folder.glob("quality-*-worst-*.jpg")}
+    known = {*sheets, *there, *SHEET.findall(text)}
+    chart = draw_levels({one.label: one.summary for one in found}, options.times)
+    images = {f"{CHART}.png": as_png(chart), **sheets}
+    text = filled(page, text, [f"![time against cost of every level]({CHART}.png)"], CHART)
     for one in found:
         name = f"quality-{one.name}"
-        draw_histograms(one.summary, folder / f"{name}-histograms.png")
+        images[f"{name}-histograms.png"] = draw_histograms(one.summary)
         lines = [markdown(one.summary)[0], "", *table(one.summary), "", *tails(one), ""]
         lines += [f"![distributions {one.label}]({name}-histograms.png)"]
-        write_table(options.page, [*lines, *worst_lines(one, known)], name)
+        text = filled(page, text, [*lines, *worst_lines(one, known)], name)
+    write_all(page, text, images)
+    for line in missing:
+        print(line, file=sys.stderr)
     return [CHART, *(f"quality-{one.name}" for one in found), *sheets]
 
 
@@ -271,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wrote {', '.join(write_page(options))}")
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {cause(error)}", file=sys.stderr)
         return 2
     return 0
 

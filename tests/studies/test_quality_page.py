@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import stub_evaluation as stub
 
 from sdopt.bench.report.results import marks
-from studies.quality import main, points, read_summary, times_ms
+from sdopt.bench.stored.summaries import read_summary
+from studies.quality import main, points, times_ms
 
 PNG = b"\x89PNG"
 
@@ -29,6 +31,8 @@ def test_a_page_gets_the_table_and_the_charts_beside_it(
     assert main([*given, "--worst", str(evaluated / "worst")]) == 0
     text = page.read_text()
     assert "| `turbo` |" in text
+    assert "| worst 1 %, score |" in text
+    assert re.search(r"\| `turbo` \|.* \| \d\.\d{4} ssim_cost \|", text)
     assert "22 prompts (a stub), source `stub`" in text
     assert text.endswith("after")
     for name in ("mine.png", "mine-histograms.png", "mine-worst-turbo.png"):
@@ -73,3 +77,24 @@ def test_what_is_no_summary_is_named(evaluated: Path, capsys: pytest.CaptureFixt
     path.write_text(json.dumps(data))
     assert main([str(path)]) == 2
     assert "is not of the schema evaluation.json: $.levels.turbo" in capsys.readouterr().err
+
+
+def test_a_missing_or_foreign_sheet_and_an_unknown_level_are_named_and_nothing_written(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, file = tmp_path / "page.md", evaluated / "summary.json"
+    page.write_text("\n".join(marks("mine")))
+    given = [str(file), "--page", str(page), "--name", "mine", "--worst"]
+    stub.run(stub.of(24), tmp_path / "other")
+    assert main([*given, str(tmp_path / "other" / "worst")]) == 2
+    assert "holds prompts 24, expected 22" in capsys.readouterr().err
+    (evaluated / "worst" / "turbo.png").unlink()
+    assert main([*given, str(evaluated / "worst")]) == 2
+    assert "worst/turbo.png cannot be read: No such file" in capsys.readouterr().err
+    data = json.loads(file.read_text())
+    data["levels"]["../up"] = data["levels"]["turbo"]
+    file.write_text(json.dumps(data))
+    assert main(given[:-1]) == 2
+    assert "summary.json: unknown level '../up'" in capsys.readouterr().err
+    assert page.read_text() == "\n".join(marks("mine"))
+    assert list(tmp_path.glob("mine*")) == []

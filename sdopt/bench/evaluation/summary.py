@@ -135,6 +135,7 @@ def markdown(summary: Mapping[str, Any]) -> list[str]:
 def table(summary: Mapping[str, Any]) -> list[str]:
     """A row for each level: means with 95 % intervals, and the mean of the worst 1 %.
 
+    The latter is of the score that a level's prompts are ranked by, named beside it.
     A `*_difference` is the level's less the reference's, prompt by prompt; the reference's own row
     has its values.
     """
@@ -142,7 +143,7 @@ def table(summary: Mapping[str, Any]) -> list[str]:
     there = [name for name in NAMES if any(name in told["scores"] for told in levels.values())]
     shown = [name for name in there if name == judged_name(SCORES[score_named(name)])]
     has_fid = any("fid" in told for told in levels.values())
-    head = ["level", "images / s", *shown, "worst 1 %", *(["FID"] if has_fid else [])]
+    head = ["level", "images / s", *shown, "worst 1 %, score", *(["FID"] if has_fid else [])]
     rows = [
         [
             f"`{level}`",
@@ -171,7 +172,7 @@ def _cell(scores: Mapping[str, Any], name: str, is_reference: bool) -> str:
 
 def _worst_share(told: Mapping[str, Any]) -> str:
     found = told["scores"].get(told["ranked_by"])
-    return "-" if found is None else f"{found['worst_percent']:.4f}"
+    return "-" if found is None else f"{found['worst_percent']:.4f} {told['ranked_by']}"
 
 
 def _details(told: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,37 @@ def test_words_of_others_stay_text_and_names_lead_nowhere(
     assert "https://harm.test" not in outside
 
 
-def test_numbers_that_are_none_are_dashes(run: Path, folder: Path) -> None:
-    def endless(data: dict[str, Any]) -> None:
-        data["levels"]["turbo"]["scores"]["ssim_cost"]["mean"] = float("inf")
-        data["verdicts"][0]["limit"] = "much"
+def score(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = data["levels"]["turbo"]["scores"]["ssim_cost"]
+    return found
 
-    changed(folder, endless)
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: score(data).update(low=math.nan), "ssim_cost.low is nan, expected a finite"),
+        (lambda data: score(data).update(mean=math.inf), "ssim_cost.mean is inf, expected"),
+        (lambda data: score(data).update(mean=-3.0), "ssim_cost.mean is -3.0, expected it between"),
+        (lambda data: score(data)["histogram"]["edges"].pop(), "edges of"),
+        (lambda data: score(data)["histogram"]["edges"].reverse(), "edges do not ascend"),
+        (lambda data: data.update(reference="finale"), "reference is 'finale', expected one of"),
+        (lambda data: data["levels"]["turbo"]["rate"].pop("processes"), "turbo.rate has images"),
+    ],
+)
+def test_numbers_that_are_none_are_named(
+    change: Any, says: str, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(folder, change)
+    given = ("report", run, "--baselines", run.parent, "-o", run.parent / "x.md", "--evaluation")
+    told = refusal(capsys, *given, folder)
+    assert f"{folder / 'summary.json'} is not what an evaluation wrote: $." in told
+    assert says in told
+
+
+def test_a_limit_that_is_no_number_is_a_dash(run: Path, folder: Path) -> None:
+    changed(folder, lambda data: data["verdicts"][0].update(limit="much"))
     found = evaluated(run, "stub", folder)
     assert found is not None
     assert isinstance(found.table, Table)
-    assert found.table.rows[0][2].key is None
+    assert found.table.rows[0][5].key is None
     assert "another source" not in found.note

@@ -13,11 +13,11 @@ from sdopt.bench.report.page.facts import plain
 from sdopt.bench.report.page.images import uris_of
 from sdopt.bench.report.page.sentences import ORDER, Sentence
 from sdopt.bench.report.page.tables import Cell, Table, number_cell
-from sdopt.bench.stored import schema
 from sdopt.bench.stored.soundness import Unsound
 from sdopt.bench.stored.stored_image import read_pixels
+from sdopt.bench.stored.summaries import read_summary
 from sdopt.errors import BrokenFileError
-from sdopt.util.files import cause, damaged, given, read_json
+from sdopt.util.files import cause, damaged, given
 
 SUMMARY, SHEETS = "summary.json", "worst"
 BESIDE = "quality"
@@ -80,9 +80,7 @@ def evaluated(run: Path, source: str, folder: Path | None) -> Evaluated | None:
 def _read(where: Path, source: str) -> Evaluated:
     try:
         with given(where / SUMMARY, "name a folder that sdopt evaluate wrote"):
-            summary = read_json(where / SUMMARY)
-            schema.check(where / SUMMARY, summary, "evaluation")
-            return _of(where, summary, source)
+            return _of(where, read_summary(where / SUMMARY), source)
     except BrokenFileError:
         raise
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
