@@ -24,6 +24,7 @@ from sdopt.errors import BrokenFileError, SdoptError, UnknownNameError
 from sdopt.levels import LEVELS
 from sdopt.util.files import cause, write_whole
 from studies.plots import latency_bars
+from studies.point_names import CAP_PT, MARKER_PT, Point, name_points
 
 Summary = Mapping[str, Any]
 SHOWN = ("ssim_cost", "ssim_ground_truth_difference")
@@ -36,8 +37,6 @@ LEAST_COUNT = 0.5
 """Where the axis of counts begins: a bar of one prompt is seen."""
 SHOWN_CHARACTERS = 80
 """Of a value that is told."""
-Point = tuple[str, float, Mapping[str, float]]
-"""Level, ms an image, and its score with the bounds of its interval."""
 
 
 def times_ms(summary: Summary, history: Path | None) -> dict[str, float]:
@@ -73,24 +72,24 @@ def draw_costs(summary: Summary, times: Mapping[str, float]) -> bytes:
     figure = new_figure(width=9, height=4 * len(panels))
     every = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, (score, found) in zip(every, panels, strict=True):
-        for number, (level, ms, value) in enumerate(sorted(found, key=lambda point: point[1])):
-            apart = [[bound] for bound in apart_of(value)]
-            axes.errorbar(ms, value["mean"], apart, fmt="o", capsize=4, color="C0")
-            is_slow = number >= len(found) / 2  # a label to the right of it would be cut off
-            axes.annotate(
-                level,
-                (ms, value["mean"]),
-                xytext=(-8 if is_slow else 8, 10 if number % 2 else -14),
-                textcoords="offset points",
-                horizontalalignment="right" if is_slow else "left",
-            )
+        axes.errorbar(
+            [ms for _, ms, _ in found],
+            [value["mean"] for _, _, value in found],
+            list(zip(*(apart_of(value) for _, _, value in found), strict=True)),
+            fmt="o",
+            markersize=MARKER_PT,
+            capsize=CAP_PT,
+        )
         axes.set_xscale("log")
         for part in ("major", "minor"):
             getattr(axes.xaxis, f"set_{part}_formatter")("{x:g}")
-        axes.margins(x=0.15)
+        axes.margins(x=0.15, y=0.15)
         axes.set_xlabel("ms an image")
         axes.set_ylabel(f"{WORDS[score]}\n({summary['reference']})")
         axes.grid(alpha=0.3)
+    keep_layout(figure)
+    for axes, (_, found) in zip(every, panels, strict=True):
+        name_points(axes, found)
     return as_png(figure)
 
 
@@ -118,9 +117,15 @@ def draw_histograms(summary: Summary) -> bytes:
         axes.set_title(f"{level}: {summary['levels'][level]['ranked_by']}", fontsize=9)
         axes.set_yscale("log")
         axes.set_ylim(bottom=LEAST_COUNT)
+        is_low = max(histogram["counts"], default=0) < 10  # there is one power of ten, or two
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(_whole if is_low else "")
         axes.set_ylabel("prompts (log)")
     return as_png(figure)
+
+
+def _whole(count: float, _: int) -> str:
+    return f"{count:.0f}" if count >= 1 else ""
 
 
 def noise(place: Place, other: Place) -> dict[str, float]:
@@ -153,6 +158,12 @@ def new_figure(*, width: float, height: float) -> Any:
     except ImportError as error:
         raise SdoptError(f"charts need matplotlib ({error}): pip install -e '.[docs]'") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def keep_layout(figure: Any) -> None:
+    """Where its parts are now, they stay, whatever is added to them."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def as_png(figure: Any) -> bytes:

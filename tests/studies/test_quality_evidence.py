@@ -23,16 +23,16 @@ from sdopt.bench.evaluation.pixels import to_png
 from sdopt.bench.report.results import marks
 from sdopt.errors import BrokenFileError
 from studies import quality, quality_page
+from studies.point_names import CAP_PT, MARKER_PT, Point, name_points
 from studies.quality import (
     SHOWN,
-    Point,
     draw_histograms,
     new_figure,
     points,
     read_sheet,
     times_ms,
 )
-from studies.quality_chart import CAP_PT, MARKER_PT, draw_levels, name_points
+from studies.quality_chart import draw_levels
 from studies.quality_page import CHART, HISTORY, Found, found_in, main, turned
 from studies.quality_runs import LOSSY, Lossy
 
