@@ -70,7 +70,8 @@ def _in_turn(
     places: Mapping[str, Sequence[tuple[float, Any, Any]]], order: Sequence[str]
 ) -> tuple[float, dict[str, Any]]:
     """How bad it is if each level in turn takes the best place that is left, and their places."""
-    whole, boxes, chosen = 0.0, [], {}
+    whole, chosen = 0.0, {}
+    boxes: list[Any] = []
     for level in order:
         worse = [
             (bad + COVERED * sum(_common(box, other) for other in boxes), number)

@@ -11,13 +11,13 @@ from studies.point_names import CAP_PT, MARKER_PT, Point, name_points
 from studies.quality import (
     SHOWN,
     WORDS,
-    Summary,
     apart_of,
     keep_layout,
     new_figure,
     points,
     times_ms,
 )
+from studies.quality_sheets import Summary
 
 MARKERS = "osD^v"
 

@@ -26,16 +26,13 @@ from sdopt.levels import LEVELS
 from sdopt.util.files import cause
 from studies.quality import (
     SHOWN,
-    Summary,
     as_png,
-    check_levels,
-    check_sheets,
     draw_histograms,
-    read_sheet,
     write_all,
 )
 from studies.quality_chart import draw_levels
 from studies.quality_runs import LOSSY, Lossy, kept
+from studies.quality_sheets import Summary, check_levels, check_sheets, read_sheet
 
 HISTORY = Path("baselines/history/nvidia-h200-140gib-700-w/sd15-random")
 CHART = "quality-levels"

@@ -29,12 +29,12 @@ from studies.quality import (
     draw_histograms,
     new_figure,
     points,
-    read_sheet,
     times_ms,
 )
 from studies.quality_chart import draw_levels
 from studies.quality_page import CHART, HISTORY, Found, found_in, main, turned
 from studies.quality_runs import LOSSY, Lossy
+from studies.quality_sheets import read_sheet
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "docs" / "samples"
