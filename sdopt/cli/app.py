@@ -119,7 +119,8 @@ _add(
     app,
     evaluate,
     "Say what levels cost over thousands of prompts.",
-    "sdopt evaluate --levels turbo --reference hoisted --source embedded --scenes 2000 --out quality/\n"
+    "sdopt evaluate --levels turbo --reference hoisted --source embedded --scenes 2000 "
+    "--out quality/\n"
     "accelerate launch -m sdopt.evaluate --levels final --prompts captions --out quality/",
     f"{CODES}; 1 the bound of an interval passes a --limit",
 )
