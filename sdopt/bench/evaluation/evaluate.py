@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from sdopt.bench.evaluation.checking import MadeWith, missing_blocks
 from sdopt.bench.evaluation.crew import Crew
 from sdopt.bench.evaluation.distance import fid, fid_absence
 from sdopt.bench.evaluation.holding import held
 from sdopt.bench.evaluation.judging import Limit, verdicts_of
 from sdopt.bench.evaluation.parts import PARTS, SUFFIX
 from sdopt.bench.evaluation.places import Place
-from sdopt.bench.evaluation.plan import Evaluation, missing_blocks, open_run
+from sdopt.bench.evaluation.plan import Evaluation, open_run
 from sdopt.bench.evaluation.scores import absences
 from sdopt.bench.evaluation.summary import JSON, summarize, write_summary, write_worst
 from sdopt.bench.evaluation.work import MOST_BATCH, Build, Worker, pipeline_of
@@ -45,8 +46,15 @@ def evaluate(
 
     None in the others. Raises SdoptError: also for prompts that are missing after all.
     """
+    dtype = _dtype(crew)
+    made_with = {
+        level.name: evaluation.made_with(level, crew.device.type, dtype)
+        for level in evaluation.all_levels()
+    }
     with ExitStack() as stack:
-        missing, session = crew.told_by_main(lambda: _begin(evaluation, place, crew, stack, say))
+        missing, session = crew.told_by_main(
+            lambda: _begin(evaluation, place, crew, stack, say, made_with)
+        )
         wanted = sorted({block for blocks in missing.values() for block in blocks})
         watch = Watch(evaluation=evaluation, place=place, say=say if crew.is_main else _silent)
         Worker(
@@ -59,27 +67,41 @@ def evaluate(
             threads=threads_of(crew.size),
             say=say,
             progress=watch.look,
+            made_with=made_with,
         ).work(missing, crew.share(wanted), evaluation.batch or MOST_BATCH[crew.device.type])
         if not crew.is_main:
             return None
         watch.wait(patience_s)
-        return _told(evaluation, place, crew, limits, again)
+        return _told(evaluation, place, crew, limits, again, made_with)
 
 
 def _begin(
-    evaluation: Evaluation, place: Place, crew: Crew, stack: ExitStack, say: Say
+    evaluation: Evaluation,
+    place: Place,
+    crew: Crew,
+    stack: ExitStack,
+    say: Say,
+    made_with: MadeWith,
 ) -> tuple[dict[str, list[int]], str]:
     """What is missing, once the place is ours until the stack is left."""
+    stack.enter_context(held(place, say))
+    open_run(place, evaluation, crew.device.type, _dtype(crew))
+    return missing_blocks(place, evaluation, made_with), f"{time.time():.3f}"
+
+
+def _dtype(crew: Crew) -> str:
     from sdopt.pipelines.pipeline import dtype_on
 
-    stack.enter_context(held(place, say))
-    dtype = str(dtype_on(crew.device)).removeprefix("torch.")
-    open_run(place, evaluation, crew.device.type, dtype)
-    return missing_blocks(place, evaluation), f"{time.time():.3f}"
+    return str(dtype_on(crew.device)).removeprefix("torch.")
 
 
 def _told(
-    evaluation: Evaluation, place: Place, crew: Crew, limits: Sequence[Limit], again: str
+    evaluation: Evaluation,
+    place: Place,
+    crew: Crew,
+    limits: Sequence[Limit],
+    again: str,
+    made_with: MadeWith,
 ) -> tuple[dict[str, Any], list[Verdict]]:
     fids = {}
     if fid_absence() is None:
@@ -88,7 +110,7 @@ def _told(
             level.name: fid(place, level.name, reference, crew.device)
             for level in evaluation.levels
         }
-    summary = summarize(place, evaluation, absences(), fids)
+    summary = summarize(place, evaluation, absences(), fids, made_with)
     verdicts = verdicts_of(summary, limits, again, f"{place.name}/{JSON}")
     write_worst(place, evaluation, summary)
     write_summary(place, summary, verdicts)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdopt.bench.evaluation.parts import PARTS, SUFFIX, Scores, read_scores
 from sdopt.bench.evaluation.places import Place
@@ -47,6 +48,11 @@ class Merged:
     faults: dict[str, list[int]] = field(default_factory=dict)
     """The first few indices by what is wrong with the image."""
     fault_count: int = 0
+    faulty: NDArray[np.bool_] = field(init=False)
+    """Of each prompt."""
+
+    def __post_init__(self) -> None:
+        self.faulty = np.zeros(self.count, np.bool_)
 
     def add(self, block: int, part: Scores) -> None:
         """The next part, in the order of the indices."""
@@ -62,15 +68,23 @@ class Merged:
         for index, fault in zip(part.indices.tolist(), part.faults, strict=True):
             if fault:
                 self.fault_count += 1
+                self.faulty[index] = True
                 named = self.faults.setdefault(fault, [])
                 if len(named) < MOST_NAMED:
                     named.append(index)
 
 
-def merge(place: Place, level: str, count: int, ranked_by: str) -> Merged:
+def merge(
+    place: Place,
+    level: str,
+    count: int,
+    ranked_by: str,
+    check: Callable[[Scores], None] = lambda part: None,
+) -> Merged:
     """Read every part of a level. Raises BrokenFileError for indices that are there twice or never.
 
-    Of a prompt only four bytes are kept: the number of the file that has it.
+    `check` raises for a part that does not belong there. Of a prompt only five bytes are kept: the
+    number of the file that has it, and whether its image is worthless.
     """
     merged = Merged(level=level, count=count, ranked_by=ranked_by)
     folder = f"{PARTS}/{level}"
@@ -78,6 +92,7 @@ def merge(place: Place, level: str, count: int, ranked_by: str) -> Merged:
     found_in = np.zeros(count, np.int32)
     for number, name in enumerate(files, start=1):
         part = read_scores(place, f"{folder}/{name}")
+        check(part)
         _check(place, part, found_in, files, number)
         found_in[part.indices] = number
         merged.add(int(part.indices[0]), part)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ HOST = ("cpu_s", "scorers_cpu_s", "png_s", "score_s", "write_s")
 """What a part cost the host; older parts do not say it."""
 TEXTS = ("prompt", "fault", "session")
 IMAGE = "png"
+ANEW = "delete it and run the same command again: that part alone is made anew"
+MADE_WITH = b"sdopt_made_with"
+"""Key of a file's metadata: the level and the settings that its images come from, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class Scores:
     faults: list[str]
     scores: Mapping[str, NDArray[np.float64]]
     made: Made
+    made_with: Mapping[str, Any] | None
+    """Of an older part None: it does not say what it was made with."""
 
 
 def part_name(block: int) -> str:
@@ -85,8 +91,14 @@ def part_file(level: str, block: int) -> str:
     return f"{PARTS}/{level}/{part_name(block)}"
 
 
-def write_part(place: Place, file: str, rows: Sequence[Scored], made: Made) -> None:
-    """Write the results of consecutive prompts as one file."""
+def write_part(
+    place: Place,
+    file: str,
+    rows: Sequence[Scored],
+    made: Made,
+    made_with: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the results of consecutive prompts as one file, which says what it was made with."""
     import pyarrow
     import pyarrow.parquet
 
@@ -101,15 +113,17 @@ def write_part(place: Place, file: str, rows: Sequence[Scored], made: Made) -> N
         values = [row.scores.get(name, float("nan")) for row in rows]
         columns[name] = pyarrow.array(values, pyarrow.float64())
     content = io.BytesIO()
+    table = pyarrow.table(columns)
+    if made_with is not None:
+        table = table.replace_schema_metadata({MADE_WITH: json.dumps(made_with)})
     # Images are compressed already.
-    pyarrow.parquet.write_table(pyarrow.table(columns), content, compression="none")
+    pyarrow.parquet.write_table(table, content, compression="none")
     place.write(file, content.getvalue())
 
 
 def read_scores(place: Place, file: str) -> Scores:
     """A part without its images and prompts. Raises BrokenFileError naming the file."""
-    skipped = ("prompt", IMAGE)
-    table = _read(place, file, skipped)
+    table = _read(place, file, lambda name: name not in ("prompt", IMAGE))
     names = [name for name in table.column_names if name not in (*NUMBERS, *HOST, *TEXTS)]
     told = [name for name in Made.__dataclass_fields__ if name in table.column_names]
     first = {name: table.column(name)[0].as_py() for name in told}
@@ -119,12 +133,19 @@ def read_scores(place: Place, file: str) -> Scores:
         faults=table.column("fault").to_pylist(),
         scores={name: table.column(name).to_numpy() for name in names},
         made=Made(**first),
+        made_with=_made_with(place, file, table),
     )
+
+
+def read_stamp(place: Place, file: str) -> tuple[NDArray[np.int64], Mapping[str, Any] | None]:
+    """A part's indices, and what it was made with. Raises BrokenFileError naming the file."""
+    table = _read(place, file, lambda name: name == "index")
+    return table.column("index").to_numpy(), _made_with(place, file, table)
 
 
 def read_rows(place: Place, file: str) -> list[Scored]:
     """A part with its images. Raises BrokenFileError naming the file."""
-    table = _read(place, file, ())
+    table = _read(place, file, lambda name: True)
     known = (*NUMBERS, *HOST, *TEXTS, IMAGE)
     return [
         Scored(
@@ -138,7 +159,7 @@ def read_rows(place: Place, file: str) -> list[Scored]:
     ]
 
 
-def _read(place: Place, file: str, skipped: Sequence[str]) -> Any:
+def _read(place: Place, file: str, wanted: Callable[[str], bool]) -> Any:
     import pyarrow
     import pyarrow.parquet
 
@@ -149,16 +170,56 @@ def _read(place: Place, file: str, skipped: Sequence[str]) -> Any:
             names = rows.schema_arrow.names
             if lacking := sorted(needed - set(names)):
                 raise _broken(place, file, f"has no column {', '.join(lacking)}")
-            table = rows.read([name for name in names if name not in skipped])
+            table = rows.read([name for name in names if wanted(name)])
         except (OSError, pyarrow.ArrowException) as error:
             raise _broken(place, file, f"cannot be read: {cause(error)}") from error
     if not table.num_rows:
         raise _broken(place, file, "holds no row")
+    for name in sorted(table.column_names, key=lambda name: name != "index"):
+        _check_type(place, file, table, name)
     return table
 
 
-def _broken(place: Place, file: str, what: str) -> BrokenFileError:
-    return BrokenFileError(
-        f"{place.name}/{file} {what}; delete it and run the same command again: that part alone "
-        "is made anew"
+def _check_type(place: Place, file: str, table: Any, name: str) -> None:
+    """Raise BrokenFileError for a column of another type, or a value that is not there."""
+    from pyarrow import types
+
+    column, kind = table.column(name), table.column(name).type
+    if name in ("index", "process", "batch"):
+        word, right = "integers", types.is_integer(kind)
+    elif name in TEXTS:
+        word, right = "text", types.is_string(kind) or types.is_large_string(kind)
+    elif name == IMAGE:
+        word, right = "binary", types.is_binary(kind) or types.is_large_binary(kind)
+    else:
+        word, right = "numbers", types.is_floating(kind)
+    is_needed = name in (*NUMBERS, *TEXTS, IMAGE)
+    if right and not (is_needed and column.null_count):
+        return
+    row = column.is_null().index(True).as_py() if right else 0
+    index = None if name == "index" else table.column("index")[row].as_py()
+    which = f"in row {row}" if index is None else f"of prompt {index}"
+    raise _broken(
+        place, file, f"has {_shown(column[row].as_py())} in the column {name} {which}, not {word}"
     )
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)[:40]
+
+
+def _made_with(place: Place, file: str, table: Any) -> Mapping[str, Any] | None:
+    text = (table.schema.metadata or {}).get(MADE_WITH)
+    if text is None:
+        return None
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken(place, file, f"has broken metadata: {error}") from error
+    if not isinstance(told, dict):
+        raise _broken(place, file, "has broken metadata: not a JSON object")
+    return told
+
+
+def _broken(place: Place, file: str, what: str) -> BrokenFileError:
+    return BrokenFileError(f"{place.name}/{file} {what}; {ANEW}")

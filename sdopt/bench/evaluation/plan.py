@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sdopt.bench.evaluation.parts import PARTS, part_name
+from sdopt.bench.evaluation.parts import PARTS
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.prompts import Prompts
 from sdopt.errors import BrokenFileError, SdoptError
@@ -17,6 +17,8 @@ from sdopt.weights.sources import Source
 
 RUN = "run.json"
 SCHEMA = "sdopt-evaluation-run/1"
+NOISE = "float32, rounded"
+"""How a seed's noise is drawn: `portable_noise`."""
 PART = 32
 """Prompts in a part: what a killed process loses at most."""
 
@@ -68,8 +70,18 @@ class Evaluation:
             "reference": self.reference.name,
             "device": device,
             "dtype": dtype,
+            "noise": NOISE,
             **{package: version(package) for package in PACKAGES},
         }
+
+    def made_with(self, level: Level, device: str, dtype: str) -> dict[str, Any]:
+        """What a part of the level depends on: the settings, its fields and the reference's."""
+        fields = {
+            f"{one.name}: {name}": value
+            for one in (self.reference, level)
+            for name, value in _changing(one).items()
+        }
+        return {"level": level.name, **self.settings(device, dtype), **fields}
 
 
 def evaluation_of(
@@ -149,15 +161,6 @@ def read_run(place: Place) -> dict[str, Any]:
     if not isinstance(run, dict) or not isinstance(run.get("levels"), dict):
         raise BrokenFileError(f"{place.name}/{RUN} is not what an evaluation wrote")
     return run
-
-
-def missing_blocks(place: Place, evaluation: Evaluation) -> dict[str, list[int]]:
-    """The parts that are not there yet, by level."""
-    return {
-        level.name: [block for block in range(evaluation.blocks) if part_name(block) not in there]
-        for level in evaluation.all_levels()
-        for there in [set(place.files(f"{PARTS}/{level.name}"))]
-    }
 
 
 def _changing(level: Level) -> dict[str, Any]:

@@ -55,6 +55,8 @@ SCORES: dict[str, Score] = {
     )
 }
 """In the order of the tables. `*_cost` compares with the reference's image of the same seed."""
+OF_SCENES = ("ssim_ground_truth", "psnr_ground_truth_db", "attributes_right")
+"""Only of prompts that describe a scene."""
 PAIRED = tuple(name for name, score in SCORES.items() if score.paired)
 
 

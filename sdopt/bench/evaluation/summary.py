@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sdopt.bench.evaluation.checking import MadeWith, PartCheck
 from sdopt.bench.evaluation.judging import judged_name
 from sdopt.bench.evaluation.merging import NAMES, Merged, merge, score_named
 from sdopt.bench.evaluation.parts import part_file, read_rows
@@ -30,13 +31,26 @@ GAP_PX = 4
 
 
 def summarize(
-    place: Place, evaluation: Evaluation, absent: Mapping[str, str], fids: Mapping[str, float]
+    place: Place,
+    evaluation: Evaluation,
+    absent: Mapping[str, str],
+    fids: Mapping[str, float],
+    made_with: MadeWith,
 ) -> dict[str, Any]:
     """Merge every level. Raises BrokenFileError for parts that do not fit together."""
-    levels = {}
+    levels, reference_faulty = {}, None
     for level in evaluation.all_levels():
         ranked_by = _ranked_by(evaluation, level)
-        merged = merge(place, level.name, evaluation.count, ranked_by)
+        check = PartCheck(
+            place=place,
+            evaluation=evaluation,
+            level=level,
+            made_with=made_with[level.name],
+            reference_faulty=reference_faulty,
+        )
+        merged = merge(place, level.name, evaluation.count, ranked_by, check)
+        if level.name == evaluation.reference.name:
+            reference_faulty = merged.faulty
         levels[level.name] = _of_level(place, evaluation, level, merged, fids)
     run = read_run(place)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -124,6 +124,8 @@ class Worker:
     threads: int
     say: Callable[[str], None]
     progress: Callable[[], None]
+    made_with: Mapping[str, Mapping[str, Any]]
+    """By level, what its parts say that they were made with."""
 
     def work(self, missing: dict[str, list[int]], ours: Sequence[int], batch: int) -> None:
         """Make the missing parts of our blocks, level after level: the reference comes first."""
@@ -217,7 +219,8 @@ class Worker:
             write_s=before_s,
         )
         start = time.perf_counter()
-        write_part(self.place, part_file(level.name, block), scored, made)
+        file, made_with = part_file(level.name, block), self.made_with[level.name]
+        write_part(self.place, file, scored, made, made_with)
         written_s = time.perf_counter() - start
         self.progress()
         return written_s

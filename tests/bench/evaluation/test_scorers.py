@@ -15,10 +15,10 @@ import psutil
 import pytest
 import stub_evaluation as stub
 
+from sdopt.bench.evaluation.checking import missing_blocks
 from sdopt.bench.evaluation.parts import read_rows, read_scores
 from sdopt.bench.evaluation.pixels import to_png
 from sdopt.bench.evaluation.places import Folder
-from sdopt.bench.evaluation.plan import missing_blocks
 from sdopt.bench.evaluation.scorers import processes, see
 from sdopt.bench.evaluation.work import Worker
 from sdopt.errors import WorkerError
@@ -77,6 +77,7 @@ def test_they_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
 
 def test_a_worker_beside_a_gpu_stores_what_one_on_a_cpu_stores(tmp_path: Path) -> None:
     evaluation = stub.of(6)
+    made_with: dict[str, dict[str, str]] = {"hoisted": {}, "turbo": {}}
     for device in ("cuda", "cpu"):
         place = Folder(tmp_path / device)
         Worker(
@@ -89,7 +90,8 @@ def test_a_worker_beside_a_gpu_stores_what_one_on_a_cpu_stores(tmp_path: Path) -
             threads=2,
             say=lambda line: None,
             progress=lambda: None,
-        ).work(missing_blocks(place, evaluation), range(evaluation.blocks), 2)
+            made_with=made_with,
+        ).work(missing_blocks(place, evaluation, made_with), range(evaluation.blocks), 2)
 
     for name in ("parts/hoisted/00000001.parquet", "parts/turbo/00000000.parquet"):
         assert read_rows(Folder(tmp_path / "cuda"), name) == read_rows(
