@@ -119,18 +119,28 @@ def _of_json(file: Path, column: str) -> Lines:
 
 def _of_csv(file: Path, column: str) -> Lines:
     lines = _numbered(_lines(file))
-    reader = csv.DictReader((text + "\n" for text in lines), strict=True)
+    reader = csv.reader((text + "\n" for text in lines), strict=True)
     try:
-        if reader.fieldnames is not None and column not in reader.fieldnames:
-            raise BrokenFileError(
-                _wrong_column(f"{file}:1", column, "is missing", reader.fieldnames)
-            )
+        header = next(reader, None)
+        if header is None:
+            return
+        if header.count(column) != 1:
+            what = f"is there {header.count(column)} times" if column in header else "is missing"
+            raise BrokenFileError(_wrong_column(f"{file}:1", column, what, header))
         for row in reader:
-            if row[column] is None:
-                raise BrokenFileError(f"{lines.where}: has no value of the column {column!r}")
-            yield lines.where, row[column]
+            if len(row) != len(header):
+                raise BrokenFileError(_wrong_row(lines.where, row, header))
+            yield lines.where, row[header.index(column)]
     except csv.Error as error:
         raise BrokenFileError(f"{lines.where}: not CSV: {error}; save the file again") from error
+
+
+def _wrong_row(where: str, row: list[str], header: list[str]) -> str:
+    found = f"{len(row)} {'field' if len(row) == 1 else 'fields'}"
+    what = f"{where}: {found} in a row, and {len(header)} in the header ({', '.join(header)})"
+    if len(row) > len(header):
+        return f'{what}; put the prompt in quotes if it holds a comma: "{",".join(row)[:60]}"'
+    return f"{what}; write the missing ones, or close the quotes of the row"
 
 
 class _numbered:

@@ -67,7 +67,15 @@ def test_a_csv_row_may_go_over_several_lines(tmp_path: Path) -> None:
         ("p.jsonl", b'{"prompt": 7}\n', ":1: the column 'prompt' is 7, not a string"),
         ("p.jsonl", b'{"prompt": " "}\n', ":1: the prompt is empty"),
         ("p.csv", b'prompt,b\n"a cat"x,1\n', ":2: not CSV"),
-        ("p.csv", b"a,prompt\n1,x\n2\n", ":3: has no value of the column 'prompt'"),
+        ("p.csv", b"a,prompt\n1,x\n2\n", ":3: 1 field in a row, and 2 in the header (a, prompt);"),
+        ("p.csv", b"prompt,b\na cat,1\na dog\n", ":3: 1 field in a row, and 2 in the header"),
+        (
+            "p.csv",
+            b'prompt\n"one\ntwo"\na red star, and a green ring\n',
+            ":4: 2 fields in a row, and 1 in the header (prompt); put the prompt in quotes if",
+        ),
+        ("p.csv", b"a,prompt,b\n1,x,y,2\n", ":2: 4 fields in a row, and 3 in the header"),
+        ("p.csv", b"prompt,prompt\nx,y\n", ":1: the column 'prompt' is there 2 times"),
         ("p.parquet", b"PAR1 and no more", " cannot be read as Parquet"),
     ],
 )
