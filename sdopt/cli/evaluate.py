@@ -91,13 +91,15 @@ def evaluate(
         )
     from sdopt.bench.evaluation.crew import Crew
     from sdopt.bench.evaluation.evaluate import evaluate as run
-    from sdopt.bench.evaluation.judging import parse_limit
+    from sdopt.bench.evaluation.judging import check_limits, parse_limit
     from sdopt.bench.evaluation.places import place_of
-    from sdopt.bench.evaluation.plan import evaluation_of
+    from sdopt.bench.evaluation.plan import evaluation_of, with_steps
     from sdopt.bench.judge.verdict import exit_code
     from sdopt.weights.sources import resolve
 
     limits = [parse_limit(text, names) for text in limit or []]
+    evaluated = [with_steps(get_level(name), steps) for name in names]
+    check_limits(limits, evaluated, with_steps(base, steps))
     crew = Crew()
     digest = crew.told_by_main(lambda: _read(resolve(source), prompts, column, scenes).digest)
     found = resolve(source)  # after the main process, which has downloaded it

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command import plain, refusal
 
+import sdopt.bench.evaluation.evaluate  # noqa: F401  (transformers prints its notices now)
 from sdopt.bench.evaluation.crew import Crew
 from sdopt.cli.app import main
 from sdopt.errors import SdoptError
@@ -25,6 +26,22 @@ TWO = ("--levels", "express,turbo", "--reference", "hoisted", "--steps", "2")
         (
             ("--levels", "turbo", "--out", "x", "--scenes", "1", "--limit", "final:ssim_cost=1"),
             "unknown level of --limit 'final'",
+        ),
+        (
+            (
+                *("--levels", "dpm-20", "--reference", "euler-20", "--out", "x", "--scenes", "1"),
+                *("--limit", "ssim_cost=0.999"),
+            ),
+            "--limit on ssim_cost cannot judge dpm-20: against euler-20 it measures other noise of "
+            "the sampler, not a loss; limit ssim_ground_truth, psnr_ground_truth_db, "
+            "attributes_right, clip_score, which are judged by their difference, or name",
+        ),
+        (
+            (
+                *("--levels", "dpm-20,euler-20-cutoff", "--reference", "euler-20", "--out", "x"),
+                *("--scenes", "1", "--limit", "psnr_cost_db=30"),
+            ),
+            "or the cost of euler-20-cutoff alone (LEVEL:SCORE=X)",
         ),
         (
             ("--levels", "turbo", "--reference", "turbo", "--out", "x", "--scenes", "1"),
@@ -105,3 +122,12 @@ def test_the_other_processes_end_without_a_word_where_the_main_one_is_wrong(
     assert caught.value.code == 2
     told[:] = ["the answer", True]
     assert crew.told_by_main(wrong) == "the answer"
+
+
+def test_a_cost_against_another_number_of_an_ancestral_sampler_s_steps_is_no_loss(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ("evaluate", "--levels", "baseline", "--reference", "euler-20", "--out", "x")
+    given = (*given, "--prompts", "none.txt", "--source", "embedded", "--limit", "0.9")
+    assert "--limit on ssim_cost cannot judge baseline" in refusal(capsys, *given)
+    assert "none.txt cannot be read" in refusal(capsys, *given, "--steps", "20")

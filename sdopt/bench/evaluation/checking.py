@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdopt.bench.evaluation.judging import is_cost
 from sdopt.bench.evaluation.merging import DIFFERENCE, NAMES, range_of, score_named
 from sdopt.bench.evaluation.parts import ANEW, Scores, part_file, part_name, read_stamp
 from sdopt.bench.evaluation.places import Place
@@ -95,7 +96,7 @@ class PartCheck:
                     )
 
     def _may_lack(self, score: str, index: int) -> bool:
-        compares = score.endswith(("_cost", "_cost_db", DIFFERENCE))
+        compares = is_cost(score) or score.endswith(DIFFERENCE)
         if compares and (self.reference_faulty is None or self.reference_faulty[index]):
             return True
         text = self.evaluation.prompts.texts[index]

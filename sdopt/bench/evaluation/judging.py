@@ -10,6 +10,7 @@ from sdopt.bench.evaluation.scores import SCORES, Score
 from sdopt.bench.judge.verdict import Outcome, Verdict, fault
 from sdopt.bench.metrics.metric import Better
 from sdopt.errors import SdoptError, UnknownNameError
+from sdopt.levels import Level, cost_is_comparable
 
 MAIN_SCORE = "ssim_cost"
 
@@ -41,6 +42,28 @@ def parse_limit(text: str, levels: Sequence[str]) -> Limit:
             f"--limit is {text!r}; give [LEVEL:]SCORE=NUMBER, such as final:ssim_cost=0.95"
         )
     return Limit(score=score, value=number, level=level or None)
+
+
+def check_limits(limits: Sequence[Limit], levels: Sequence[Level], reference: Level) -> None:
+    """Raise SdoptError for one that nothing could fail: a cost that measures other noise."""
+    for limit in limits:
+        ours = [level for level in levels if limit.level in (None, level.name)]
+        noise = [one.name for one in ours if not cost_is_comparable(one, reference)]
+        if not (noise and is_cost(limit.score)):
+            continue
+        judged = ", ".join(name for name in SCORES if not is_cost(name))
+        others = [one.name for one in levels if one.name not in noise]
+        costs = f", or the cost of {', '.join(others)} alone (LEVEL:SCORE=X)" if others else ""
+        raise SdoptError(
+            f"--limit on {limit.score} cannot judge {', '.join(noise)}: against "
+            f"{reference.name} it measures other noise of the sampler, not a loss; limit "
+            f"{judged}, which are judged by their difference{costs}, or name another --reference"
+        )
+
+
+def is_cost(score: str) -> bool:
+    """Whether it compares with the reference's image of the same seed."""
+    return score.endswith(("_cost", "_cost_db"))
 
 
 def judged_name(score: Score) -> str:
@@ -84,7 +107,7 @@ def _verdict(
         f"{judged_name(score)} (95 % interval {found['low']:.4f} to {found['high']:.4f})"
     )
     outcome = Outcome.RECORDED
-    if not told["comparable"] and score.name.endswith(("_cost", "_cost_db")):
+    if not told["comparable"] and is_cost(score.name):
         words += ", which measures other noise of the sampler, not a loss"
     elif limit is not None:
         lower = score.better is Better.LOWER

@@ -107,16 +107,19 @@ def evaluation_of(
             raise SdoptError(f"{name} is {value}; give 1 or more")
     if guidance is not None:
         source = replace(source, guidance_scale=guidance)
-    if steps is not None:
-        reference, *levels = [replace(level, steps=steps) for level in (reference, *levels)]
     return Evaluation(
         source=source,
-        reference=reference,
-        levels=tuple(levels),
+        reference=with_steps(reference, steps),
+        levels=tuple(with_steps(level, steps) for level in levels),
         prompts=prompts,
         part=part,
         batch=batch,
     )
+
+
+def with_steps(level: Level, steps: int | None) -> Level:
+    """The level with another number of steps, or as it is."""
+    return level if steps is None else replace(level, steps=steps)
 
 
 def open_run(place: Place, evaluation: Evaluation, device: str, dtype: str) -> None:
