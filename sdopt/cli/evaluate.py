@@ -119,12 +119,16 @@ def evaluate(
         part=part,
         batch=batch,
     )
+
+    def say(line: str) -> None:
+        print(f"evaluate: {line}", file=sys.stderr, flush=True)
+
     outcome = run(
         evaluation,
         place_of(out),
         crew,
         limits=limits,
-        say=lambda line: print(f"evaluate: {line}", file=sys.stderr, flush=True),
+        say=say,
         again="the same command in another --out, once it is repaired",
     )
     crew.part()
@@ -133,6 +137,9 @@ def evaluate(
     summary, verdicts = outcome
     if as_json:
         print_json(summary)
+        for verdict in verdicts:
+            if not verdict.passed:
+                say(verdict.message)
     else:
         _tell(out, [verdict.message for verdict in verdicts])
     return int(exit_code(verdicts))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from command import plain, refusal
+from jsonschema import Draft202012Validator
 
 import sdopt.bench.evaluation.evaluate  # noqa: F401  (transformers prints its notices now)
 from sdopt.bench.evaluation.crew import Crew
+from sdopt.bench.stored import schema
 from sdopt.cli.app import main
 from sdopt.errors import SdoptError
 
@@ -81,8 +83,16 @@ def test_levels_are_evaluated_and_held_to_a_limit(
     assert f"wrote {out}/summary.md" in told
     assert main([*given, "--limit", "turbo:ssim_cost=1"]) == 1
     assert "[turbo] ssim_cost: regression" in capsys.readouterr().out
+    assert main([*given, "--json", "--limit", "turbo:ssim_cost=1"]) == 1
+    told = capsys.readouterr()
+    assert "evaluate: [turbo] ssim_cost: regression: the cost of `turbo` over 3" in told.err
+    summary = json.loads(told.out)
+    assert summary == json.loads((out / "summary.json").read_text())
+    Draft202012Validator(schema.load("evaluation")).validate(summary)
+    assert summary["exit_code"] == 1
+    assert [one["outcome"] for one in summary["verdicts"]] == ["recorded", "regression"]
     assert main([*given, "--json"]) == 0
-    summary = json.loads(capsys.readouterr().out)
+    assert "regression" not in capsys.readouterr().err
     assert summary["run"]["guidance_scale"] == 2
     assert set(summary["levels"]) == {"hoisted", "express", "turbo"}
     assert summary["levels"]["turbo"]["scores"]["ssim_cost"]["count"] == 3

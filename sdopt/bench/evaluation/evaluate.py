@@ -19,7 +19,7 @@ from sdopt.bench.evaluation.parts import PARTS, SUFFIX
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.plan import Evaluation, open_run
 from sdopt.bench.evaluation.scores import absences
-from sdopt.bench.evaluation.summary import JSON, summarize, write_summary, write_worst
+from sdopt.bench.evaluation.summary import JSON, judged, summarize, write_summary, write_worst
 from sdopt.bench.evaluation.work import MOST_BATCH, Build, Worker, pipeline_of
 from sdopt.bench.judge.verdict import Verdict
 from sdopt.errors import SdoptError
@@ -113,8 +113,9 @@ def _told(
     summary = summarize(place, evaluation, absences(), fids, made_with)
     verdicts = verdicts_of(summary, limits, again, f"{place.name}/{JSON}")
     write_worst(place, evaluation, summary)
-    write_summary(place, summary, verdicts)
-    return summary, verdicts
+    content = judged(summary, verdicts)
+    write_summary(place, content)
+    return content, verdicts
 
 
 def threads_of(processes: int) -> int:

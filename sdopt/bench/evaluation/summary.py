@@ -116,13 +116,17 @@ def _of_score(merged: Merged, name: str) -> dict[str, Any]:
     }
 
 
-def write_summary(place: Place, summary: Mapping[str, Any], verdicts: Sequence[Verdict]) -> None:
-    """Both files, whole."""
-    content = {
+def judged(summary: Mapping[str, Any], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The summary with its verdicts: what its schema describes."""
+    return {
         **summary,
         "exit_code": int(exit_code(verdicts)),
         "verdicts": [as_dict(verdict) for verdict in verdicts],
     }
+
+
+def write_summary(place: Place, content: Mapping[str, Any]) -> None:
+    """What `judged` returns, as both files, whole."""
     text = json.dumps(content, indent=1, allow_nan=False)
     place.write(JSON, text.encode() + b"\n")
     place.write(MARKDOWN, "\n".join(markdown(content)).encode() + b"\n")
