@@ -100,6 +100,7 @@ def evaluate(
     limits = [parse_limit(text, names) for text in limit or []]
     evaluated = [with_steps(get_level(name), steps) for name in names]
     check_limits(limits, evaluated, with_steps(base, steps))
+    place = place_of(out)
     crew = Crew()
     digest = crew.told_by_main(lambda: _read(resolve(source), prompts, column, scenes).digest)
     found = resolve(source)  # after the main process, which has downloaded it
@@ -125,7 +126,7 @@ def evaluate(
 
     outcome = run(
         evaluation,
-        place_of(out),
+        place,
         crew,
         limits=limits,
         say=say,

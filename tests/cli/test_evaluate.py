@@ -141,3 +141,15 @@ def test_a_cost_against_another_number_of_an_ancestral_sampler_s_steps_is_no_los
     given = (*given, "--prompts", "none.txt", "--source", "embedded", "--limit", "0.9")
     assert "--limit on ssim_cost cannot judge baseline" in refusal(capsys, *given)
     assert "none.txt cannot be read" in refusal(capsys, *given, "--steps", "20")
+
+
+@pytest.mark.parametrize("out", ["", " ", "a.txt", "a.txt/below/it"])
+def test_an_out_that_is_no_folder_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("mine")
+    given = ("evaluate", "--levels", "turbo", "--source", "embedded", "--scenes", "2")
+    words = "a.txt is a file; name a folder" if out.strip() else "--out is empty"
+    assert words in refusal(capsys, *given, "--out", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -105,8 +105,15 @@ class Bucket:
 
 
 def place_of(out: str) -> Place:
-    """A folder, or what a URL names."""
-    return Bucket(out.rstrip("/")) if "://" in out else Folder(Path(out))
+    """A folder, or what a URL names. Raises SdoptError for neither."""
+    if not out.strip():
+        raise SdoptError("--out is empty (an unset variable?); name a folder, such as quality/")
+    if "://" in out:
+        return Bucket(out.rstrip("/"))
+    for path in (Path(out), *Path(out).parents):
+        if path.exists() and not path.is_dir():
+            raise SdoptError(f"--out {out}: {path} is a file; name a folder")
+    return Folder(Path(out))
 
 
 def cannot_write(file: str, error: OSError) -> SdoptError:

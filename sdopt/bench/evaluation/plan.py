@@ -17,6 +17,7 @@ from sdopt.weights.sources import Source
 
 RUN = "run.json"
 SCHEMA = "sdopt-evaluation-run/1"
+MOST_PART, MOST_BATCH = 100_000, 256
 NOISE = "float32, rounded"
 """How a seed's noise is drawn: `portable_noise`."""
 PART = 32
@@ -102,9 +103,9 @@ def evaluation_of(
             f"the level {twice[0]!r} is named twice; --levels are others than --reference, each "
             "once"
         )
-    for name, value in (("--part", part), ("--batch", batch)):
-        if value is not None and value < 1:
-            raise SdoptError(f"{name} is {value}; give 1 or more")
+    for name, value, most in (("--part", part, MOST_PART), ("--batch", batch, MOST_BATCH)):
+        if value is not None and not 1 <= value <= most:
+            raise SdoptError(f"{name} is {value}; give 1 to {most}")
     if guidance is not None:
         source = replace(source, guidance_scale=guidance)
     return Evaluation(
@@ -159,11 +160,21 @@ def read_run(place: Place) -> dict[str, Any]:
     with place.open(RUN) as file:
         try:
             run = json.loads(file.read())
-        except ValueError as error:
-            raise BrokenFileError(f"{place.name}/{RUN} is not JSON: {error}") from error
-    if not isinstance(run, dict) or not isinstance(run.get("levels"), dict):
-        raise BrokenFileError(f"{place.name}/{RUN} is not what an evaluation wrote")
+        except (ValueError, RecursionError) as error:
+            raise _broken(place, f"is not JSON: {error}") from error
+    levels = run.get("levels") if isinstance(run, dict) else None
+    if not isinstance(levels, dict):
+        raise _broken(place, "is not what an evaluation wrote: it names no levels")
+    for name, fields in levels.items():
+        if not isinstance(fields, dict):
+            raise _broken(place, f"says {_short(fields)} of the level {name}, not its fields")
     return run
+
+
+def _broken(place: Place, what: str) -> BrokenFileError:
+    return BrokenFileError(
+        f"{place.name}/{RUN} {what}; put back what was there, or name another --out"
+    )
 
 
 def _changing(level: Level) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from sdopt.weights.sources import Source
 
 CAPTIONS_NAME = "captions"
 """Names the 500 captions that are shipped, where a file is asked for."""
+MOST_SCENES = 100_000
+"""Drawing them takes 1.2 GiB; more are hardly others."""
 Lines = Iterator[tuple[str, str]]
 """Where each text stands, "file:3", and the text."""
 
@@ -40,8 +42,8 @@ def scene_prompts(count: int, source: Source) -> Prompts:
         raise SdoptError(
             f"--scenes is for the source 'embedded', this one is {source.name!r}; give --prompts"
         )
-    if count < 1:
-        raise SdoptError(f"--scenes is {count}; give 1 or more")
+    if not 1 <= count <= MOST_SCENES:
+        raise SdoptError(f"--scenes is {count}; give 1 to {MOST_SCENES}")
     captions = tuple(scene.caption() for scene in held_out_scenes(count))
     return Prompts(texts=captions, origin=f"{count} held-out scenes")
 

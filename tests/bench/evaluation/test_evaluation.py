@@ -421,8 +421,11 @@ def test_a_level_is_named_once() -> None:
     evaluation, base = stub.of(1), get_level("hoisted")
     with pytest.raises(SdoptError, match="'hoisted' is named twice"):
         evaluation_of(evaluation.source, evaluation.prompts, base, [base])
-    with pytest.raises(SdoptError, match="--batch is 0; give 1 or more"):
-        stub.of(1, batch=0)
+    for batch in (0, 10**12):
+        with pytest.raises(SdoptError, match=f"--batch is {batch}; give 1 to 256"):
+            stub.of(1, batch=batch)
+    with pytest.raises(SdoptError, match="--part is 10000000; give 1 to 100000"):
+        stub.of(1, part=10**7)
 
 
 def test_progress_tells_the_time_left_over_all_processes(tmp_path: Path) -> None:

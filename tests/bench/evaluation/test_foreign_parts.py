@@ -199,3 +199,20 @@ def test_a_worthless_image_may_lack_its_scores(tmp_path: Path, level: str) -> No
         summary, _ = stub.run(stub.of(COUNT), tmp_path, Broken)
         assert summary["levels"]["turbo"]["scores"]["ssim_cost"]["count"] == COUNT - 1
     assert get_level(level).name in summary["levels"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"levels": {"hoisted": 3}}', "says 3 of the level hoisted, not its fields"),
+        ('{"levels": [1]}', "is not what an evaluation wrote: it names no levels"),
+        ("[]", "is not what an evaluation wrote: it names no levels"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_run_that_is_none_is_named(out: Path, text: str, words: str) -> None:
+    (out / "run.json").write_text(text)
+    message = refused(out)
+    assert message.startswith(f"{out}/run.json {words}")
+    assert message.endswith("put back what was there, or name another --out")

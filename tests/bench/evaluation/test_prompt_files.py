@@ -125,5 +125,6 @@ def test_scenes_are_captions_of_the_miniature_alone() -> None:
     assert scene_prompts(20, resolve("embedded")).digest == prompts.digest
     with pytest.raises(SdoptError, match="--scenes is for the source 'embedded'"):
         scene_prompts(20, SOURCE)
-    with pytest.raises(SdoptError, match="--scenes is 0"):
-        scene_prompts(0, resolve("embedded"))
+    for count in (0, 100_000_000):
+        with pytest.raises(SdoptError, match=f"--scenes is {count}; give 1 to 100000"):
+            scene_prompts(count, resolve("embedded"))
