@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdopt.bench.evaluation.parts import PARTS, read_rows
+from sdopt.bench.evaluation.parts import PARTS, of_image, read_rows
 from sdopt.bench.evaluation.pixels import from_png
 from sdopt.bench.evaluation.places import Place, place_of
 from sdopt.bench.evaluation.summary import MARKDOWN, markdown, table
@@ -133,9 +133,13 @@ def noise(place: Place, other: Place) -> dict[str, float]:
     levels = [level for level in other.files(PARTS) if level in place.files(PARTS)]
     for level in levels:
         for name in place.files(f"{PARTS}/{level}"):
-            pair = [read_rows(one, f"{PARTS}/{level}/{name}") for one in (place, other)]
+            file = f"{PARTS}/{level}/{name}"
+            pair = [read_rows(one, file) for one in (place, other)]
             for ours, theirs in zip(*pair, strict=True):
-                apart = np.abs(np.subtract(from_png(ours.png), from_png(theirs.png), dtype=int))
+                with of_image(place, file, ours.index):
+                    image = from_png(ours.png)
+                with of_image(other, file, theirs.index):
+                    apart = np.abs(np.subtract(image, from_png(theirs.png), dtype=int))
                 found = {"pixels": float(apart.max())}
                 for score, value in ours.scores.items():
                     found[score] = abs(value - theirs.scores[score])

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdopt.bench.evaluation.parts import PARTS, read_rows
+from sdopt.bench.evaluation.parts import PARTS, of_image, read_rows
 from sdopt.bench.evaluation.places import Place
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def batches(place: Place, level: str) -> Iterator[torch.Tensor]:
     from sdopt.bench.evaluation.pixels import from_png
 
     for name in place.files(f"{PARTS}/{level}"):
-        rows = read_rows(place, f"{PARTS}/{level}/{name}")
-        images: list[Image] = [from_png(row.png) for row in rows if not row.fault]
+        file = f"{PARTS}/{level}/{name}"
+        images: list[Image] = []
+        for row in read_rows(place, file):
+            with of_image(place, file, row.index):
+                images += [] if row.fault else [from_png(row.png)]
         if images:
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

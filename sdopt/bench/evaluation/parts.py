@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,15 @@ def read_rows(place: Place, file: str) -> list[Scored]:
         )
         for row in table.to_pylist()
     ]
+
+
+@contextmanager
+def of_image(place: Place, file: str, index: int) -> Iterator[None]:
+    """Whoever decodes the image of a prompt in a part: BrokenFileError names both."""
+    try:
+        yield
+    except BrokenFileError as error:
+        raise _broken(place, file, f"has a broken image of prompt {index}: {error}") from error
 
 
 def _read(place: Place, file: str, wanted: Callable[[str], bool]) -> Any:

@@ -7,6 +7,10 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
+from sdopt.bench.stored.soundness import Unsound
+from sdopt.bench.stored.stored_image import pixels_of
+from sdopt.errors import BrokenFileError
+
 Image = NDArray[np.uint8]
 """(height, width, 3), 0 to 255."""
 
@@ -21,8 +25,8 @@ def to_png(image: Image) -> bytes:
 
 
 def from_png(content: bytes) -> Image:
-    """(height, width, 3), 0 to 255."""
-    from PIL import Image as Images
-
-    with Images.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB"))
+    """(height, width, 3), 0 to 255. Raises BrokenFileError that says only what is wrong."""
+    try:
+        return pixels_of(content)
+    except Unsound as error:
+        raise BrokenFileError(f"its PNG {error}") from error

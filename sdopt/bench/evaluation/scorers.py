@@ -19,7 +19,7 @@ from threading import Thread
 
 from sdopt.bench.evaluation.pixels import Image, from_png, to_png
 from sdopt.bench.evaluation.scores import plain_scores
-from sdopt.errors import WorkerError
+from sdopt.errors import BrokenFileError, WorkerError
 from sdopt.miniature.scenes import Scene
 
 
@@ -44,6 +44,8 @@ def see(image: Image, scene: Scene | None, reference: bytes | None) -> Seen:
     png = to_png(image)
     encoded = time.thread_time()
     other = None if reference is None else from_png(reference)
+    if other is not None and other.shape != image.shape:
+        raise BrokenFileError(f"its PNG is of shape {other.shape}, not {image.shape}")
     scores = plain_scores(image, scene, other)
     spent = Spent(png_s=encoded - began, score_s=time.thread_time() - encoded)
     return png, scores, spent

@@ -12,7 +12,7 @@ import numpy as np
 from sdopt.bench.evaluation.checking import MadeWith, PartCheck
 from sdopt.bench.evaluation.judging import judged_name
 from sdopt.bench.evaluation.merging import NAMES, Merged, merge, score_named
-from sdopt.bench.evaluation.parts import part_file, read_rows
+from sdopt.bench.evaluation.parts import of_image, part_file, read_rows
 from sdopt.bench.evaluation.pixels import Image, from_png, to_png
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.plan import Evaluation, read_run
@@ -229,8 +229,10 @@ def _row(place: Place, evaluation: Evaluation, level: str, index: int) -> Image:
     images = []
     block = index // evaluation.part
     for name in (evaluation.reference.name, level):
-        rows = read_rows(place, part_file(name, block))
-        images.append(from_png(next(row.png for row in rows if row.index == index)))
+        file = part_file(name, block)
+        row = next(row for row in read_rows(place, file) if row.index == index)
+        with of_image(place, file, index):
+            images.append(from_png(row.png))
     scene = scene_of(evaluation.source, evaluation.prompts.texts[index])
     if scene is not None:
         images.append(render(scene, images[0].shape[0]))

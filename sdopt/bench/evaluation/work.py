@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdopt.bench.evaluation.parts import Made, Scored, part_file, read_rows, write_part
+from sdopt.bench.evaluation.parts import Made, Scored, of_image, part_file, read_rows, write_part
 from sdopt.bench.evaluation.pixels import Image
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.plan import Evaluation
@@ -192,10 +192,12 @@ class Worker:
         pixels: Image = to_uint8(np.nan_to_num(image))
         scene = None if fault else scene_of(self.evaluation.source, prompt)
         sound = None if fault or other is None or other.fault else other
-        png, plain, spent = by(pixels, scene, sound.png if sound else None)
-        scores = dict(plain)
-        if not fault:
-            scores |= learned_scores(pixels, prompt, sound.png if sound else None)
+        block = index // self.evaluation.part
+        with of_image(self.place, part_file(self.evaluation.reference.name, block), index):
+            png, plain, spent = by(pixels, scene, sound.png if sound else None)
+            scores = dict(plain)
+            if not fault:
+                scores |= learned_scores(pixels, prompt, sound.png if sound else None)
         if sound:
             scores |= differences(scores, finite(sound.scores), PAIRED)
         scored = Scored(index=index, prompt=prompt, fault=fault, png=png, scores=scores)

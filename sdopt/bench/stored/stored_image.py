@@ -40,6 +40,12 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     return _read(path)[0]
 
 
+def pixels_of(content: bytes) -> NDArray[np.uint8]:
+    """The image of a PNG file's bytes. Raises Unsound."""
+    _check_header(content)
+    return _decoded(content)[0]
+
+
 def _read(path: Path) -> tuple[NDArray[np.uint8], str | None]:
     content = read_plain(path, MOST_BYTES)
     _check_header(content)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stub_evaluation as stub
 
 from sdopt.bench.evaluation import evaluate as module
+from sdopt.bench.evaluation.pixels import to_png
 from sdopt.errors import BrokenFileError
 from sdopt.levels import get_level
 
@@ -182,8 +184,6 @@ def test_a_worthless_image_may_lack_its_scores(tmp_path: Path, level: str) -> No
             self.of = of
 
         def __enter__(self) -> Any:
-            import numpy as np
-
             def generate(requests: Any) -> Any:
                 images = np.stack([stub.image(self.of, request) for request in requests])
                 if self.of.name == level:
@@ -216,3 +216,41 @@ def test_a_run_that_is_none_is_named(out: Path, text: str, words: str) -> None:
     message = refused(out)
     assert message.startswith(f"{out}/run.json {words}")
     assert message.endswith("put back what was there, or name another --out")
+
+
+def with_images(change: Callable[[bytes], bytes]) -> Change:
+    def changed_images(table: pa.Table) -> pa.Table:
+        images = [change(one) for one in table.column("png").to_pylist()]
+        column = pa.array(images, pa.binary())
+        return table.set_column(table.column_names.index("png"), "png", column)
+
+    return changed_images
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda png: png[:200], "its PNG cannot be decoded"),
+        (lambda png: b"no image", "its PNG is no PNG file"),
+        (lambda png: b"", "its PNG cannot be decoded: it is empty"),
+    ],
+)
+@pytest.mark.parametrize("level", ["hoisted", "turbo"])
+def test_a_broken_image_is_named_with_file_and_prompt(
+    out: Path, level: str, change: Callable[[bytes], bytes], words: str
+) -> None:
+    changed(part(out, level, block=0), with_images(change))
+    message = refused(out)  # a worst prompt's sheet needs it
+    assert re.match(f"{part(out, level, block=0)} has a broken image of prompt [0-3]: ", message)
+    assert words in message
+    assert message.endswith("that part alone is made anew")
+
+
+def test_a_broken_image_of_the_reference_is_named_when_a_level_is_compared(out: Path) -> None:
+    changed(part(out, "hoisted", block=2), with_images(lambda png: png[:200]))
+    shutil.rmtree(out / "parts" / "turbo")
+    file = part(out, "hoisted", block=2)
+    assert refused(out).startswith(f"{file} has a broken image of prompt 8: its PNG cannot be")
+    other = to_png(np.zeros((8, 8, 3), np.uint8))
+    changed(file, with_images(lambda png: other))
+    assert "prompt 8: its PNG is of shape (8, 8, 3), not (16, 16, 3)" in refused(out)
