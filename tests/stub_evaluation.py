@@ -79,6 +79,7 @@ def harm(folder: Path, words: Sequence[str], *names: str) -> None:
     turbo = data["levels"]["turbo"]
     turbo["worst"][0]["prompt"] = turbo["ranked_by"] = text
     data["run"]["origin"] = data["run"]["torch"] = text
+    data["run"]["cards"] = [text]
     data["verdicts"][0].update(level=text, reason=text, outcome=text)
     data["levels"] |= dict.fromkeys((text, *names), turbo)
     file.write_text(json.dumps(data))

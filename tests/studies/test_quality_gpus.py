@@ -12,6 +12,7 @@ import pytest
 import stub_evaluation as stub
 
 from sdopt.bench.evaluation import evaluate as module
+from sdopt.bench.evaluation.here import Here
 from sdopt.bench.report.results import marks
 from sdopt.levels import LEVELS, cost_is_comparable
 from studies import quality_gpus, quality_runs
@@ -23,6 +24,8 @@ LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "full_share", "float8"
 
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pipeline makes its images of nothing."""
+    where = Here(commit=None, card=None, date="2026-11-29")
+    monkeypatch.setattr(module, "here_of", lambda device: where)  # git is a subprocess
     monkeypatch.setattr(module, "pipeline_of", lambda source, device, level: stub.images()(level))
 
 

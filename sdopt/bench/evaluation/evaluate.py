@@ -13,6 +13,7 @@ from typing import Any
 from sdopt.bench.evaluation.checking import MadeWith, missing_blocks
 from sdopt.bench.evaluation.crew import Crew
 from sdopt.bench.evaluation.distance import fid, fid_absence
+from sdopt.bench.evaluation.here import here_of
 from sdopt.bench.evaluation.holding import held
 from sdopt.bench.evaluation.judging import Limit, verdicts_of
 from sdopt.bench.evaluation.parts import PARTS, SUFFIX
@@ -85,7 +86,8 @@ def _begin(
 ) -> tuple[dict[str, list[int]], str]:
     """What is missing, once the place is ours until the stack is left."""
     stack.enter_context(held(place, say))
-    open_run(place, evaluation, crew.device.type, _dtype(crew))
+    here = here_of(crew.device)
+    open_run(place, evaluation, crew.device.type, _dtype(crew), here, say)
     return missing_blocks(place, evaluation, made_with), f"{time.time():.3f}"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdopt.bench.evaluation.here import Here
 from sdopt.bench.evaluation.parts import PARTS
 from sdopt.bench.evaluation.places import Place
 from sdopt.bench.evaluation.prompts import Prompts
@@ -18,8 +19,8 @@ from sdopt.weights.sources import Source
 RUN = "run.json"
 SCHEMA = "sdopt-evaluation-run/1"
 MOST_PART, MOST_BATCH = 100_000, 256
-NOISE = "float32, rounded"
-"""How a seed's noise is drawn: `portable_noise`."""
+NOISE = "float32"
+"""What a seed's noise is drawn in before it is rounded: `portable_noise`."""
 PART = 32
 """Prompts in a part: what a killed process loses at most."""
 
@@ -60,6 +61,8 @@ class Evaluation:
         """What may not change while results are added to the same place."""
         from importlib.metadata import version
 
+        from sdopt import __version__
+
         return {
             "schema": SCHEMA,
             "source": self.source.name,
@@ -72,6 +75,7 @@ class Evaluation:
             "device": device,
             "dtype": dtype,
             "noise": NOISE,
+            "sdopt": __version__,
             **{package: version(package) for package in PACKAGES},
         }
 
@@ -123,15 +127,23 @@ def with_steps(level: Level, steps: int | None) -> Level:
     return level if steps is None else replace(level, steps=steps)
 
 
-def open_run(place: Place, evaluation: Evaluation, device: str, dtype: str) -> None:
+def open_run(
+    place: Place,
+    evaluation: Evaluation,
+    device: str,
+    dtype: str,
+    here: Here,
+    say: Callable[[str], None],
+) -> None:
     """Begin or go on with the evaluation there. Raises SdoptError if another one lies there."""
+    stored: Mapping[str, Any] = {}
     ours = evaluation.settings(device, dtype)
     levels = {level.name: _changing(level) for level in evaluation.all_levels()}
     if RUN in place.files(""):
         stored = read_run(place)
         theirs = stored["levels"]
         changed = [
-            f"{name} {_short(stored.get(name))} -> {_short(ours[name])}"
+            f"{name} {_short(stored.get(name, 'unknown'))} -> {_short(ours[name])}"
             for name in ours
             if stored.get(name) != ours[name]
         ]
@@ -147,11 +159,13 @@ def open_run(place: Place, evaluation: Evaluation, device: str, dtype: str) -> N
                 "or give the same settings"
             )
         levels = {**theirs, **levels}
+        here.warn(stored, place.name, say)
     elif place.files(PARTS):
         raise BrokenFileError(f"{place.name} has {PARTS}/ and no {RUN}; name another --out")
     for name in ("", *(f"{PARTS}/{level}" for level in levels)):
         place.tidy(name)
-    content = {**ours, "origin": evaluation.prompts.origin, "levels": levels}
+    origin = {"origin": evaluation.prompts.origin}
+    content = {**ours, **origin, **here.noted(stored), "levels": levels}
     place.write(RUN, json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -159,7 +173,7 @@ def read_run(place: Place) -> dict[str, Any]:
     """What `open_run` wrote. Raises BrokenFileError for anything else."""
     with place.open(RUN) as file:
         try:
-            run = json.loads(file.read())
+            run: Any = json.loads(file.read())
         except (ValueError, RecursionError) as error:
             raise _broken(place, f"is not JSON: {error}") from error
     levels = run.get("levels") if isinstance(run, dict) else None
@@ -168,7 +182,8 @@ def read_run(place: Place) -> dict[str, Any]:
     for name, fields in levels.items():
         if not isinstance(fields, dict):
             raise _broken(place, f"says {_short(fields)} of the level {name}, not its fields")
-    return run
+    told: dict[str, Any] = run
+    return told
 
 
 def _broken(place: Place, what: str) -> BrokenFileError:

@@ -135,9 +135,10 @@ def write_summary(place: Place, content: Mapping[str, Any]) -> None:
 def markdown(summary: Mapping[str, Any]) -> list[str]:
     """The tables of a summary, and its verdicts."""
     run = summary["run"]
+    where = ", ".join(run.get("cards", ())) or run["device"]
     lines = [
         f"{summary['prompts']} prompts ({run['origin']}), source `{run['source']}`, guidance "
-        f"{run['guidance_scale']:g}, {run['size_px']} px, {run['dtype']} on {run['device']}, "
+        f"{run['guidance_scale']:g}, {run['size_px']} px, {run['dtype']} on {where}, "
         f"torch {run['torch']}. Reference: `{summary['reference']}`.",
         "",
         *table(summary),

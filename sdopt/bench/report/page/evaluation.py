@@ -116,11 +116,12 @@ def _of(where: Path, summary: Mapping[str, Any], source: str) -> Evaluated:
 
 def _note(where: Path, summary: Mapping[str, Any], source: str) -> str:
     run = summary["run"]
+    device = ", ".join(run.get("cards", ())) or run["device"]
     told = (
         f"{summary['prompts']} prompts ({run['origin']}), source {run['source']}, guidance "
         f"{float(run['guidance_scale']):g}, {run['size_px']} px, {run['dtype']} on "
-        f"{run['device']}, torch {run['torch']}, in {where}. Each level against "
-        f"{summary['reference']}, with 95 % intervals."
+        f"{device}, torch {run['torch']}, in {where}. Each level "
+        f"against {summary['reference']}, with 95 % intervals."
     )
     if run["source"] != source:
         told += f" The run above is of another source, {source}: compare no number of the two."
