@@ -85,6 +85,11 @@ def _begin(
     made_with: MadeWith,
 ) -> tuple[dict[str, list[int]], str]:
     """What is missing, once the place is ours until the stack is left."""
+    if crew.size > 1 and not place.shared:
+        raise SdoptError(
+            f"--out {place.name} is memory of one process, and there are {crew.size}; give a "
+            "folder or object storage that all of them see"
+        )
     stack.enter_context(held(place, say))
     here = here_of(crew.device)
     open_run(place, evaluation, crew.device.type, _dtype(crew), here, say)

@@ -16,6 +16,8 @@ class Place(Protocol):
     name: str
     lock: Path | None
     """The file that a launch locks; None where there are no locks."""
+    shared: bool
+    """Whether other processes can see it at all."""
 
     def write(self, file: str, content: bytes) -> None:
         """Write a file whole or not at all."""
@@ -36,6 +38,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         self.lock: Path | None = path / ".lock"
+        self.shared = True
 
     def write(self, file: str, content: bytes) -> None:
         """A temporary name beside it, then a rename."""
@@ -76,6 +79,7 @@ class Bucket:
             raise MissingToolError(f"--out {url}: {error}; install it with pip") from error
         except ValueError as error:
             raise SdoptError(f"--out {url}: {error}; give a folder or a URL of fsspec") from error
+        self.shared = not _in_memory(self.system)
 
     def write(self, file: str, content: bytes) -> None:
         """One upload."""
@@ -102,6 +106,13 @@ class Bucket:
 
     def tidy(self, folder: str) -> None:
         """Nothing: half an upload is no file."""
+
+
+def _in_memory(system: Any) -> bool:
+    """Whether it, or what it wraps (`simplecache::memory://`), is of one process alone."""
+    names = system.protocol if isinstance(system.protocol, tuple) else (system.protocol,)
+    below = getattr(system, "fs", None)
+    return "memory" in names or (below is not None and _in_memory(below))
 
 
 def place_of(out: str) -> Place:

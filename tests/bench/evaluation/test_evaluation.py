@@ -340,6 +340,20 @@ def test_object_storage_holds_the_same(tmp_path: Path) -> None:
         place_of("s3://bucket")
 
 
+@pytest.mark.parametrize("url", ["memory://of-one", "simplecache::memory://of-one"])
+def test_memory_of_one_process_is_refused_for_several(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(Crew, "size", 2)
+    monkeypatch.setattr(Crew, "broadcast", lambda self, told: None)
+    made: list[int] = []
+    build = stub.images(lambda level, request: made.append(request.seed))
+    with pytest.raises(SdoptError, match=f"--out {url} is memory of one process, and there are 2"):
+        stub.run(stub.of(4), place_of(url), build, patience_s=1800.0)
+    assert made == []
+    assert place_of(url).files("") == []
+
+
 def test_the_summary_is_of_its_schema_and_tells_what_is_absent(tmp_path: Path) -> None:
     summary, verdicts = stub.run(stub.of(COUNT), tmp_path)
     data = json.loads((tmp_path / "summary.json").read_text())
