@@ -91,7 +91,7 @@ def evaluate(
         )
     from sdopt.bench.evaluation.crew import Crew
     from sdopt.bench.evaluation.evaluate import evaluate as run
-    from sdopt.bench.evaluation.judging import check_limits, parse_limit
+    from sdopt.bench.evaluation.judging import check_count, check_limits, parse_limit
     from sdopt.bench.evaluation.places import place_of
     from sdopt.bench.evaluation.plan import evaluation_of, with_steps
     from sdopt.bench.judge.verdict import exit_code
@@ -105,6 +105,7 @@ def evaluate(
     digest = crew.told_by_main(lambda: _read(resolve(source), prompts, column, scenes).digest)
     found = resolve(source)  # after the main process, which has downloaded it
     ours = _read(found, prompts, column, scenes)
+    check_count(limits, len(ours.texts))
     if ours.digest != digest:
         raise SdoptError(
             f"process {crew.number} finds other prompts in {ours.origin} than the main process; "

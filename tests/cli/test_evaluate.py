@@ -46,6 +46,10 @@ TWO = ("--levels", "express,turbo", "--reference", "hoisted", "--steps", "2")
             "or the cost of euler-20-cutoff alone (LEVEL:SCORE=X)",
         ),
         (
+            ("--levels", "turbo", "--out", "x", "--scenes", "1", "--limit", "0.9"),
+            "--limit is of an interval's bound, and 1 prompt has none; give 2 prompts or more",
+        ),
+        (
             ("--levels", "turbo", "--reference", "turbo", "--out", "x", "--scenes", "1"),
             "'turbo' is named twice",
         ),

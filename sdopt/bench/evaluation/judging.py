@@ -9,10 +9,12 @@ from typing import Any
 from sdopt.bench.evaluation.scores import SCORES, Score
 from sdopt.bench.judge.verdict import Outcome, Verdict, fault
 from sdopt.bench.metrics.metric import Better
+from sdopt.bench.report.page.evaluation import FEWEST
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import Level, cost_is_comparable
 
 MAIN_SCORE = "ssim_cost"
+NO_INTERVAL = "one prompt: no interval"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,15 @@ def check_limits(limits: Sequence[Limit], levels: Sequence[Level], reference: Le
         )
 
 
+def check_count(limits: Sequence[Limit], count: int) -> None:
+    """Raise SdoptError for a limit over so few prompts that there is no interval."""
+    if limits and count < FEWEST:
+        raise SdoptError(
+            f"--limit is of an interval's bound, and {count} prompt has none; give {FEWEST} "
+            "prompts or more, some hundreds for a narrow one, or leave --limit out"
+        )
+
+
 def is_cost(score: str) -> bool:
     """Whether it compares with the reference's image of the same seed."""
     return score.endswith(("_cost", "_cost_db"))
@@ -102,10 +113,15 @@ def _verdict(
     if found is None:
         why = summary["absent"].get(score.name, "no prompt of this source has it")
         return fault(level, score.name, f"{judged_name(score)} was not measured: {why}")
+    has_interval = found["count"] >= FEWEST
+    interval = f"95 % interval {found['low']:.4f} to {found['high']:.4f}"
     words = (
-        f"the cost of `{level}` over {found['count']} prompts is {found['mean']:.4f} in "
-        f"{judged_name(score)} (95 % interval {found['low']:.4f} to {found['high']:.4f})"
+        f"the cost of `{level}` over {found['count']} prompt{'s' * (found['count'] != 1)} is "
+        f"{found['mean']:.4f} in {judged_name(score)} "
+        f"({interval if has_interval else NO_INTERVAL})"
     )
+    if limit is not None and not has_interval:
+        return fault(level, score.name, f"{words}, and limit {limit:g} is of an interval's bound")
     outcome = Outcome.RECORDED
     if not told["comparable"] and is_cost(score.name):
         words += ", which measures other noise of the sampler, not a loss"

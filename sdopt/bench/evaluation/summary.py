@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sdopt.bench.evaluation.checking import MadeWith, PartCheck
-from sdopt.bench.evaluation.judging import judged_name
+from sdopt.bench.evaluation.judging import NO_INTERVAL, judged_name
 from sdopt.bench.evaluation.merging import NAMES, Merged, merge, score_named
 from sdopt.bench.evaluation.parts import of_image, part_file, read_rows
 from sdopt.bench.evaluation.pixels import Image, from_png, to_png
@@ -19,6 +19,7 @@ from sdopt.bench.evaluation.plan import Evaluation, read_run
 from sdopt.bench.evaluation.scores import SCORES, scene_of
 from sdopt.bench.judge.verdict import Verdict, exit_code
 from sdopt.bench.metrics.metric import Better
+from sdopt.bench.report.page.evaluation import FEWEST
 from sdopt.bench.report.results import markdown_table
 from sdopt.bench.report.verdicts import as_dict
 from sdopt.levels import Level, cost_is_comparable
@@ -186,6 +187,8 @@ def _cell(scores: Mapping[str, Any], name: str, is_reference: bool) -> str:
     found = scores.get(score_named(name) if is_reference else name)
     if found is None:
         return "-"
+    if found["count"] < FEWEST:
+        return f"{found['mean']:.4f} ({NO_INTERVAL})"
     return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
 
 

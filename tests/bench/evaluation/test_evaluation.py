@@ -384,6 +384,23 @@ def test_the_interval_s_bound_is_held_to_the_limit(tmp_path: Path) -> None:
         assert verdicts[0].reason.endswith(f", limit {value:g}")
 
 
+def test_one_prompt_has_no_interval_and_no_limit(tmp_path: Path) -> None:
+    summary, verdicts = stub.run(stub.of(1), tmp_path)
+    cost = summary["levels"]["turbo"]["scores"]["ssim_cost"]["mean"]
+    words = f"over 1 prompt is {cost:.4f} in ssim_cost (one prompt: no interval)"
+    assert words in verdicts[0].reason
+    assert f"| {cost:.4f} (one prompt: no interval) |" in (tmp_path / "summary.md").read_text()
+    _, verdicts = stub.run(stub.of(1), tmp_path, limits=[Limit(score="ssim_cost", value=-1)])
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.FAULT]
+    assert verdicts[0].reason.endswith(f"{words}, and limit -1 is of an interval's bound")
+    assert int(exit_code(verdicts)) == 2
+    _, verdicts = stub.run(
+        stub.of(2), tmp_path / "two", limits=[Limit(score="ssim_cost", value=-1)]
+    )
+    assert "95 % interval" in verdicts[0].reason
+    assert verdicts[0].outcome is Outcome.PASS
+
+
 def test_a_limit_on_what_was_not_measured_is_a_fault(tmp_path: Path) -> None:
     limits = [Limit(score="attributes_right", value=0.0, level="turbo")]
     _, verdicts = stub.run(stub.of(COUNT), tmp_path, limits=limits)

@@ -49,6 +49,15 @@ def changed(folder: Path, change: Any) -> None:
     file.write_text(json.dumps(data))
 
 
+def test_one_prompt_shows_no_interval(tmp_path: Path) -> None:
+    stub.run(stub.of(1), tmp_path)
+    found = evaluated(tmp_path / "run.json", "stub", tmp_path)
+    assert found is not None
+    assert found.table is not None
+    row = dict(zip(found.table.headings, found.table.rows[0], strict=True))
+    assert row["cost"] != row["from"] == row["to"] == row["limit"]
+
+
 def test_cost_interval_limit_verdict_histogram_and_worst_prompts_are_shown(
     run: Path, folder: Path
 ) -> None:

@@ -22,6 +22,8 @@ from sdopt.util.files import cause, damaged, given
 SUMMARY, SHEETS = "summary.json", "worst"
 BESIDE = "quality"
 """Where it is looked for beside a run, if no folder is named; nothing is said without one."""
+FEWEST = 2
+"""Prompts that an interval is of: from one alone, each replicate has the same mean."""
 MOST_LEVELS = 60
 MOST_BARS = 100
 MOST_BYTES = 400_000
@@ -147,7 +149,9 @@ def _table(levels: Mapping[str, Any], reference: str, limits: Limits) -> Table:
             if level == reference or not _is_judged(name, told["scores"]):
                 continue
             limit = limits.get((level, name.removesuffix("_difference")))
-            numbers = (score["mean"], score["low"], score["high"], limit, score["worst_percent"])
+            has_interval = score["count"] >= FEWEST
+            bounds = (score["low"], score["high"]) if has_interval else (None, None)
+            numbers = (score["mean"], *bounds, limit, score["worst_percent"])
             rows.append(
                 [
                     Cell(level, level),
