@@ -14,6 +14,7 @@ from sdopt.bench.evaluation.crew import Crew
 from sdopt.bench.stored import schema
 from sdopt.cli.app import main
 from sdopt.errors import SdoptError
+from sdopt.evaluate import run
 
 TWO = ("--levels", "express,turbo", "--reference", "hoisted", "--steps", "2")
 
@@ -157,3 +158,17 @@ def test_an_out_that_is_no_folder_is_refused_before_any_work(
     words = "a.txt is a file; name a folder" if out.strip() else "--out is empty"
     assert words in refusal(capsys, *given, "--out", out)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "ending"), [("0", "evaluate: ends with exit code 2\n"), ("1", "")]
+)
+def test_the_last_word_of_the_main_process_is_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, ending: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("sys.argv", ["evaluate", "--levels", "turbo", "--out", ""])
+    assert run() == 2
+    refused, _, last = capsys.readouterr().err.partition("\n")
+    assert refused.startswith("error: ")
+    assert last == ending

@@ -33,6 +33,7 @@ def evaluated(out: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> Any
     )
     assert done.returncode == 0, done.stderr
     assert "the cost of `express` over 6 prompts is" in done.stdout
+    assert done.stderr.count("evaluate: ends with exit code 0\n") == 1
     return json.loads((out / "summary.json").read_text())["levels"]
 
 
