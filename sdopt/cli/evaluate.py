@@ -131,7 +131,7 @@ def evaluate(
         crew,
         limits=limits,
         say=say,
-        again="the same command in another --out, once it is repaired",
+        again="the same command in another --out, once the cause is repaired",
     )
     crew.part()
     if outcome is None:
