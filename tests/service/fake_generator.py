@@ -1,7 +1,7 @@
 """A generator of a worker that generates nothing: prompts say how it behaves, the source how fast.
 
 `source` is JSON: `ms` of a batch, `size_px`, `compiles`, `fail` (at loading), `log` (a file that
-each batch is noted in).
+each batch is noted in), `until` (a file without which no batch ends).
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class FakeGenerator:
         def finish() -> Sequence[bool]:
             seconds = 30.0 if "hang" in prompts else self.options.get("ms", 1) / 1e3
             time.sleep(max(begin + seconds - time.perf_counter(), 0))
+            while (until := self.options.get("until")) and not Path(until).exists():
+                time.sleep(0.01)
             for one in wanted:
                 self._fill(one)
             return [prompt != "nan" for prompt in prompts]
