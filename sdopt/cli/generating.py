@@ -182,7 +182,6 @@ def _stepwise(pipeline: LevelPipeline, steps: Steps) -> AbstractContextManager[A
 def _made(pipeline: LevelPipeline, recipe: Recipe) -> Made:
     import numpy as np
 
-    from sdopt.pipelines.noise import portable_noise
     from sdopt.pipelines.workload import Request, generate
 
     request = Request(
@@ -197,7 +196,7 @@ def _made(pipeline: LevelPipeline, recipe: Recipe) -> Made:
         "num_inference_steps": recipe.steps,
         "guidance_scale": recipe.guidance_scale,
     }
-    with _peak_memory(pipeline) as peak, portable_noise():
+    with _peak_memory(pipeline) as peak:
         start = time.perf_counter()
         array = _or_refused(lambda: generate(pipeline, request, **settings))
         ms = 1e3 * (time.perf_counter() - start)

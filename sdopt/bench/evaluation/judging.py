@@ -9,7 +9,7 @@ from typing import Any
 from sdopt.bench.evaluation.scores import SCORES, Score
 from sdopt.bench.judge.verdict import Outcome, Verdict, fault
 from sdopt.bench.metrics.metric import Better
-from sdopt.bench.report.page.evaluation import FEWEST
+from sdopt.bench.stored.summaries import FEWEST
 from sdopt.errors import SdoptError, UnknownNameError
 from sdopt.levels import Level, cost_is_comparable
 

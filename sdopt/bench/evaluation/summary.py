@@ -19,9 +19,9 @@ from sdopt.bench.evaluation.plan import Evaluation, read_run
 from sdopt.bench.evaluation.scores import SCORES, scene_of
 from sdopt.bench.judge.verdict import Verdict, exit_code
 from sdopt.bench.metrics.metric import Better
-from sdopt.bench.report.page.evaluation import FEWEST
 from sdopt.bench.report.results import markdown_table
 from sdopt.bench.report.verdicts import as_dict
+from sdopt.bench.stored.summaries import FEWEST
 from sdopt.levels import Level, cost_is_comparable
 from sdopt.miniature.scenes import render
 

@@ -46,14 +46,12 @@ MOST_WAITING = 2
 @contextmanager
 def pipeline_of(source: Source, device: torch.device, level: Level) -> Iterator[Generate]:
     """The images of a level, until it is left."""
-    from sdopt.pipelines.noise import portable_noise
     from sdopt.pipelines.pipeline import build
     from sdopt.util.hardware import free_memory
 
     pipeline = build(source, level, device)
     try:
-        with portable_noise():
-            yield partial(generate_batch, pipeline)
+        yield partial(generate_batch, pipeline)
     finally:
         pipeline.__dict__.clear()
         free_memory(device)

@@ -10,6 +10,8 @@ from typing import Any
 from sdopt.bench.stored import schema
 from sdopt.util.files import damaged, read_json
 
+FEWEST = 2
+"""Prompts that an interval is of: from one alone, each replicate has the same mean."""
 ROUNDING = 1e-9
 """How far a mean may lie outside of its interval: both are sums of the same values."""
 

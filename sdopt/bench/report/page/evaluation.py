@@ -15,15 +15,13 @@ from sdopt.bench.report.page.sentences import ORDER, Sentence
 from sdopt.bench.report.page.tables import Cell, Table, number_cell
 from sdopt.bench.stored.soundness import Unsound
 from sdopt.bench.stored.stored_image import read_pixels
-from sdopt.bench.stored.summaries import read_summary
+from sdopt.bench.stored.summaries import FEWEST, read_summary
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import cause, damaged, given
 
 SUMMARY, SHEETS = "summary.json", "worst"
 BESIDE = "quality"
 """Where it is looked for beside a run, if no folder is named; nothing is said without one."""
-FEWEST = 2
-"""Prompts that an interval is of: from one alone, each replicate has the same mean."""
 MOST_LEVELS = 60
 MOST_BARS = 100
 MOST_BYTES = 400_000
