@@ -200,11 +200,14 @@ def _product(key: str, peak: Peak, tiles: Mapping[str, Any]) -> Work:
     inputs = prod(x) + prod(weight) * (2 if is_attention else 1)
     if job.kind == "joined":
         inputs += prod(job.shapes[3] or (0,))
+    if job.kind == "added":
+        inputs += prod(job.shapes[4] or (0,))
     pixels = job.flop / (2 * prod(weight))  # or rows: how often the weights are applied
     result = prod(x) if is_attention else pixels * weight[0] / (2 if job.kind == "geglu" else 1)
     wide = EIGHTH if job.float8 else HALF
     speed = peak.tflop_per_s * (2e12 if job.float8 else 1e12)
-    us = tiles.get(key, {}).get("us")
+    like = key.replace("added", "linear")  # as the engine takes the tile of one without residual
+    us = tiles.get(key, tiles.get(like, {})).get("us")
     return Work(
         operations=1,
         flop=job.flop,

@@ -170,7 +170,8 @@ def linear(
     flat = x.reshape(-1, x.shape[-1])
     more = None if x2 is None else x2.reshape(-1, x2.shape[-1])
     rest = None if residual is None else residual.reshape(-1, n)
-    kind = _product_kind("linear" if x2 is None else "joined", weight)
+    whole = "linear" if residual is None else "added"
+    kind = _product_kind(whole if x2 is None else "joined", weight)
     _note(product_key(flat.shape[0], k, n, kind), flat, _values(weight), bias, more, rest)
     tile = _product_tile(flat, k, n, kind)
     return tiled_linear(flat, weight, bias, tile, x2=more, residual=rest).reshape(*x.shape[:-1], n)

@@ -146,8 +146,10 @@ def convolution_tile(sizes: Sizes, n: int, kind: str, card: Card) -> Tile:
 def product_tile(m: int, k: int, n: int, kind: str, card: Card) -> Tile:
     """The measured tile of this matrix product, that of fewer rows, or one by rule."""
     for times in _times(m):
-        if (tile := _stored(product_key(m // times, k, n, kind), card)) is not None:
-            return _less_split(tile, times)
+        for kind_or_like in dict.fromkeys((kind, kind.replace("added", "linear"))):
+            key = product_key(m // times, k, n, kind_or_like)
+            if (tile := _stored(key, card)) is not None:
+                return _less_split(tile, times)
     if kind.startswith(FLOAT8):
         return ruled_float8_product(m, k, n, kind.removeprefix(FLOAT8), card)
     return ruled_product(m, k, n, kind, card)

@@ -58,8 +58,11 @@ def convolution_key(sizes: Sizes, n: int, kind: str) -> str:
 
 
 def product_key(m: int, k: int, n: int, kind: str) -> str:
-    """The name of a matrix product's shape: 'linear 8192x320-320'; `kind` is linear, joined or
-    geglu, or in float8 float8-linear or float8-geglu."""
+    """The name of a matrix product's shape: 'linear 8192x320-320'; `kind` is linear, added, joined
+    or geglu, or in float8 float8-linear or float8-geglu.
+
+    An added one ends with a residual, for which the library needs a kernel of its own.
+    """
     return f"{kind} {m}x{k}-{n}"
 
 

@@ -36,7 +36,8 @@ def make_of(job: Job, tile: Tile) -> Make:
     else:
         ends = (tuple(s is None for s in job.shapes), job.relu, job.causal)
     made_for = job.key if job.kind == "attention" else job.columns % 16 == 0
-    return job.kind, job.float8, ends, made_for, tuple(fields.items())
+    kind = job.kind.replace("added", "linear")
+    return kind, job.float8, ends, made_for, tuple(fields.items())
 
 
 def distinct(work: Iterable[tuple[Job, Sequence[Tile]]]) -> list[tuple[Job, list[Tile]]]:

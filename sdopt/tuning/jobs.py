@@ -18,6 +18,8 @@ from sdopt.engine.tiles import FLOAT8, Tile
 from sdopt.util.precision import chosen_dtype
 
 CONVOLUTIONS = ("conv", "plain", "upsample", "downsample")
+PRODUCTS = ("linear", "added", "joined")
+"""Of whole matrices; GEGLU's is one of two halves."""
 COLD_BYTES = 120 * 2**20
 """Weights in turn that together do not fit into the L2 cache, as in an image."""
 MOST_TURNS = 24
@@ -42,7 +44,8 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """'conv', 'plain', 'upsample', 'downsample', 'linear', 'joined', 'geglu' or 'attention'."""
+        """'conv', 'plain', 'upsample', 'downsample', 'linear', 'added', 'joined', 'geglu' or
+        'attention'."""
         return self.key.split()[0].removeprefix(FLOAT8)
 
     @property
@@ -132,7 +135,8 @@ def job_of_key(key: str) -> Job:
 def uses_of(job: Job) -> Iterator[Job]:
     """The job and the others that take its tile: they end otherwise, and have kernels of their own.
 
-    A plain convolution without a tile takes that of one with a bias.
+    A plain convolution without a tile takes that of one with a bias, an added product that of one
+    without a residual.
     """
     usual = job_of_key(job.key)
     x, weight, *more = usual.shapes
@@ -144,6 +148,9 @@ def uses_of(job: Job) -> Iterator[Job]:
         for ends in ((None, None), (None, residual), (bias, None), (bias, residual)):
             for relu in (False, True)[: 1 + (ends[0] is not None)]:
                 yield replace(usual, shapes=(x, weight, *ends), relu=relu)
+    elif job.kind == "added":
+        bias, _, residual = more
+        yield from (replace(usual, shapes=(x, weight, one, None, residual)) for one in (None, bias))
     elif job.kind in ("linear", "joined"):
         bias, x2, residual = more
         for one, other in ((None, None), (None, residual), (bias, None), (bias, residual)):
@@ -209,7 +216,7 @@ def _computed(job: Job, operands: Operands, tile: Tile | None) -> Tensor:
         return ops.tiled_upsample_convolution(x, weight, bias, tile)
     if job.kind == "downsample":
         return ops.tiled_downsample_convolution(x, weight, bias, tile)
-    if job.kind in ("linear", "joined"):
+    if job.kind in PRODUCTS:
         return ops.tiled_linear(x, weight, bias, tile, x2=more[1], residual=more[2])
     if bias is None:
         raise ValueError(f"{job.key}: it has a third operand")

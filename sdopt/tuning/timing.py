@@ -1,29 +1,61 @@
-"""How long one operation takes on the GPU, its weights cold in the cache as inside an image."""
+"""How long one operation takes on the GPU between others, its weights cold as inside an image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from statistics import median
 from typing import Any
 
 import torch
 
+from sdopt.engine import dependent, ops
+from sdopt.engine.cards import card_of
 from sdopt.engine.tiles import Tile
-from sdopt.tuning.jobs import MOST_TURNS
+from sdopt.tuning.jobs import MOST_TURNS, operand_dtype
 
 ROUNDS = 5
+NEIGHBOUR = 512, 320
+"""Rows and channels of the LayerNorm between two repeats: a short kernel, as most of an image's."""
 MOST_TWICE = 6
 """Of many tiles, how many are timed again after a first round: the fastest."""
 
 
 def time_us(compute: Callable[[Tile, int], Any], tile: Tile, rounds: int = ROUNDS) -> float:
-    """Median microseconds of one operation, replayed in a graph over weights in turn."""
-    compute(tile, 0)
+    """Median microseconds that one operation adds to a chain of short kernels of the engine.
+
+    Repeats of one kernel, one behind the other, hide what it costs between others: how early it
+    lets the next one start, and, of the library's, that it does not. So each repeat has a neighbour
+    of the engine's, launched as in an image, and a chain of neighbours alone is subtracted.
+    """
+    return _chain_us(lambda turn: compute(tile, turn), rounds) - _neighbour_us()
+
+
+@cache
+def _neighbour_us() -> float:
+    """Microseconds of a neighbour in a chain of its own kind."""
+    return _chain_us(lambda turn: None, ROUNDS)
+
+
+def _chain_us(compute: Callable[[int], Any], rounds: int) -> float:
+    """Microseconds of the operation and its neighbour, replayed in a graph over weights in turn."""
+    device = torch.device("cuda")
+    rows, channels = NEIGHBOUR
+    norm = torch.nn.LayerNorm(channels, device=device, dtype=operand_dtype())
+    x = torch.zeros((rows, channels), device=device, dtype=operand_dtype())
+
+    def between() -> None:
+        with dependent.launches(card_of(device).dependent), torch.no_grad():
+            ops.layer_norm(x, norm)
+
+    compute(0)
+    between()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for turn in range(MOST_TURNS):
-            compute(tile, turn)
+            between()
+            compute(turn)
     graph.replay()
     times = []
     for _ in range(rounds):

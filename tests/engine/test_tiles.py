@@ -32,6 +32,7 @@ from sdopt.engine.tables import (
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.errors import BrokenFileError
 from sdopt.tuning.candidates import shared_bytes
+from sdopt.tuning.jobs import CONVOLUTIONS, PRODUCTS
 from sdopt.util.places import TILES
 
 side, channels = st.integers(1, 300), st.integers(8, 2560)
@@ -140,8 +141,7 @@ def test_a_measured_tile(key: str) -> None:
     elif not tile.library:
         check(tile)
     kind = key.removeprefix(FLOAT8).split()[0]
-    kinds = ("conv", "plain", "upsample", "downsample", "linear", "joined", "geglu", "attention")
-    assert kind in kinds
+    assert kind in (*CONVOLUTIONS, *PRODUCTS, "geglu", "attention")
     assert tile.splits == 1 or kind not in ("upsample", "geglu")
 
 
@@ -157,6 +157,19 @@ def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:
     assert convolution_tile(unknown, 1280, "conv", UNSPECIALIZED) == ruled_convolution(
         unknown, 1280, "conv", UNSPECIALIZED
     )
+
+
+def test_a_product_with_a_residual_has_its_own_tile_or_that_of_one_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    linear, added = Tile(columns=64), Tile(columns=128)
+    table = {"linear 512x1280-1280": linear, "added 256x1280-1280": added}
+    monkeypatch.setattr("sdopt.engine.tables.tuned", lambda card: table)
+    assert product_tile(512, 1280, 1280, "linear", H100) == linear
+    # Its own of fewer rows comes after one of as many rows.
+    assert product_tile(512, 1280, 1280, "added", H100) == linear
+    assert product_tile(256, 1280, 1280, "added", H100) == added
+    assert product_tile(1024, 1280, 1280, "added", H100) == linear
 
 
 def test_a_convolution_without_bias_has_its_own_tile_or_that_of_one_with() -> None:

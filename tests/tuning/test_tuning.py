@@ -20,7 +20,15 @@ from sdopt.tuning import choosing, programs, repeats, timing
 from sdopt.tuning.candidates import SHARED_BYTES, candidates
 from sdopt.tuning.chosen import by_rule, stored, together
 from sdopt.tuning.compiling import distinct, make_of, shares_of
-from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels, random_operands, uses_of
+from sdopt.tuning.jobs import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    Job,
+    job_of_key,
+    jobs_of_levels,
+    random_operands,
+    uses_of,
+)
 from sdopt.tuning.repeats import Proof
 from sdopt.tuning.table import read_table, row, write_table
 
@@ -145,8 +153,7 @@ def test_a_few_kernels_of_one_operation_are_compiled_together() -> None:
 
 def test_the_operations_of_an_image_are_found_by_generating_one() -> None:
     jobs = jobs_of_levels(["turbo"], "embedded")
-    kinds = {"conv", "plain", "upsample", "downsample", "linear", "joined", "geglu", "attention"}
-    assert kinds == {job.kind for job in jobs}
+    assert {*CONVOLUTIONS, *PRODUCTS, "geglu", "attention"} == {job.kind for job in jobs}
     assert len({job.key for job in jobs}) == len(jobs)
     assert all(candidates(job) for job in jobs)
 
@@ -271,6 +278,16 @@ def test_a_tile_is_used_with_every_epilogue_and_without_splits_too() -> None:
     assert shares_of(Tile()) == (Tile(),)
 
 
+def test_a_product_with_a_residual_has_its_own_tile_and_the_kernels_of_one_without() -> None:
+    job = job_of_key("added 512x1280-1280")
+    assert [use.shapes[2:] for use in uses_of(job)] == [
+        (None, None, (512, 1280)),
+        ((1280,), None, (512, 1280)),
+    ]
+    of_linear = {make_of(use, FAST) for use in uses_of(job_of_key("linear 512x1280-1280"))}
+    assert {make_of(use, FAST) for use in uses_of(job)} < of_linear
+
+
 def test_sums_of_split_tiles_share_a_kernel_whatever_they_end_with() -> None:
     uses = list(uses_of(job_of_key(LINEAR.key)))
     assert len({make_of(use, Tile(splits=2)) for use in uses}) == 1
@@ -286,7 +303,7 @@ def test_what_can_be_chosen_is_every_stored_tile_and_every_rule() -> None:
     grouped = together(by_rule())
     makes = [make_of(job, tile) for job, tiles in grouped for tile in tiles]
     assert len(set(makes)) == len(makes)
-    kinds = {"conv", "plain", "upsample", "downsample", "linear", "joined", "geglu", "attention"}
+    kinds = {*CONVOLUTIONS, *PRODUCTS, "geglu", "attention"} - {"added"}  # a linear one's kernels
     assert {job.kind for job, _ in grouped} == kinds
     assert any(tile.specialized for _, tiles in grouped for tile in tiles)
 
