@@ -41,7 +41,7 @@ def replaying() -> bool:
     return _replaying
 
 
-_warm_up_streams: dict[int, Any] = {}
+_side_streams: dict[int, Any] = {}
 
 
 @contextmanager
@@ -50,14 +50,31 @@ def warm_up_stream() -> Iterator[None]:
 
     One stream for all captures of a device, since cuBLAS keeps 32 MiB for each that it was used on.
     """
-    device = torch.cuda.current_device()
-    side = _warm_up_streams.get(device)
-    if side is None:
-        side = _warm_up_streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with _side_stream() as side:
         yield
     torch.cuda.current_stream().wait_stream(side)
+
+
+@contextmanager
+def beside(first: Callable[[], None]) -> Iterator[None]:
+    """In a capture: `first` runs beside what is captured in here, from where it begins."""
+    with _side_stream() as side:
+        first()
+    try:
+        yield
+    finally:  # else an error in here could not be told: the capture would not end
+        torch.cuda.current_stream().wait_stream(side)
+
+
+@contextmanager
+def _side_stream() -> Iterator[Any]:
+    device = torch.cuda.current_device()
+    side = _side_streams.get(device)
+    if side is None:
+        side = _side_streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield side
 
 
 Graph = TypeVar("Graph")

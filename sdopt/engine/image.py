@@ -201,11 +201,17 @@ class ImageEngine:
             flag = torch.zeros((), dtype=torch.uint8, pin_memory=True)
             looked: Any = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+
+            def look() -> None:
                 if self._parts.fingerprints:
                     differs = differing(self._parts.fingerprints).to(torch.uint8)
                     flag.copy_(differs, non_blocking=True)
                 looked.record()
+
+            with (
+                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+                cuda_graphs.beside(look),
+            ):
                 image = self._run(static, kind, ticks)
         return Captured(
             graph=graph,
