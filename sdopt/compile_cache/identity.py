@@ -21,6 +21,7 @@ KERNEL_FILES = (
     "launch.py",
     "specialized.py",
     "specialized_launch.py",
+    "stationary.py",
     "rules.py",
     "tables.py",
     "tables/sm_90.json",

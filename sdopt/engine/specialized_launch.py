@@ -1,4 +1,4 @@
-"""Launch the warp-specialized kernel: descriptors, grids and workspaces on a Hopper GPU."""
+"""Launch the warp-specialized kernels: descriptors, grids and workspaces on a Hopper GPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import triton
 from torch import Tensor
 from triton import cdiv
 
-from sdopt.engine import dependent
+from sdopt.engine import cards, dependent
 from sdopt.engine.tiles import Tile
 
 GLUON_VERSIONS = ((3, 6), (3, 9))
-"""First and last minor version of Triton whose Gluon compiles the kernel; it ran with 3.6."""
+"""First and last minor version of Triton whose Gluon compiles the kernels; they ran with 3.6."""
 
 
 def compiles_here() -> bool:
@@ -71,6 +71,29 @@ def product(
         HAS_BIAS=whole and bias is not None,
         HAS_RESIDUAL=whole and residual is not None, ACTIVATION=activation if whole else 0,
         num_warps=4,
+        **dependent.options(),
+    )  # fmt: skip
+
+
+def stationary_geglu(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, tile: Tile) -> None:
+    """`stationary.sdopt_geglu` of x (rows, K) by `weight` (2 * N, K) into `out` (rows, N).
+
+    As many programs as the card has multiprocessors, the same number for each block of columns.
+    Raises ValueError for what the tile's weights do not cover whole.
+    """
+    from sdopt.engine import stationary
+
+    (rows, k), columns = x.shape, out.shape[1]
+    card = cards.card_of(x.device) if x.is_cuda else cards.H100  # compiled only
+    if not tile.keeps(k, columns, card.shared_bytes):
+        raise ValueError(f"{tile} does not keep the weights of {k} entries by {columns} columns")
+    across = columns // tile.columns
+    down = min(max(1, card.multiprocessors // across), cdiv(rows, tile.pixels))
+    stationary.sdopt_geglu[(across, down)](
+        _boxes(x, [tile.pixels, tile.depth]),
+        _boxes(weight.view(2, columns, k), [2, tile.columns, tile.depth]),
+        bias, out, rows, columns, BN=tile.columns, BK=tile.depth, STEPS=k // tile.depth,
+        STAGES=tile.stages, num_warps=4,
         **dependent.options(),
     )  # fmt: skip
 
