@@ -49,7 +49,7 @@ def convolution(
     specialized tile. Raises ValueError for a stationary one.
     """
     if tile.stationary:
-        raise ValueError(f"{tile} is for GEGLU alone")
+        raise ValueError(f"weights stay for GEGLU alone: {tile}")
     weight, scale, result = _unscaled(weight, x)
     images, height, width, channels = x.shape
     if downsample:
@@ -109,7 +109,7 @@ def matrix_product(
     if tile.stationary:
         alone = x2 is None and residual is None and scale is None
         if not (geglu and alone) or bias is None:
-            raise ValueError(f"{tile} is for GEGLU with a bias, alone and not in float8")
+            raise ValueError(f"weights stay for GEGLU alone, with a bias, not in float8: {tile}")
         specialized_launch.stationary_geglu(x, weight, bias, out, tile)
         return out
     sums = _sums(out, tile)

@@ -86,7 +86,7 @@ def stationary_geglu(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, tile:
     (rows, k), columns = x.shape, out.shape[1]
     card = cards.card_of(x.device) if x.is_cuda else cards.H100  # compiled only
     if not tile.keeps(k, columns, card.shared_bytes):
-        raise ValueError(f"{tile} does not keep the weights of {k} entries by {columns} columns")
+        raise ValueError(f"weights of {k} entries by {columns} columns do not stay in {tile}")
     across = columns // tile.columns
     down = min(max(1, card.multiprocessors // across), cdiv(rows, tile.pixels))
     stationary.sdopt_geglu[(across, down)](

@@ -135,22 +135,20 @@ def test_weights_that_stay_have_no_race_and_room(
         code = machine_code.parsed(proof.disassembled(kernels[0].asm["cubin"]))
         assert len(code.products) == 2 * 4 * tile.pixels // 64
         assert {f".64x{2 * tile.columns}x16.F32" in one.rest for one in code.products} == {True}
-        reached = machine_code.in_flight(code)
-        assert {at for at, one in enumerate(code.instructions) if one in code.products} <= {
-            *reached
-        }
+        reached = (code.instructions[at] for at in machine_code.in_flight(code))
+        assert set(code.products) <= set(reached)
 
 
 @pytest.mark.parametrize(
     "key", ["linear 8192x320-1280", "conv 2x64x64x320-320", "float8-geglu 8192x320-1280"]
 )
 def test_weights_stay_for_geglu_alone(key: str) -> None:
-    assert "is for GEGLU" in verdict(job_of_key(key), STATIONARY, H100)
+    assert "weights stay for GEGLU alone" in verdict(job_of_key(key), STATIONARY, H100)
 
 
 @pytest.mark.parametrize("key", ["geglu 512x1280-5120", "geglu 64x320-1344", "geglu 64x96-128"])
 def test_weights_that_do_not_fit_are_told(key: str) -> None:
-    assert "does not keep the weights" in verdict(job_of_key(key), STATIONARY, H100)
+    assert "columns do not stay in" in verdict(job_of_key(key), STATIONARY, H100)
 
 
 def test_weights_that_stay_are_compiled_for_their_length() -> None:
