@@ -22,6 +22,7 @@ KERNEL_FILES = (
     "specialized.py",
     "specialized_launch.py",
     "stationary.py",
+    "stationary_launch.py",
     "rules.py",
     "tables.py",
     "tables/sm_90.json",

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton import cdiv, next_power_of_2
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sdopt.engine import dependent, epilogue, kernels, specialized_launch
+from sdopt.engine import dependent, epilogue, kernels, specialized_launch, stationary_launch
 from sdopt.engine.float8 import KIND, Rounded
 from sdopt.engine.tiles import Tile
 
@@ -110,7 +110,7 @@ def matrix_product(
         alone = x2 is None and residual is None and scale is None
         if not (geglu and alone) or bias is None:
             raise ValueError(f"weights stay for GEGLU alone, with a bias, not in float8: {tile}")
-        specialized_launch.stationary_geglu(x, weight, bias, out, tile)
+        stationary_launch.geglu(x, weight, bias, out, tile)
         return out
     sums = _sums(out, tile)
     end = _epilogue_arguments(bias, residual, False)

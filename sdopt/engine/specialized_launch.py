@@ -1,4 +1,4 @@
-"""Launch the warp-specialized kernels: descriptors, grids and workspaces on a Hopper GPU."""
+"""Launch the warp-specialized kernel: descriptors, grids and workspaces on a Hopper GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 from triton import cdiv
 
-from sdopt.engine import cards, dependent
+from sdopt.engine import dependent
 from sdopt.engine.tiles import Tile
 
 GLUON_VERSIONS = ((3, 6), (3, 9))
@@ -60,8 +60,8 @@ def product(
     whole = tile.splits == 1
     across = cdiv(columns, tile.columns + (0 if geglu else tile.extra))
     specialized.sdopt_product[(down, across, tile.splits * phases**2)](
-        _boxes(x, box), _boxes(x if x2 is None else x2, box),
-        _boxes(weight, [tile.columns, depth]), _boxes(weight, [tile.extra or tile.columns, depth]),
+        boxes(x, box), boxes(x if x2 is None else x2, box),
+        boxes(weight, [tile.columns, depth]), boxes(weight, [tile.extra or tile.columns, depth]),
         *(out if tensor is None else tensor for tensor in (scale, bias, residual)), out,
         images, height, width, channels, 0 if x2 is None else x2.shape[1], columns, tile.splits,
         TAPS=taps, PHASES=phases, FLAT=flat, DOWNSAMPLE=downsample,
@@ -75,30 +75,8 @@ def product(
     )  # fmt: skip
 
 
-def stationary_geglu(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, tile: Tile) -> None:
-    """`stationary.sdopt_geglu` of x (rows, K) by `weight` (2 * N, K) into `out` (rows, N).
-
-    As many programs as the card has multiprocessors, the same number for each block of columns.
-    Raises ValueError for what the tile's weights do not cover whole.
-    """
-    from sdopt.engine import stationary
-
-    (rows, k), columns = x.shape, out.shape[1]
-    card = cards.card_of(x.device) if x.is_cuda else cards.H100  # compiled only
-    if not tile.keeps(k, columns, card.shared_bytes):
-        raise ValueError(f"weights of {k} entries by {columns} columns do not stay in {tile}")
-    across = columns // tile.columns
-    down = min(max(1, card.multiprocessors // across), cdiv(rows, tile.pixels))
-    stationary.sdopt_geglu[(across, down)](
-        _boxes(x, [tile.pixels, tile.depth]),
-        _boxes(weight.view(2, columns, k), [2, tile.columns, tile.depth]),
-        bias, out, rows, columns, BN=tile.columns, BK=tile.depth, STEPS=k // tile.depth,
-        STAGES=tile.stages, num_warps=4,
-        **dependent.options(),
-    )  # fmt: skip
-
-
-def _boxes(tensor: Tensor, box: list[int]) -> object:
+def boxes(tensor: Tensor, box: list[int]) -> object:
+    """A descriptor by which a kernel of Gluon's reads the tensor in such boxes."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
