@@ -21,6 +21,8 @@ KERNEL_FILES = (
     "launch.py",
     "specialized.py",
     "specialized_launch.py",
+    "stationary.py",
+    "stationary_launch.py",
     "rules.py",
     "tables.py",
     "tables/sm_90.json",

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton import cdiv, next_power_of_2
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sdopt.engine import dependent, epilogue, kernels, specialized_launch
+from sdopt.engine import dependent, epilogue, kernels, specialized_launch, stationary_launch
 from sdopt.engine.float8 import KIND, Rounded
 from sdopt.engine.tiles import Tile
 
@@ -46,8 +46,10 @@ def convolution(
     """`kernels.sdopt_convolution` of x (B, H, W, C) by `weight` (phases**2 * N, taps, taps, C).
 
     With `downsample` H and W are even, and the tile's depth divides C. Operands in float8 take a
-    specialized tile.
+    specialized tile. Raises ValueError for a stationary one.
     """
+    if tile.stationary:
+        raise ValueError(f"weights stay for GEGLU alone: {tile}")
     weight, scale, result = _unscaled(weight, x)
     images, height, width, channels = x.shape
     if downsample:
@@ -97,12 +99,19 @@ def matrix_product(
 ) -> Tensor:
     """`kernels.sdopt_matrix_product` of x (M, K), and maybe x2 (M, K2), by `weight` (N, K + K2).
 
-    Operands in float8 take a specialized tile.
+    Operands in float8 take a specialized tile. Raises ValueError for a stationary tile of anything
+    but GEGLU, alone and not in float8.
     """
     weight, scale, result = _unscaled(weight, x)
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if geglu else 1)
     out = x.new_empty((rows, columns), dtype=result)
+    if tile.stationary:
+        alone = x2 is None and residual is None and scale is None
+        if not (geglu and alone) or bias is None:
+            raise ValueError(f"weights stay for GEGLU alone, with a bias, not in float8: {tile}")
+        stationary_launch.geglu(x, weight, bias, out, tile)
+        return out
     sums = _sums(out, tile)
     end = _epilogue_arguments(bias, residual, False)
     if tile.specialized:

@@ -11,7 +11,7 @@ from sdopt.engine import dependent
 from sdopt.engine.tiles import Tile
 
 GLUON_VERSIONS = ((3, 6), (3, 9))
-"""First and last minor version of Triton whose Gluon compiles the kernel; it ran with 3.6."""
+"""First and last minor version of Triton whose Gluon compiles the kernels; they ran with 3.6."""
 
 
 def compiles_here() -> bool:
@@ -60,8 +60,8 @@ def product(
     whole = tile.splits == 1
     across = cdiv(columns, tile.columns + (0 if geglu else tile.extra))
     specialized.sdopt_product[(down, across, tile.splits * phases**2)](
-        _boxes(x, box), _boxes(x if x2 is None else x2, box),
-        _boxes(weight, [tile.columns, depth]), _boxes(weight, [tile.extra or tile.columns, depth]),
+        boxes(x, box), boxes(x if x2 is None else x2, box),
+        boxes(weight, [tile.columns, depth]), boxes(weight, [tile.extra or tile.columns, depth]),
         *(out if tensor is None else tensor for tensor in (scale, bias, residual)), out,
         images, height, width, channels, 0 if x2 is None else x2.shape[1], columns, tile.splits,
         TAPS=taps, PHASES=phases, FLAT=flat, DOWNSAMPLE=downsample,
@@ -75,7 +75,8 @@ def product(
     )  # fmt: skip
 
 
-def _boxes(tensor: Tensor, box: list[int]) -> object:
+def boxes(tensor: Tensor, box: list[int]) -> object:
+    """A descriptor by which a kernel of Gluon's reads the tensor in such boxes."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 

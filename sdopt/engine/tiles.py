@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 FLOAT8 = "float8-"
 """How the kind of a product begins whose operands are in float8."""
+STATIONARY_END = 5120
+"""Bytes of barriers, and of what threads exchange before they write a result."""
+LEAST_STAGES = 3
+"""Of a stationary tile: two may still be read when the third is waited for."""
 OLD_KINDS = {"doubled": "upsample", "halved": "downsample"}
 Sizes = tuple[int, int, int, int]
 """Images, height, width and channels of a convolution's input."""
@@ -21,8 +25,10 @@ class Tile:
     Attention's has `height` tokens and `columns` keys at a time; `boxed` ones come through the
     tensor memory accelerator. A `specialized` tile is a program of three roles
     (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
-    and `warps` says nothing. One with `pointers` reads without that accelerator, for GPUs that have
-    none. `library` leaves the operation to cuDNN or cuBLAS.
+    and `warps` says nothing. Of a `stationary` one, for GEGLU alone, the weights stay in shared
+    memory while boxes of x stream past (`sdopt.engine.stationary`); it is `specialized` too, and
+    its stages are those of x. One with `pointers` reads without that accelerator, for GPUs that
+    have none. `library` leaves the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -36,13 +42,37 @@ class Tile:
     splits: int = 1
     boxed: bool = False
     specialized: bool = False
+    stationary: bool = False
     pointers: bool = False
     library: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a stationary tile that its kernel could not be launched with."""
+        shape = (self.images, self.width, self.splits, self.extra)
+        whole = self.specialized and self.stages >= LEAST_STAGES
+        if self.stationary and not (whole and shape == (1, 1, 1, self.columns)):
+            raise ValueError(
+                f"{self}: a stationary tile is specialized, of one image, of width 1, not split, "
+                f"of {LEAST_STAGES} stages or more, and has as many extra columns as columns"
+            )
 
     @property
     def pixels(self) -> int:
         """Rows of the matrix product that one program computes."""
         return self.images * self.height * self.width
+
+    def stationary_bytes(self, k: int) -> int:
+        """Shared memory of a program with the weights of all k entries of the sum, if they stay."""
+        entries = (self.columns + self.extra) * k + self.pixels * self.depth * self.stages
+        return 2 * entries + STATIONARY_END
+
+    def keeps(self, k: int, n: int, shared_bytes: int) -> bool:
+        """Whether GEGLU of k entries and n columns can be cut by this stationary tile.
+
+        The kernel has no masks along either, and all weights of a program have to fit.
+        """
+        whole = k % self.depth == 0 and n % self.columns == 0
+        return self.stationary and whole and self.stationary_bytes(k) <= shared_bytes
 
 
 LIBRARY = Tile(library=True)

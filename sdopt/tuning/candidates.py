@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sdopt.engine.cards import H100, Card
 from sdopt.engine.rules import FLOAT8_DEPTH, MOST_KEYS
-from sdopt.engine.tiles import Tile
+from sdopt.engine.tiles import LEAST_STAGES, Tile
 from sdopt.tuning.chosen import ruled
 from sdopt.tuning.jobs import CONVOLUTIONS, Job
 
@@ -34,7 +34,7 @@ def candidates(job: Job, card: Card = H100) -> list[Tile]:
         found = [replace(tile, pointers=True) for tile in found]
     found = [tile for tile in found if shared_bytes(tile, gated=job.kind == "geglu") <= _room(card)]
     if card.specialized:
-        found += _specialized_tiles(job)
+        found += [*_specialized_tiles(job), *_stationary_tiles(job, card)]
     return list(dict.fromkeys(found)) or [ruled(job, card)]
 
 
@@ -163,6 +163,23 @@ def _specialized_tiles(job: Job) -> Iterator[Tile]:
                         images=box[0], height=box[1], width=box[2], columns=columns, extra=extra,
                         depth=depth, stages=stages, splits=splits, specialized=True,
                     )  # fmt: skip
+
+
+def _stationary_tiles(job: Job, card: Card) -> Iterator[Tile]:
+    """GEGLU whose weights stay in shared memory, and all other room there is of stages of x."""
+    if job.kind != "geglu" or job.float8:
+        return
+    _, weight = job.first_two
+    for pixels, columns in ((64, 128), (64, 64), (128, 64)):
+        for stages in range(MOST_STAGES, LEAST_STAGES - 1, -1):
+            tile = Tile(
+                height=pixels, width=1, columns=columns, extra=columns, depth=DEPTH, stages=stages,
+                specialized=True, stationary=True,
+            )  # fmt: skip
+            if tile.keeps(weight[-1], job.columns, card.shared_bytes):
+                if job.columns // columns <= card.multiprocessors:
+                    yield tile
+                break
 
 
 def _specialized_columns(n: int, gated: bool) -> tuple[tuple[int, int], ...]:

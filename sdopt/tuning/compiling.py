@@ -35,7 +35,9 @@ def make_of(job: Job, tile: Tile) -> Make:
         ends: tuple[Any, ...] = (job.kind == "joined",)
     else:
         ends = (tuple(s is None for s in job.shapes), job.relu, job.causal)
-    made_for = job.key if job.kind == "attention" else job.columns % 16 == 0
+    made_for: Any = job.key if job.kind == "attention" else job.columns % 16 == 0
+    if tile.stationary:  # compiled for the whole length of the sum
+        made_for = job.first_two[1][-1]
     kind = job.kind.replace("added", "linear")
     return kind, job.float8, ends, made_for, tuple(fields.items())
 

@@ -81,7 +81,9 @@ def row(key: str, found: Mapping[str, Any]) -> str:
     cut = "{images}x{height}x{width}x{columns}+{extra}x{depth} s{stages} w{warps} /{splits}".format(
         **own
     )
-    if own["specialized"]:
+    if own["stationary"]:
+        cut = cut.replace(f"w{own['warps']}", "weights stay")
+    elif own["specialized"]:
         cut = cut.replace(f"w{own['warps']}", "2 boxes")
     return (
         f"{key:34s} {found['us']:8.1f} us {found['tflops']:6.0f} TFLOP/s"

@@ -18,7 +18,10 @@ from sdopt.engine.tiles import Tile
 from sdopt.tuning.jobs import computed, empty_operands, job_of_key
 
 TILES = ("upsample 2x32x32x640-640", "float8-plain 2x16x16x2560-1280", "joined 64x2560-1280")
-SPECIALIZED = "sdopt_product"
+SPECIALIZED, STATIONARY = "sdopt_product", "sdopt_geglu"
+KEEPING = Tile(
+    height=64, width=1, columns=64, extra=64, stages=7, specialized=True, stationary=True
+)
 KEYS = (*TILES, "geglu 512x1280-5120", "conv 1x512x512x64-3", "attention 2x64x64-8x160")
 
 
@@ -76,6 +79,8 @@ def tiled_kernels() -> None:
     job, other = job_of_key(TILES[0]), Tile(height=8, width=16, columns=64, stages=3, warps=8)
     for tile in (other, replace(other, pointers=True)):
         computed(job, empty_operands(job), tile)
+    job = job_of_key("geglu 2048x640-2560")
+    computed(job, empty_operands(job), KEEPING)
 
 
 def every_kernel() -> list[Any]:
@@ -96,15 +101,16 @@ def test_nothing_is_read_or_written_before_the_wait(monkeypatch: pytest.MonkeyPa
     with dependent.launches(H100.dependent):
         found = every_kernel()
     names = {kernel.metadata.name.removesuffix("_float8") for kernel in found}
-    assert names == {name for name in vars(kernels) if name.startswith("sdopt_")} | {SPECIALIZED}
+    roles = {SPECIALIZED, STATIONARY}
+    assert names == {name for name in vars(kernels) if name.startswith("sdopt_")} | roles
     for kernel in found:
         code = machine_code.parsed(proof.disassembled(kernel.asm["cubin"]))
         bases = [one.base for one in code.instructions]
         assert {machine_code.WAIT, "PREEXIT"} <= set(bases)
         assert machine_code.hazards(code) == []
         assert kernel.metadata.launch_pdl
-        # Idle warps of the specialized one end with their program.
-        idle = ["EXIT"] if kernel.metadata.name.startswith(SPECIALIZED) else []
+        # Idle warps of the specialized ones end with their program.
+        idle = ["EXIT"] if kernel.metadata.name.startswith(tuple(roles)) else []
         assert [one.base for one in machine_code.before_wait(code)] == idle
 
 

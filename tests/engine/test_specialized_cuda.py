@@ -190,6 +190,41 @@ def test_geglu(m: int, k: int, n: int, tile: Tile) -> None:
     check(lambda: launch.matrix_product(x, weight, bias, tile, geglu=True), values * F.gelu(gate))
 
 
+def keeping(height: int, columns: int, stages: int) -> Tile:
+    return box(height, 1, columns, columns, stages=stages, stationary=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("m", "k", "n", "tile"),
+    [
+        # One box, and so a consumer without any; rows over the edge; fewer boxes than programs.
+        (64, 64, 128, keeping(64, 128, 3)),
+        (1, 128, 64, keeping(64, 64, 3)),
+        (300, 320, 256, keeping(64, 128, 7)),
+        (500, 640, 640, keeping(64, 64, 7)),
+        # Many boxes for each program, of more steps than stages and of fewer.
+        (9000, 320, 1280, keeping(64, 128, 7)),
+        (9000, 320, 1280, keeping(64, 64, 8)),
+        (9000, 320, 1280, keeping(64, 128, 3)),
+        (3000, 640, 2560, keeping(64, 64, 7)),
+        (3000, 640, 2560, keeping(128, 64, 3)),
+        (20000, 64, 64, keeping(128, 64, 8)),
+    ],
+)
+def test_geglu_whose_weights_stay(m: int, k: int, n: int, tile: Tile, dtype: torch.dtype) -> None:
+    from sdopt.engine import launch
+
+    x, weight, bias = half(m, k), half(2 * n, k, seed=1) * 0.1, half(2 * n, seed=2)
+    x, weight, bias = (one.to(dtype) for one in (x, weight, bias))
+    values, gate = references.product(x.cpu(), weight.cpu(), bias.cpu()).chunk(2, -1)
+    check(
+        lambda: launch.matrix_product(x, weight, bias, tile, geglu=True),
+        values * F.gelu(gate),
+        ROUNDED if dtype == torch.float16 else 8 * ROUNDED,
+    )
+
+
 def deep(height: int, width: int, columns: int, extra: int = 0, **more: int) -> Tile:
     return box(height, width, columns, extra, depth=128, **more)
 

@@ -20,6 +20,7 @@ from sdopt.engine.cards import H100, KNOWN
 from sdopt.engine.tables import tuned
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.tuning import chosen
+from sdopt.tuning.candidates import candidates
 from sdopt.tuning.compiling import (
     Compilers,
     compiled,
@@ -51,6 +52,9 @@ RACING = Tile(height=8, width=16, columns=128, depth=64, stages=3, warps=8)
 """Measured on an H100: each of 196 repeats differed."""
 CLEAR = Tile(height=8, width=16, columns=64, depth=64, stages=3, warps=8)
 SPECIALIZED = Tile(height=2, width=32, columns=128, extra=32, stages=5, specialized=True)
+STATIONARY = Tile(
+    height=64, width=1, columns=128, extra=128, stages=7, specialized=True, stationary=True
+)
 SPLIT_ONLY = Tile(height=8, width=16, columns=128, depth=64, stages=4, warps=8, splits=6)
 """Clear with splits; larger batches use it without, and race."""
 
@@ -110,6 +114,48 @@ def test_all_roles_of_a_specialized_kernel_are_followed() -> None:
     left = [one for at, one in enumerate(code.instructions) if at not in reached]
     assert {one.base for one in left} <= {"NOP", "BRA"}  # behind the end
     assert all(reached[at] for at in products[1:8])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("key", ["geglu 8192x320-1280", "geglu 2048x640-2560"])
+def test_weights_that_stay_have_no_race_and_room(
+    key: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that are timed. Values and gates are one product, and sums stay in registers."""
+    monkeypatch.setenv(DTYPE, dtype)
+    job = job_of_key(key)
+    tiles = [tile for tile in candidates(job) if tile.stationary]
+    assert len({tile.columns for tile in tiles}) == (1 if "x640" in key else 2)
+    for tile in tiles:
+        with proof.only_compiled() as kernels:
+            computed(job, empty_operands(job), tile)
+        reason, taken = compiled(job, tile, H100)
+        assert (reason, spills(taken)) == ("", "")
+        assert taken[0].shared_bytes <= tile.stationary_bytes(job.first_two[1][-1])
+        code = machine_code.parsed(proof.disassembled(kernels[0].asm["cubin"]))
+        assert len(code.products) == 2 * 4 * tile.pixels // 64
+        assert {f".64x{2 * tile.columns}x16.F32" in one.rest for one in code.products} == {True}
+        reached = (code.instructions[at] for at in machine_code.in_flight(code))
+        assert set(code.products) <= set(reached)
+
+
+@pytest.mark.parametrize(
+    "key", ["linear 8192x320-1280", "conv 2x64x64x320-320", "float8-geglu 8192x320-1280"]
+)
+def test_weights_stay_for_geglu_alone(key: str) -> None:
+    assert "weights stay for GEGLU alone" in verdict(job_of_key(key), STATIONARY, H100)
+
+
+@pytest.mark.parametrize("key", ["geglu 512x1280-5120", "geglu 64x320-1344", "geglu 64x96-128"])
+def test_weights_that_do_not_fit_are_told(key: str) -> None:
+    assert "columns do not stay in" in verdict(job_of_key(key), STATIONARY, H100)
+
+
+def test_weights_that_stay_are_compiled_for_their_length() -> None:
+    makes = {
+        make_of(job_of_key(f"geglu {m}x{k}-640"), STATIONARY) for m in (64, 128) for k in (64, 128)
+    }
+    assert len(makes) == 2
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -61,6 +61,8 @@ def check_specialized(tile: Tile, *, float8: bool = False) -> None:
     check(replace(tile, specialized=False))
     assert tile.pixels in (64, 128)
     assert tile.depth == (128 if float8 else 64)
+    if tile.stationary:
+        return
     entries = 2 * tile.pixels + tile.columns + tile.extra
     assert 128 * entries * tile.stages <= H100.shared_bytes, tile
 
@@ -143,6 +145,53 @@ def test_a_measured_tile(key: str) -> None:
     kind = key.removeprefix(FLOAT8).split()[0]
     assert kind in (*CONVOLUTIONS, *PRODUCTS, "geglu", "attention")
     assert tile.splits == 1 or kind not in ("upsample", "geglu")
+    if tile.stationary:
+        rows, n = key.split()[1].split("-")
+        assert kind == "geglu"
+        assert tile.keeps(int(rows.split("x")[1]), int(n), H100.shared_bytes)
+
+
+KEEPING = Tile(
+    height=64, width=1, columns=128, extra=128, stages=7, specialized=True, stationary=True
+)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"specialized": False}, {"extra": 0}, {"splits": 2}, {"stages": 2}, {"images": 2}]
+)
+def test_a_stationary_tile_that_no_kernel_takes_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a stationary tile is specialized"):
+        replace(KEEPING, **wrong)
+
+
+def test_weights_stay_where_whole_blocks_of_them_fit() -> None:
+    room = H100.shared_bytes
+    assert KEEPING.keeps(320, 1280, room)
+    assert not KEEPING.keeps(320, 1280, room // 2)
+    assert not KEEPING.keeps(328, 1280, room)
+    assert not KEEPING.keeps(320, 1344, room)
+    assert not KEEPING.keeps(384, 1280, room)
+    assert not replace(KEEPING, stationary=False).keeps(320, 1280, room)
+
+
+def test_a_stored_stationary_tile_is_used_for_geglu_that_it_keeps_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Larger batches too; for anything else it is as if it were not stored."""
+    monkeypatch.setenv(TILES, str(tmp_path / "tiles"))
+    path = own_table(H100)
+    path.parent.mkdir(parents=True)
+    keys = ["geglu 64x320-1280", "geglu 64x640-1280", "linear 64x320-1280"]
+    keys += ["attention 1x64x64-8x40", "conv 1x8x8x320-1280"]
+    stored = json.loads(json.dumps(asdict(KEEPING)))
+    path.write_text(json.dumps({"device": "a card", "tiles": dict.fromkeys(keys, stored)}))
+    assert product_tile(64, 320, 1280, "geglu", H100) == KEEPING
+    assert product_tile(512, 320, 1280, "geglu", H100) == KEEPING
+    assert not product_tile(64, 320, 1280, "geglu", UNSPECIALIZED).stationary
+    assert not product_tile(64, 640, 1280, "geglu", H100).stationary
+    assert not product_tile(64, 320, 1280, "linear", H100).stationary
+    assert not convolution_tile((1, 8, 8, 320), 1280, "conv", H100).stationary
+    assert not attention_tile((1, 64, 64), 8, 40, H100).stationary
 
 
 def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:

@@ -62,7 +62,7 @@ def test_candidates_are_many_different_tiles_that_fit_the_matrix_unit(job: Job) 
 def test_specialized_candidates_have_two_boxes_in_shared_memory_and_a_sum_in_registers(
     job: Job,
 ) -> None:
-    tiles = [tile for tile in candidates(job) if tile.specialized]
+    tiles = [tile for tile in candidates(job) if tile.specialized and not tile.stationary]
     assert bool(tiles) == (job is not NARROW)
     for tile in tiles:
         across = tile.columns + tile.extra
@@ -91,6 +91,26 @@ def test_boxes_and_cuts_that_were_worth_timing_are_candidates() -> None:
     assert specialized((1, 8, 8), 64, 0, 8, 6) in candidates(small)
     large = job_of_key("conv 1x512x512x128-128")
     assert {one.pixels for one in candidates(large) if one.specialized} == {64, 128}
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("geglu 8192x320-1280", [(64, 128, 7), (64, 64, 8), (128, 64, 8)]),
+        ("geglu 65536x320-1280", [(64, 128, 7), (64, 64, 8), (128, 64, 8)]),
+        ("geglu 1024x640-2560", [(64, 64, 7), (128, 64, 3)]),
+        ("geglu 512x1280-5120", []),
+        ("geglu 64x320-40", []),
+        ("linear 8192x320-1280", []),
+        (FLOAT8 + "geglu 8192x320-1280", []),
+    ],
+)
+def test_weights_stay_in_all_the_room_there_is(key: str, found: list[tuple[int, int, int]]) -> None:
+    tiles = [tile for tile in candidates(job_of_key(key)) if tile.stationary]
+    assert [(tile.pixels, tile.columns, tile.stages) for tile in tiles] == found
+    for tile in tiles:
+        assert tile.keeps(job_of_key(key).first_two[1][-1], job_of_key(key).columns, 232_448)
+    assert not any(tile.stationary for tile in candidates(job_of_key(key), UNSPECIALIZED))
 
 
 def test_sums_are_split_only_where_programs_are_few() -> None:
@@ -172,6 +192,9 @@ def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
     assert line.startswith("conv 2x64x64x320-320")
     assert "library     38.5" in line
     assert "1x8x16x128+32x64 s4 w4 /2" in line
+    keeping = next(tile for tile in candidates(GEGLU) if tile.stationary)
+    line = row(GEGLU.key, {**found, "own": vars(keeping)})
+    assert "1x64x1x128+128x64 s7 weights stay /1" in line
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"tiles": {}}'])
