@@ -92,6 +92,7 @@ def test_the_operations_whose_tile_was_never_timed_are_the_text_encoder_s() -> N
     ("kernel", "family"),
     [
         ("sdopt_product_float8", BOTH),
+        ("sdopt_stationary_product", BOTH),
         ("sdopt_sum_splits", BOTH),
         ("sdopt_group_norm_apply", GROUP_NORM),
         ("sdopt_combine_statistics", GROUP_NORM),
