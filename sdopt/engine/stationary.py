@@ -110,11 +110,7 @@ def _read(residual, m0, n0, rows, N, BM: gl.constexpr, WIDTH: gl.constexpr):
 @gluon.jit
 def _read_bias(bias, column, HAS_BIAS: gl.constexpr):
     """The bias of these columns, or one that nobody adds."""
-    if HAS_BIAS:
-        value = gl.load(bias + column)
-    else:
-        value = column
-    return value
+    return gl.load(bias + column) if HAS_BIAS else column
 
 
 @gluon.jit
@@ -224,10 +220,10 @@ def sdopt_stationary_product(
     HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr, DEPENDENT: gl.constexpr = False,
 ):  # fmt: skip
-    """x W^T + b + r of x (rows, K) and weights (N, K), K = STEPS * BK, or with GEGLU of (2, N, K)
+    """x W^T + b + r of x (rows, K) and weights (N, K), K = STEPS * BK.
 
-    (x Wv^T + bv) * GELU(x Wg^T + bg). Of the grid (columns, programs), a program has BN + BX
-    columns and every so many of the boxes of rows.
+    With GEGLU it is (x Wv^T + bv) * GELU(x Wg^T + bg) of weights (2, N, K). Of the grid
+    (N / (BN + BX), programs), a program has BN + BX columns and every so many of the boxes of rows.
     """
     n0 = gl.program_id(0) * (BN + BX)
     BM: gl.constexpr = x_box.block_shape[0]

@@ -82,7 +82,8 @@ def row(key: str, found: Mapping[str, Any]) -> str:
         **own
     )
     if own["stationary"]:
-        cut = cut.replace(f"w{own['warps']}", "weights stay")
+        twice = " in 2 programs" if own["programs"] > 1 else ""
+        cut = cut.replace(f"w{own['warps']}", f"weights stay{twice}")
     elif own["specialized"]:
         cut = cut.replace(f"w{own['warps']}", "2 boxes")
     return (

@@ -216,6 +216,10 @@ def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
     keeping = next(tile for tile in candidates(GEGLU) if tile.stationary)
     line = row(GEGLU.key, {**found, "own": vars(keeping)})
     assert "1x64x1x128+128x64 s7 weights stay /1" in line
+    job = job_of_key("linear 2048x320-320")
+    twice = next(tile for tile in candidates(job) if tile.programs == 2)
+    line = row(job.key, {**found, "own": vars(twice)})
+    assert "1x64x1x64+0x64 s8 weights stay in 2 programs /1" in line
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"tiles": {}}'])
