@@ -21,8 +21,12 @@ class Tile:
     Attention's has `height` tokens and `columns` keys at a time; `boxed` ones come through the
     tensor memory accelerator. A `specialized` tile is a program of three roles
     (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
-    and `warps` says nothing. One with `pointers` reads without that accelerator, for GPUs that have
-    none. `library` leaves the operation to cuDNN or cuBLAS.
+    and `warps` says nothing. Specialized attention (`sdopt.engine.specialized_attention`) has all
+    its tokens together as `height`, 4 of the `warps` for each of two or three shares of them, heads
+    of `depth` and `extra` more entries, `stages` blocks of keys under way, and 2 as `width` where
+    the next scores are multiplied under the exponentials of the last, else 1. One with `pointers`
+    reads without that accelerator, for GPUs that have none. `library` leaves the operation to cuDNN
+    or cuBLAS.
     """
 
     images: int = 1

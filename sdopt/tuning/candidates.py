@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 from sdopt.engine.cards import H100, Card
 from sdopt.engine.rules import FLOAT8_DEPTH, MOST_KEYS
@@ -18,6 +19,8 @@ SHARED_BYTES = 200_000
 """Of the 227 KiB that a program may have: the rest is for what a sum ends with."""
 DEPTH = 64
 MOST_STAGES = 8
+MOST_REGISTERS, MOST_REGISTERS_OF_THREE = 192, 120
+"""Of a thread of specialized attention, for scores, weights and sums: what compiles unspilled."""
 MOST_SUM = 128 * 128
 """Entries of a sum that one warp group's registers hold, beside what it needs to end it."""
 
@@ -25,7 +28,8 @@ MOST_SUM = 128 * 128
 def candidates(job: Job, card: Card = H100) -> list[Tile]:
     """The tiles to time on a card: those that it can read for, and has the shared memory for."""
     if job.kind == "attention":
-        return [tile for tile in _attention_tiles(job) if not (tile.boxed and card.pointers)]
+        found = [tile for tile in _attention_tiles(job) if not (tile.boxed and card.pointers)]
+        return [*found, *_specialized_attention_tiles(job)] if card.specialized else found
     if job.float8:
         return list(_specialized_tiles(job)) or [ruled(job, card)]
     convolving = job.kind in CONVOLUTIONS
@@ -64,6 +68,45 @@ def _attention_tiles(job: Job) -> Iterator[Tile]:
                         height=high, width=1, columns=columns, stages=stages, warps=warps,
                         boxed=boxed,
                     )  # fmt: skip
+
+
+def _specialized_attention_tiles(job: Job) -> Iterator[Tile]:
+    """Two or three consumers of 64 tokens, or two of 128; none for the few keys of a prompt."""
+    (_, tokens, width), (_, keys, _) = job.first_two
+    if keys <= MOST_KEYS // 2 or width % 8:
+        return
+    for high, warps, most in ((128, 8, MOST_REGISTERS), (256, 8, MOST_REGISTERS),
+                              (192, 12, MOST_REGISTERS_OF_THREE)):  # fmt: skip
+        if high > max(128, tokens):
+            continue
+        for columns, ahead, parts in product((64, 128), (1, 2), _parts(width // job.heads)):
+            softmax = columns * (2 * ahead + 1) // 4  # scores, and weights in half the bytes
+            registers = high * 4 // warps // 64 * (softmax + sum(parts) // 2)
+            if keys % (columns * ahead) or registers > most:
+                continue
+            for stages in (2, 4):
+                tile = Tile(
+                    height=high, width=ahead, columns=columns, depth=parts[0], extra=parts[1],
+                    stages=stages, warps=warps, specialized=True,
+                )  # fmt: skip
+                if attention_bytes(tile) <= SHARED_BYTES:
+                    yield tile
+
+
+def attention_bytes(tile: Tile) -> int:
+    """Of the shared memory of a tile of specialized attention: queries, and stages of the rest."""
+    return 2 * (tile.depth + tile.extra) * (tile.height + 2 * tile.columns * tile.stages)
+
+
+def _parts(size: int) -> Iterator[tuple[int, int]]:
+    """Powers of 2 that hold a head's entries: two that fit closely, and one."""
+    whole = max(16, 1 << (size - 1).bit_length())
+    main = whole // 2
+    extra = max(16, 1 << (size - main - 1).bit_length())
+    if main >= 16 and main + extra < whole:
+        yield main, extra
+    if whole <= 128:
+        yield whole, 0
 
 
 def _made(job: Job) -> tuple[int, int, int]:

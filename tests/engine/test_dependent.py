@@ -18,7 +18,7 @@ from sdopt.engine.tiles import Tile
 from sdopt.tuning.jobs import computed, empty_operands, job_of_key
 
 TILES = ("upsample 2x32x32x640-640", "float8-plain 2x16x16x2560-1280", "joined 64x2560-1280")
-SPECIALIZED = "sdopt_product"
+SPECIALIZED = ("sdopt_product", "sdopt_attention_specialized")
 KEYS = (*TILES, "geglu 512x1280-5120", "conv 1x512x512x64-3", "attention 2x64x64-8x160")
 
 
@@ -76,6 +76,11 @@ def tiled_kernels() -> None:
     job, other = job_of_key(TILES[0]), Tile(height=8, width=16, columns=64, stages=3, warps=8)
     for tile in (other, replace(other, pointers=True)):
         computed(job, empty_operands(job), tile)
+    job = job_of_key("attention 2x256x256-8x40")
+    for ahead, high in ((1, 192), (2, 128)):
+        tile = Tile(height=high, width=ahead, depth=32, extra=16, stages=2, warps=high // 16,
+                    specialized=True)  # fmt: skip
+        computed(job, empty_operands(job), tile)
 
 
 def every_kernel() -> list[Any]:
@@ -96,14 +101,14 @@ def test_nothing_is_read_or_written_before_the_wait(monkeypatch: pytest.MonkeyPa
     with dependent.launches(H100.dependent):
         found = every_kernel()
     names = {kernel.metadata.name.removesuffix("_float8") for kernel in found}
-    assert names == {name for name in vars(kernels) if name.startswith("sdopt_")} | {SPECIALIZED}
+    assert names == {name for name in vars(kernels) if name.startswith("sdopt_")} | {*SPECIALIZED}
     for kernel in found:
         code = machine_code.parsed(proof.disassembled(kernel.asm["cubin"]))
         bases = [one.base for one in code.instructions]
         assert {machine_code.WAIT, "PREEXIT"} <= set(bases)
         assert machine_code.hazards(code) == []
         assert kernel.metadata.launch_pdl
-        # Idle warps of the specialized one end with their program.
+        # Idle warps of the specialized ones end with their program.
         idle = ["EXIT"] if kernel.metadata.name.startswith(SPECIALIZED) else []
         assert [one.base for one in machine_code.before_wait(code)] == idle
 

@@ -1,0 +1,389 @@
+"""Attention among an image's own tokens for Hopper, in Gluon: loads, products and softmax overlap.
+
+One warp loads keys and values through the tensor memory accelerator (the producer). Two or three
+warp groups (the consumers) have BM tokens each. A consumer multiplies the next keys while it
+exponentiates the scores of the last ones, and its exponentials overlap with another one's products
+(Shah et al. 2024, https://arxiv.org/abs/2407.08608). Heads of 40, 80 and 160 entries are multiplied
+as 32 + 16, 64 + 16 and 128 + 32: the matrix unit takes no other widths from Gluon, and padded to
+the next power of 2 they cost more.
+
+Weights go to the matrix unit through registers, which nothing may write before a wait; each wait
+names them as what it keeps alive, and `sdopt.engine.machine_code` proves it of each tile.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+
+from sdopt.engine import waiting
+from sdopt.engine.specialized import LOAD
+
+_wait_for_earlier = gluon.jit(waiting.wait_for_earlier)
+_let_next_start = gluon.jit(waiting.let_next_start)
+PRODUCER_REGISTERS = gl.constexpr(24)
+TWO_CONSUMERS_REGISTERS, THREE_CONSUMERS_REGISTERS = gl.constexpr(240), gl.constexpr(160)
+
+
+@gluon.jit
+def _place(tile, blocks, HEADS: gl.constexpr):
+    """Block of tokens, head and image of a tile; those of one head follow each other."""
+    return tile % blocks, tile // blocks % HEADS, tile // (blocks * HEADS)
+
+
+@gluon.jit
+def _first_turn(tile, keys, BN: gl.constexpr):
+    """How many blocks of keys this program's tiles before had."""
+    return tile // gl.num_programs(0) * (keys // BN)
+
+
+@gluon.jit
+def _fill(boxes, parts, full, empty, turn, row, column, BN: gl.constexpr, WIDTH: gl.constexpr,
+          EXTRA: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    """Load BN keys or values into their next stage, once all consumers have left it."""
+    i = turn % STAGES
+    mbarrier.wait(empty.index(i), ((turn // STAGES) & 1) ^ 1)
+    mbarrier.expect(full.index(i), BN * (WIDTH + EXTRA) * 2)
+    LOAD(boxes[0], [row, column], full.index(i), parts[0].index(i))
+    if EXTRA > 0:
+        LOAD(boxes[1], [row, column + WIDTH], full.index(i), parts[1].index(i))
+
+
+@gluon.jit
+def _producer(k_boxes, v_boxes, ks, vs, barriers, sizes, HEADS: gl.constexpr, SIZE: gl.constexpr,
+              WIDTH: gl.constexpr, EXTRA: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+              DEPENDENT: gl.constexpr):  # fmt: skip
+    """All keys and values of this program's tiles."""
+    _wait_for_earlier(DEPENDENT)
+    k_full, k_empty, v_full, v_empty = barriers
+    _, keys, _, blocks, tiles = sizes
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        turn = _first_turn(tile, keys, BN)
+        _, head, image = _place(tile, blocks, HEADS)
+        for start in range(0, keys, BN):
+            row = image * keys + start
+            _fill(k_boxes, ks, k_full, k_empty, turn, row, head * SIZE, BN, WIDTH, EXTRA, STAGES)
+            _fill(v_boxes, vs, v_full, v_empty, turn, row, head * SIZE, BN, WIDTH, EXTRA, STAGES)
+            turn += 1
+    _let_next_start(DEPENDENT)
+
+
+@gluon.jit
+def _load_query(q, at, part, own_row, first: gl.constexpr, SIZE: gl.constexpr):
+    """Some entries of a consumer's tokens, zeros beyond the head's SIZE."""
+    ROWS: gl.constexpr = part.shape[0]
+    WIDE: gl.constexpr = part.shape[1]
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDE, WIDE // 8], [4, 1], [1, 0])
+    row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    entry = first + gl.arange(0, WIDE, layout=gl.SliceLayout(0, LAYOUT))
+    mask = (row < own_row)[:, None] & (entry < SIZE)[None, :]
+    place = row.to(gl.int64)[:, None] * at[1] + entry[None, :]
+    part.store(gl.load(q + at[0] + place, mask=mask, other=0.0))
+
+
+@gluon.jit
+def _store(out, acc, at, own_row, first: gl.constexpr, SIZE: gl.constexpr):
+    """Some entries of a consumer's tokens, by 16 bytes."""
+    ROWS: gl.constexpr = acc.shape[0]
+    WIDE: gl.constexpr = acc.shape[1]
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDE, WIDE // 8], [4, 1], [1, 0])
+    acc = gl.convert_layout(acc.to(out.dtype.element_ty), LAYOUT)
+    row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
+    entry = first + gl.arange(0, WIDE, layout=gl.SliceLayout(0, LAYOUT))
+    mask = (row < own_row)[:, None] & (entry < SIZE)[None, :]
+    gl.store(out + at[0] + row.to(gl.int64)[:, None] * at[1] + entry[None, :], acc, mask=mask)
+
+
+@gluon.jit
+def _scores(qs, ks, full, turn, BN: gl.constexpr, EXTRA: gl.constexpr, STAGES: gl.constexpr):
+    """Begin to multiply the queries by the keys of a turn."""
+    i = turn % STAGES
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    mbarrier.wait(full.index(i), (turn // STAGES) & 1)
+    BM: gl.constexpr = qs[0].shape[0]
+    score = gl.zeros((BM, BN), dtype=gl.float32, layout=SCORES)
+    score = warpgroup_mma(qs[0], ks[0].index(i).permute((1, 0)), score, use_acc=False,
+                          is_async=True)  # fmt: skip
+    if EXTRA > 0:
+        score = warpgroup_mma(qs[1], ks[1].index(i).permute((1, 0)), score, is_async=True)
+    return score
+
+
+@gluon.jit
+def _higher(score, highest, scale):
+    """The highest of all scores so far."""
+    return gl.maximum(highest, gl.max(score, 1) * scale)
+
+
+@gluon.jit
+def _softened(score, highest, higher, total, scale):
+    """Weights by exponentials, their sum so far, and by what earlier ones shrink."""
+    weight = gl.exp2(score * scale - higher[:, None])
+    shrink = gl.exp2(highest - higher)
+    return weight, total * shrink + gl.sum(weight, 1), shrink
+
+
+@gluon.jit
+def _weighted(weight, acc, ext, EXTRA: gl.constexpr, KIND: gl.constexpr):
+    """Weights as the matrix unit reads them, for each part of the sums."""
+    weight = weight.to(KIND)
+    MAIN: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
+    MORE: gl.constexpr = gl.DotOperandLayout(0, ext.type.layout, 2)
+    main = gl.convert_layout(weight, MAIN)
+    more = main
+    if EXTRA > 0:
+        more = gl.convert_layout(weight, MORE)
+    return main, more
+
+
+@gluon.jit
+def _summed(weights, vs, full, turn, acc, ext, EXTRA: gl.constexpr, STAGES: gl.constexpr):
+    """Begin to add the weighted values of a turn."""
+    i = turn % STAGES
+    mbarrier.wait(full.index(i), (turn // STAGES) & 1)
+    acc = warpgroup_mma(weights[0], vs[0].index(i), warpgroup_mma_init(acc), is_async=True)
+    if EXTRA > 0:
+        ext = warpgroup_mma(weights[1], vs[1].index(i), warpgroup_mma_init(ext), is_async=True)
+    return acc, ext
+
+
+@gluon.jit
+def _settled(acc, ext, weights, PENDING: gl.constexpr, EXTRA: gl.constexpr):
+    """The sums, once all but PENDING products are done; until here nothing writes the weights."""
+    if EXTRA > 0:
+        acc, ext, _, _ = warpgroup_mma_wait(PENDING, deps=[acc, ext, weights[0], weights[1]])
+    else:
+        acc, _ = warpgroup_mma_wait(PENDING, deps=[acc, weights[0]])
+    return acc, ext
+
+
+@gluon.jit
+def _finished(score, acc, ext, EXTRA: gl.constexpr):
+    """Scores when all products are done, and the sums, which nothing touches before."""
+    if EXTRA > 0:
+        score, acc, ext = warpgroup_mma_wait(0, deps=[score, acc, ext])
+    else:
+        score, acc = warpgroup_mma_wait(0, deps=[score, acc])
+    return score, acc, ext
+
+
+@gluon.jit
+def _shrunk(acc, ext, factor, EXTRA: gl.constexpr):
+    """Each token's sums by its own factor."""
+    acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, acc.type.layout))[:, None]
+    if EXTRA > 0:
+        ext = ext * gl.convert_layout(factor, gl.SliceLayout(1, ext.type.layout))[:, None]
+    return acc, ext
+
+
+@gluon.jit
+def _in_turn(qs, ks, vs, barriers, turn, blocks, sums, scale, EXTRA: gl.constexpr,
+             BN: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    """The sums of one block of keys are multiplied while the next one's weights are made."""
+    k_full, k_empty, v_full, v_empty = barriers
+    acc, ext, highest, total = sums
+    PENDING: gl.constexpr = 2 if EXTRA > 0 else 1
+    score = warpgroup_mma_wait(0, deps=[_scores(qs, ks, k_full, turn, BN, EXTRA, STAGES)])
+    mbarrier.arrive(k_empty.index(turn % STAGES), count=1)
+    higher = _higher(score, highest, scale)
+    weight, total, _ = _softened(score, highest, higher, total, scale)
+    weights = _weighted(weight, acc, ext, EXTRA, vs[0].dtype)
+    last = turn + blocks - 1
+    for now in range(turn, last):
+        score = _scores(qs, ks, k_full, now + 1, BN, EXTRA, STAGES)
+        acc, ext = _summed(weights, vs, v_full, now, acc, ext, EXTRA, STAGES)
+        score = warpgroup_mma_wait(PENDING, deps=[score])
+        mbarrier.arrive(k_empty.index((now + 1) % STAGES), count=1)
+        highest = higher
+        higher = _higher(score, highest, scale)
+        weight, total, shrink = _softened(score, highest, higher, total, scale)
+        acc, ext = _settled(acc, ext, weights, 0, EXTRA)
+        mbarrier.arrive(v_empty.index(now % STAGES), count=1)
+        acc, ext = _shrunk(acc, ext, shrink, EXTRA)
+        weights = _weighted(weight, acc, ext, EXTRA, vs[0].dtype)
+    acc, ext = _summed(weights, vs, v_full, last, acc, ext, EXTRA, STAGES)
+    acc, ext = _settled(acc, ext, weights, 0, EXTRA)
+    mbarrier.arrive(v_empty.index(last % STAGES), count=1)
+    return acc, ext, total
+
+
+@gluon.jit
+def _step(score, acc, ext, weights, highest, total, qs, ks, vs, barriers, turn, scale,
+          LAST: gl.constexpr, EXTRA: gl.constexpr, BN: gl.constexpr,
+          STAGES: gl.constexpr):  # fmt: skip
+    """The weights of one block of keys, while the last sums and the next scores are multiplied.
+
+    Nothing is under way at its ends: ptxas takes products one by one where anything else touches
+    sums or weights of one that is.
+    """
+    k_full, k_empty, v_full, v_empty = barriers
+    PENDING: gl.constexpr = 0 if LAST else 2 if EXTRA > 0 else 1
+    acc, ext = _summed(weights, vs, v_full, turn - 1, acc, ext, EXTRA, STAGES)
+    following = score
+    if not LAST:
+        following = _scores(qs, ks, k_full, turn + 1, BN, EXTRA, STAGES)
+    higher = _higher(score, highest, scale)
+    acc, ext = _settled(acc, ext, weights, PENDING, EXTRA)  # early: the weights' registers
+    mbarrier.arrive(v_empty.index((turn - 1) % STAGES), count=1)
+    weight, total, shrink = _softened(score, highest, higher, total, scale)
+    if not LAST:
+        following, acc, ext = _finished(following, acc, ext, EXTRA)
+        mbarrier.arrive(k_empty.index((turn + 1) % STAGES), count=1)
+    acc, ext = _shrunk(acc, ext, shrink, EXTRA)
+    weights = _weighted(weight, acc, ext, EXTRA, vs[0].dtype)
+    return following, acc, ext, weights, higher, total
+
+
+@gluon.jit
+def _ahead(qs, ks, vs, barriers, turn, blocks, sums, scale, EXTRA: gl.constexpr,
+           BN: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    """Scores are a block of keys ahead; two blocks a turn of the loop, so that none is moved.
+
+    The blocks are even in number.
+    """
+    k_full, k_empty, v_full, v_empty = barriers
+    acc, ext, highest, total = sums
+    score = warpgroup_mma_wait(0, deps=[_scores(qs, ks, k_full, turn, BN, EXTRA, STAGES)])
+    mbarrier.arrive(k_empty.index(turn % STAGES), count=1)
+    other = _scores(qs, ks, k_full, turn + 1, BN, EXTRA, STAGES)
+    higher = _higher(score, highest, scale)
+    weight, total, _ = _softened(score, highest, higher, total, scale)
+    other = warpgroup_mma_wait(0, deps=[other])
+    mbarrier.arrive(k_empty.index((turn + 1) % STAGES), count=1)
+    weights = _weighted(weight, acc, ext, EXTRA, vs[0].dtype)
+    last = turn + blocks - 1
+    for now in range(turn + 1, last, 2):
+        score, acc, ext, weights, higher, total = _step(
+            other, acc, ext, weights, higher, total, qs, ks, vs, barriers, now, scale, False,
+            EXTRA, BN, STAGES,
+        )  # fmt: skip
+        other, acc, ext, weights, higher, total = _step(
+            score, acc, ext, weights, higher, total, qs, ks, vs, barriers, now + 1, scale, False,
+            EXTRA, BN, STAGES,
+        )  # fmt: skip
+    _, acc, ext, weights, _, total = _step(
+        other, acc, ext, weights, higher, total, qs, ks, vs, barriers, last, scale, True, EXTRA,
+        BN, STAGES,
+    )  # fmt: skip
+    acc, ext = _summed(weights, vs, v_full, last, acc, ext, EXTRA, STAGES)
+    acc, ext = _settled(acc, ext, weights, 0, EXTRA)
+    mbarrier.arrive(v_empty.index(last % STAGES), count=1)
+    return acc, ext, total
+
+
+@gluon.jit
+def _consumer(qs, ks, vs, barriers, q, out, q_row, sizes, scale, NUMBER: gl.constexpr,
+              CONSUMERS: gl.constexpr, HEADS: gl.constexpr, SIZE: gl.constexpr,
+              EXTRA: gl.constexpr, BN: gl.constexpr, AHEAD: gl.constexpr, STAGES: gl.constexpr,
+              DEPENDENT: gl.constexpr):  # fmt: skip
+    """The attention of one consumer's tokens of each of this program's tiles."""
+    _wait_for_earlier(DEPENDENT)
+    tokens, keys, q_images, blocks, tiles = sizes
+    BM: gl.constexpr = qs[0].shape[0]
+    WIDTH: gl.constexpr = qs[0].shape[1]
+    MORE: gl.constexpr = EXTRA if EXTRA > 0 else 16
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    EXTRAS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, MORE, 16])
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        turn = _first_turn(tile, keys, BN)
+        block, head, image = _place(tile, blocks, HEADS)
+        row = (block * CONSUMERS + NUMBER) * BM
+        at = ((image % q_images * tokens + row).to(gl.int64) * q_row + head * SIZE, q_row)
+        _load_query(q, at, qs[0], tokens - row, 0, SIZE)
+        if EXTRA > 0:
+            _load_query(q, at, qs[1], tokens - row, WIDTH, SIZE)
+        fence_async_shared()
+        acc = gl.zeros((BM, WIDTH), dtype=gl.float32, layout=SUMS)
+        ext = gl.zeros((BM, MORE), dtype=gl.float32, layout=EXTRAS)
+        highest = gl.full((BM,), float("-inf"), dtype=gl.float32, layout=gl.SliceLayout(1, SCORES))
+        total = gl.zeros((BM,), dtype=gl.float32, layout=gl.SliceLayout(1, SCORES))
+        sums = (acc, ext, highest, total)
+        if AHEAD:
+            acc, ext, total = _ahead(qs, ks, vs, barriers, turn, keys // BN, sums, scale, EXTRA,
+                                     BN, STAGES)  # fmt: skip
+        else:
+            acc, ext, total = _in_turn(qs, ks, vs, barriers, turn, keys // BN, sums, scale, EXTRA,
+                                       BN, STAGES)  # fmt: skip
+        width: gl.constexpr = HEADS * SIZE
+        at = ((image * tokens + row).to(gl.int64) * width + head * SIZE, width)
+        acc, ext = _shrunk(acc, ext, 1.0 / total, EXTRA)
+        _store(out, acc, at, tokens - row, 0, SIZE)
+        if EXTRA > 0:
+            _store(out, ext, at, tokens - row, WIDTH, SIZE)
+
+
+@gluon.jit(do_not_specialize=["tokens", "keys", "q_images", "blocks", "tiles"])
+def sdopt_attention_specialized(
+    q, k_box, k_extra_box, v_box, v_extra_box, out, tokens, keys, q_images, q_row, blocks, tiles,
+    scale, HEADS: gl.constexpr, SIZE: gl.constexpr, WIDTH: gl.constexpr, EXTRA: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, CONSUMERS: gl.constexpr, AHEAD: gl.constexpr,
+    STAGES: gl.constexpr, DEPENDENT: gl.constexpr = False,
+):  # fmt: skip
+    """What `kernels.sdopt_attention` computes, of keys that are a multiple of BN.
+
+    A program has `tiles` of CONSUMERS x BM tokens in turn, `blocks` of which make one head's. Heads
+    of SIZE entries are taken as WIDTH and EXTRA more: those beyond SIZE are the next head's, and
+    meet zeros in the query, or columns of the result that nobody keeps.
+    """
+    kind: gl.constexpr = k_box.dtype
+    MORE: gl.constexpr = k_extra_box.block_shape[1]
+    Q: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, WIDTH], kind)
+    Q_MORE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, MORE], kind)
+    q0 = gl.allocate_shared_memory(kind, [CONSUMERS, BM, WIDTH], Q)
+    k0 = gl.allocate_shared_memory(kind, [STAGES, BN, WIDTH], k_box.layout)
+    v0 = gl.allocate_shared_memory(kind, [STAGES, BN, WIDTH], v_box.layout)
+    q1, k1, v1 = q0, k0, v0
+    if EXTRA > 0:
+        q1 = gl.allocate_shared_memory(kind, [CONSUMERS, BM, EXTRA], Q_MORE)
+        k1 = gl.allocate_shared_memory(kind, [STAGES, BN, EXTRA], k_extra_box.layout)
+        v1 = gl.allocate_shared_memory(kind, [STAGES, BN, EXTRA], v_extra_box.layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=CONSUMERS)
+        mbarrier.init(v_empty.index(i), count=CONSUMERS)
+    fence_async_shared()
+
+    barriers = (k_full, k_empty, v_full, v_empty)
+    sizes = (tokens, keys, q_images, blocks, tiles)
+    ks, vs = (k0, k1), (v0, v1)
+    first, second = (q0.index(0), q1.index(0)), (q0.index(1), q1.index(1))
+    if CONSUMERS == 3:
+        third = (q0.index(2), q1.index(2))
+        gl.warp_specialize(
+            [
+                (_consumer, (first, ks, vs, barriers, q, out, q_row, sizes, scale, 0, CONSUMERS,
+                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_consumer, (second, ks, vs, barriers, q, out, q_row, sizes, scale, 1, CONSUMERS,
+                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_consumer, (third, ks, vs, barriers, q, out, q_row, sizes, scale, 2, CONSUMERS,
+                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_producer, ((k_box, k_extra_box), (v_box, v_extra_box), ks, vs, barriers, sizes,
+                             HEADS, SIZE, WIDTH, EXTRA, BN, STAGES, DEPENDENT)),
+            ],
+            [4, 4, 1],
+            [THREE_CONSUMERS_REGISTERS, THREE_CONSUMERS_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_consumer, (first, ks, vs, barriers, q, out, q_row, sizes, scale, 0, CONSUMERS,
+                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_consumer, (second, ks, vs, barriers, q, out, q_row, sizes, scale, 1, CONSUMERS,
+                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_producer, ((k_box, k_extra_box), (v_box, v_extra_box), ks, vs, barriers, sizes,
+                             HEADS, SIZE, WIDTH, EXTRA, BN, STAGES, DEPENDENT)),
+            ],
+            [4, 1],
+            [TWO_CONSUMERS_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
