@@ -37,53 +37,61 @@ def _place(tile, blocks, HEADS: gl.constexpr):
 
 
 @gluon.jit
-def _first_turn(tile, keys, BN: gl.constexpr):
-    """How many blocks of keys this program's tiles before had."""
-    return tile // gl.num_programs(0) * (keys // BN)
+def _ring(STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
+    """Barriers that say of each stage that it is full, and that all consumers have left it."""
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=CONSUMERS)
+    return full, empty
 
 
 @gluon.jit
-def _fill(boxes, parts, full, empty, turn, row, column, BN: gl.constexpr, WIDTH: gl.constexpr,
-          EXTRA: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
-    """Load BN keys or values into their next stage, once all consumers have left it."""
+def _begun(ring, turn, BYTES: gl.constexpr, STAGES: gl.constexpr):
+    """The barrier of a turn's stage, which waits for so many bytes, once all consumers left it."""
+    full, empty = ring
     i = turn % STAGES
     mbarrier.wait(empty.index(i), ((turn // STAGES) & 1) ^ 1)
-    mbarrier.expect(full.index(i), BN * (WIDTH + EXTRA) * 2)
-    LOAD(boxes[0], [row, column], full.index(i), parts[0].index(i))
-    if EXTRA > 0:
-        LOAD(boxes[1], [row, column + WIDTH], full.index(i), parts[1].index(i))
+    mbarrier.expect(full.index(i), BYTES)
+    return full.index(i)
 
 
 @gluon.jit
-def _producer(k_boxes, v_boxes, ks, vs, barriers, sizes, HEADS: gl.constexpr, SIZE: gl.constexpr,
-              WIDTH: gl.constexpr, EXTRA: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-              DEPENDENT: gl.constexpr):  # fmt: skip
-    """All keys and values of this program's tiles."""
+def _load(boxes, parts, full, i, row, head, WIDTH: gl.constexpr, EXTRA: gl.constexpr):
+    """A head's entries of some rows into place i; zeros beyond the last entry."""
+    LOAD(boxes[0], [row, head, 0], full, parts[0].index(i))
+    if EXTRA > 0:
+        LOAD(boxes[1], [row, head, WIDTH], full, parts[1].index(i))
+
+
+@gluon.jit
+def _producer(q_boxes, k_boxes, v_boxes, qs, ks, vs, rings, sizes, HEADS: gl.constexpr,
+              WIDTH: gl.constexpr, EXTRA: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+              CONSUMERS: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr):  # fmt: skip
+    """All queries, keys and values of this program's tiles."""
     _wait_for_earlier(DEPENDENT)
-    k_full, k_empty, v_full, v_empty = barriers
-    _, keys, _, blocks, tiles = sizes
+    q_ring, k_ring, v_ring = rings
+    tokens, keys, q_images, blocks, tiles = sizes
+    ROW: gl.constexpr = (WIDTH + EXTRA) * 2
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        turn = _first_turn(tile, keys, BN)
-        _, head, image = _place(tile, blocks, HEADS)
+        block, head, image = _place(tile, blocks, HEADS)
+        number = tile // gl.num_programs(0)
+        row = image % q_images * tokens + block * (CONSUMERS * BM)
+        full = _begun(q_ring, number, CONSUMERS * BM * ROW, 2)
+        for one in gl.static_range(CONSUMERS):
+            _load(q_boxes, qs, full, number % 2 * CONSUMERS + one, row + one * BM, head, WIDTH,
+                  EXTRA)  # fmt: skip
+        turn = number * (keys // BN)
         for start in range(0, keys, BN):
             row = image * keys + start
-            _fill(k_boxes, ks, k_full, k_empty, turn, row, head * SIZE, BN, WIDTH, EXTRA, STAGES)
-            _fill(v_boxes, vs, v_full, v_empty, turn, row, head * SIZE, BN, WIDTH, EXTRA, STAGES)
+            i = turn % STAGES
+            full = _begun(k_ring, turn, BN * ROW, STAGES)
+            _load(k_boxes, ks, full, i, row, head, WIDTH, EXTRA)
+            full = _begun(v_ring, turn, BN * ROW, STAGES)
+            _load(v_boxes, vs, full, i, row, head, WIDTH, EXTRA)
             turn += 1
     _let_next_start(DEPENDENT)
-
-
-@gluon.jit
-def _load_query(q, at, part, own_row, first: gl.constexpr, SIZE: gl.constexpr):
-    """Some entries of a consumer's tokens, zeros beyond the head's SIZE."""
-    ROWS: gl.constexpr = part.shape[0]
-    WIDE: gl.constexpr = part.shape[1]
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDE, WIDE // 8], [4, 1], [1, 0])
-    row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    entry = first + gl.arange(0, WIDE, layout=gl.SliceLayout(0, LAYOUT))
-    mask = (row < own_row)[:, None] & (entry < SIZE)[None, :]
-    place = row.to(gl.int64)[:, None] * at[1] + entry[None, :]
-    part.store(gl.load(q + at[0] + place, mask=mask, other=0.0))
 
 
 @gluon.jit
@@ -100,6 +108,14 @@ def _store(out, acc, at, own_row, first: gl.constexpr, SIZE: gl.constexpr):
 
 
 @gluon.jit
+def _matrix(part, i):
+    """Place i, which is (rows, 1, entries), as a matrix."""
+    ROWS: gl.constexpr = part.shape[1]
+    WIDE: gl.constexpr = part.shape[3]
+    return part.index(i).reshape([ROWS, WIDE])
+
+
+@gluon.jit
 def _scores(qs, ks, full, turn, BN: gl.constexpr, EXTRA: gl.constexpr, STAGES: gl.constexpr):
     """Begin to multiply the queries by the keys of a turn."""
     i = turn % STAGES
@@ -107,10 +123,10 @@ def _scores(qs, ks, full, turn, BN: gl.constexpr, EXTRA: gl.constexpr, STAGES: g
     mbarrier.wait(full.index(i), (turn // STAGES) & 1)
     BM: gl.constexpr = qs[0].shape[0]
     score = gl.zeros((BM, BN), dtype=gl.float32, layout=SCORES)
-    score = warpgroup_mma(qs[0], ks[0].index(i).permute((1, 0)), score, use_acc=False,
-                          is_async=True)  # fmt: skip
+    key = _matrix(ks[0], i).permute((1, 0))
+    score = warpgroup_mma(qs[0], key, score, use_acc=False, is_async=True)
     if EXTRA > 0:
-        score = warpgroup_mma(qs[1], ks[1].index(i).permute((1, 0)), score, is_async=True)
+        score = warpgroup_mma(qs[1], _matrix(ks[1], i).permute((1, 0)), score, is_async=True)
     return score
 
 
@@ -146,9 +162,9 @@ def _summed(weights, vs, full, turn, acc, ext, EXTRA: gl.constexpr, STAGES: gl.c
     """Begin to add the weighted values of a turn."""
     i = turn % STAGES
     mbarrier.wait(full.index(i), (turn // STAGES) & 1)
-    acc = warpgroup_mma(weights[0], vs[0].index(i), warpgroup_mma_init(acc), is_async=True)
+    acc = warpgroup_mma(weights[0], _matrix(vs[0], i), warpgroup_mma_init(acc), is_async=True)
     if EXTRA > 0:
-        ext = warpgroup_mma(weights[1], vs[1].index(i), warpgroup_mma_init(ext), is_async=True)
+        ext = warpgroup_mma(weights[1], _matrix(vs[1], i), warpgroup_mma_init(ext), is_async=True)
     return acc, ext
 
 
@@ -182,10 +198,12 @@ def _shrunk(acc, ext, factor, EXTRA: gl.constexpr):
 
 
 @gluon.jit
-def _in_turn(qs, ks, vs, barriers, turn, blocks, sums, scale, EXTRA: gl.constexpr,
+def _in_turn(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
              BN: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """The sums of one block of keys are multiplied while the next one's weights are made."""
-    k_full, k_empty, v_full, v_empty = barriers
+    _, k_ring, v_ring = rings
+    k_full, k_empty = k_ring
+    v_full, v_empty = v_ring
     acc, ext, highest, total = sums
     PENDING: gl.constexpr = 2 if EXTRA > 0 else 1
     score = warpgroup_mma_wait(0, deps=[_scores(qs, ks, k_full, turn, BN, EXTRA, STAGES)])
@@ -213,7 +231,7 @@ def _in_turn(qs, ks, vs, barriers, turn, blocks, sums, scale, EXTRA: gl.constexp
 
 
 @gluon.jit
-def _step(score, acc, ext, weights, highest, total, qs, ks, vs, barriers, turn, scale,
+def _step(score, acc, ext, weights, highest, total, qs, ks, vs, rings, turn, scale,
           LAST: gl.constexpr, EXTRA: gl.constexpr, BN: gl.constexpr,
           STAGES: gl.constexpr):  # fmt: skip
     """The weights of one block of keys, while the last sums and the next scores are multiplied.
@@ -221,7 +239,9 @@ def _step(score, acc, ext, weights, highest, total, qs, ks, vs, barriers, turn, 
     Nothing is under way at its ends: ptxas takes products one by one where anything else touches
     sums or weights of one that is.
     """
-    k_full, k_empty, v_full, v_empty = barriers
+    _, k_ring, v_ring = rings
+    k_full, k_empty = k_ring
+    v_full, v_empty = v_ring
     PENDING: gl.constexpr = 0 if LAST else 2 if EXTRA > 0 else 1
     acc, ext = _summed(weights, vs, v_full, turn - 1, acc, ext, EXTRA, STAGES)
     following = score
@@ -240,13 +260,15 @@ def _step(score, acc, ext, weights, highest, total, qs, ks, vs, barriers, turn, 
 
 
 @gluon.jit
-def _ahead(qs, ks, vs, barriers, turn, blocks, sums, scale, EXTRA: gl.constexpr,
+def _ahead(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
            BN: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """Scores are a block of keys ahead; two blocks a turn of the loop, so that none is moved.
 
     The blocks are even in number.
     """
-    k_full, k_empty, v_full, v_empty = barriers
+    _, k_ring, v_ring = rings
+    k_full, k_empty = k_ring
+    v_full, v_empty = v_ring
     acc, ext, highest, total = sums
     score = warpgroup_mma_wait(0, deps=[_scores(qs, ks, k_full, turn, BN, EXTRA, STAGES)])
     mbarrier.arrive(k_empty.index(turn % STAGES), count=1)
@@ -259,15 +281,15 @@ def _ahead(qs, ks, vs, barriers, turn, blocks, sums, scale, EXTRA: gl.constexpr,
     last = turn + blocks - 1
     for now in range(turn + 1, last, 2):
         score, acc, ext, weights, higher, total = _step(
-            other, acc, ext, weights, higher, total, qs, ks, vs, barriers, now, scale, False,
+            other, acc, ext, weights, higher, total, qs, ks, vs, rings, now, scale, False,
             EXTRA, BN, STAGES,
         )  # fmt: skip
         other, acc, ext, weights, higher, total = _step(
-            score, acc, ext, weights, higher, total, qs, ks, vs, barriers, now + 1, scale, False,
+            score, acc, ext, weights, higher, total, qs, ks, vs, rings, now + 1, scale, False,
             EXTRA, BN, STAGES,
         )  # fmt: skip
     _, acc, ext, weights, _, total = _step(
-        other, acc, ext, weights, higher, total, qs, ks, vs, barriers, last, scale, True, EXTRA,
+        other, acc, ext, weights, higher, total, qs, ks, vs, rings, last, scale, True, EXTRA,
         BN, STAGES,
     )  # fmt: skip
     acc, ext = _summed(weights, vs, v_full, last, acc, ext, EXTRA, STAGES)
@@ -277,42 +299,42 @@ def _ahead(qs, ks, vs, barriers, turn, blocks, sums, scale, EXTRA: gl.constexpr,
 
 
 @gluon.jit
-def _consumer(qs, ks, vs, barriers, q, out, q_row, sizes, scale, NUMBER: gl.constexpr,
-              CONSUMERS: gl.constexpr, HEADS: gl.constexpr, SIZE: gl.constexpr,
-              EXTRA: gl.constexpr, BN: gl.constexpr, AHEAD: gl.constexpr, STAGES: gl.constexpr,
-              DEPENDENT: gl.constexpr):  # fmt: skip
+def _consumer(qs, ks, vs, rings, out, sizes, scale, NUMBER: gl.constexpr, CONSUMERS: gl.constexpr,
+              HEADS: gl.constexpr, SIZE: gl.constexpr, EXTRA: gl.constexpr, BN: gl.constexpr,
+              AHEAD: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr):  # fmt: skip
     """The attention of one consumer's tokens of each of this program's tiles."""
     _wait_for_earlier(DEPENDENT)
-    tokens, keys, q_images, blocks, tiles = sizes
-    BM: gl.constexpr = qs[0].shape[0]
-    WIDTH: gl.constexpr = qs[0].shape[1]
+    tokens, keys, _, blocks, tiles = sizes
+    q_full, q_empty = rings[0]
+    BM: gl.constexpr = qs[0].shape[1]
+    WIDTH: gl.constexpr = qs[0].shape[3]
     MORE: gl.constexpr = EXTRA if EXTRA > 0 else 16
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     EXTRAS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, MORE, 16])
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        turn = _first_turn(tile, keys, BN)
         block, head, image = _place(tile, blocks, HEADS)
-        row = (block * CONSUMERS + NUMBER) * BM
-        at = ((image % q_images * tokens + row).to(gl.int64) * q_row + head * SIZE, q_row)
-        _load_query(q, at, qs[0], tokens - row, 0, SIZE)
-        if EXTRA > 0:
-            _load_query(q, at, qs[1], tokens - row, WIDTH, SIZE)
-        fence_async_shared()
+        number = tile // gl.num_programs(0)
+        place = number % 2 * CONSUMERS + NUMBER
+        own = (_matrix(qs[0], place), _matrix(qs[1], place))
         acc = gl.zeros((BM, WIDTH), dtype=gl.float32, layout=SUMS)
         ext = gl.zeros((BM, MORE), dtype=gl.float32, layout=EXTRAS)
         highest = gl.full((BM,), float("-inf"), dtype=gl.float32, layout=gl.SliceLayout(1, SCORES))
         total = gl.zeros((BM,), dtype=gl.float32, layout=gl.SliceLayout(1, SCORES))
         sums = (acc, ext, highest, total)
+        turn = number * (keys // BN)
+        mbarrier.wait(q_full.index(number % 2), (number // 2) & 1)
         if AHEAD:
-            acc, ext, total = _ahead(qs, ks, vs, barriers, turn, keys // BN, sums, scale, EXTRA,
-                                     BN, STAGES)  # fmt: skip
+            acc, ext, total = _ahead(own, ks, vs, rings, turn, keys // BN, sums, scale, EXTRA, BN,
+                                     STAGES)  # fmt: skip
         else:
-            acc, ext, total = _in_turn(qs, ks, vs, barriers, turn, keys // BN, sums, scale, EXTRA,
+            acc, ext, total = _in_turn(own, ks, vs, rings, turn, keys // BN, sums, scale, EXTRA,
                                        BN, STAGES)  # fmt: skip
+        mbarrier.arrive(q_empty.index(number % 2), count=1)
+        acc, ext = _shrunk(acc, ext, 1.0 / total, EXTRA)
+        row = (block * CONSUMERS + NUMBER) * BM
         width: gl.constexpr = HEADS * SIZE
         at = ((image * tokens + row).to(gl.int64) * width + head * SIZE, width)
-        acc, ext = _shrunk(acc, ext, 1.0 / total, EXTRA)
         _store(out, acc, at, tokens - row, 0, SIZE)
         if EXTRA > 0:
             _store(out, ext, at, tokens - row, WIDTH, SIZE)
@@ -320,56 +342,47 @@ def _consumer(qs, ks, vs, barriers, q, out, q_row, sizes, scale, NUMBER: gl.cons
 
 @gluon.jit(do_not_specialize=["tokens", "keys", "q_images", "blocks", "tiles"])
 def sdopt_attention_specialized(
-    q, k_box, k_extra_box, v_box, v_extra_box, out, tokens, keys, q_images, q_row, blocks, tiles,
-    scale, HEADS: gl.constexpr, SIZE: gl.constexpr, WIDTH: gl.constexpr, EXTRA: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, CONSUMERS: gl.constexpr, AHEAD: gl.constexpr,
-    STAGES: gl.constexpr, DEPENDENT: gl.constexpr = False,
+    q_box, q_extra_box, k_box, k_extra_box, v_box, v_extra_box, out, tokens, keys, q_images,
+    blocks, tiles, scale, HEADS: gl.constexpr, SIZE: gl.constexpr, EXTRA: gl.constexpr,
+    CONSUMERS: gl.constexpr, AHEAD: gl.constexpr, STAGES: gl.constexpr,
+    DEPENDENT: gl.constexpr = False,
 ):  # fmt: skip
-    """What `kernels.sdopt_attention` computes, of keys that are a multiple of BN.
+    """What `kernels.sdopt_attention` computes, of keys that are a multiple of a box's.
 
-    A program has `tiles` of CONSUMERS x BM tokens in turn, `blocks` of which make one head's. Heads
-    of SIZE entries are taken as WIDTH and EXTRA more: those beyond SIZE are the next head's, and
-    meet zeros in the query, or columns of the result that nobody keeps.
+    Boxes are (rows, 1, entries) of (rows, heads, SIZE), zeros beyond SIZE; the first of each pair
+    begins at a head's first entry, and the second, of EXTRA entries, behind the first one's last. A
+    program has `tiles` of CONSUMERS boxes of the query in turn; `blocks` of them make one head's.
     """
     kind: gl.constexpr = k_box.dtype
-    MORE: gl.constexpr = k_extra_box.block_shape[1]
-    Q: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, WIDTH], kind)
-    Q_MORE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, MORE], kind)
-    q0 = gl.allocate_shared_memory(kind, [CONSUMERS, BM, WIDTH], Q)
-    k0 = gl.allocate_shared_memory(kind, [STAGES, BN, WIDTH], k_box.layout)
-    v0 = gl.allocate_shared_memory(kind, [STAGES, BN, WIDTH], v_box.layout)
+    BM: gl.constexpr = q_box.block_shape[0]
+    BN: gl.constexpr = k_box.block_shape[0]
+    WIDTH: gl.constexpr = q_box.block_shape[2]
+    q0 = gl.allocate_shared_memory(kind, [2 * CONSUMERS, BM, 1, WIDTH], q_box.layout)
+    k0 = gl.allocate_shared_memory(kind, [STAGES, BN, 1, WIDTH], k_box.layout)
+    v0 = gl.allocate_shared_memory(kind, [STAGES, BN, 1, WIDTH], v_box.layout)
     q1, k1, v1 = q0, k0, v0
     if EXTRA > 0:
-        q1 = gl.allocate_shared_memory(kind, [CONSUMERS, BM, EXTRA], Q_MORE)
-        k1 = gl.allocate_shared_memory(kind, [STAGES, BN, EXTRA], k_extra_box.layout)
-        v1 = gl.allocate_shared_memory(kind, [STAGES, BN, EXTRA], v_extra_box.layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=CONSUMERS)
-        mbarrier.init(v_empty.index(i), count=CONSUMERS)
+        q1 = gl.allocate_shared_memory(kind, [2 * CONSUMERS, BM, 1, EXTRA], q_extra_box.layout)
+        k1 = gl.allocate_shared_memory(kind, [STAGES, BN, 1, EXTRA], k_extra_box.layout)
+        v1 = gl.allocate_shared_memory(kind, [STAGES, BN, 1, EXTRA], v_extra_box.layout)
+    q_ring, k_ring, v_ring = _ring(2, CONSUMERS), _ring(STAGES, CONSUMERS), _ring(STAGES, CONSUMERS)
     fence_async_shared()
 
-    barriers = (k_full, k_empty, v_full, v_empty)
+    rings = (q_ring, k_ring, v_ring)
     sizes = (tokens, keys, q_images, blocks, tiles)
-    ks, vs = (k0, k1), (v0, v1)
-    first, second = (q0.index(0), q1.index(0)), (q0.index(1), q1.index(1))
+    qs, ks, vs = (q0, q1), (k0, k1), (v0, v1)
     if CONSUMERS == 3:
-        third = (q0.index(2), q1.index(2))
         gl.warp_specialize(
             [
-                (_consumer, (first, ks, vs, barriers, q, out, q_row, sizes, scale, 0, CONSUMERS,
-                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
-                (_consumer, (second, ks, vs, barriers, q, out, q_row, sizes, scale, 1, CONSUMERS,
-                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
-                (_consumer, (third, ks, vs, barriers, q, out, q_row, sizes, scale, 2, CONSUMERS,
-                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
-                (_producer, ((k_box, k_extra_box), (v_box, v_extra_box), ks, vs, barriers, sizes,
-                             HEADS, SIZE, WIDTH, EXTRA, BN, STAGES, DEPENDENT)),
+                (_consumer, (qs, ks, vs, rings, out, sizes, scale, 0, CONSUMERS, HEADS, SIZE,
+                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_consumer, (qs, ks, vs, rings, out, sizes, scale, 1, CONSUMERS, HEADS, SIZE,
+                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_consumer, (qs, ks, vs, rings, out, sizes, scale, 2, CONSUMERS, HEADS, SIZE,
+                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_producer, ((q_box, q_extra_box), (k_box, k_extra_box), (v_box, v_extra_box), qs,
+                             ks, vs, rings, sizes, HEADS, WIDTH, EXTRA, BM, BN, CONSUMERS, STAGES,
+                             DEPENDENT)),
             ],
             [4, 4, 1],
             [THREE_CONSUMERS_REGISTERS, THREE_CONSUMERS_REGISTERS, PRODUCER_REGISTERS],
@@ -377,12 +390,13 @@ def sdopt_attention_specialized(
     else:
         gl.warp_specialize(
             [
-                (_consumer, (first, ks, vs, barriers, q, out, q_row, sizes, scale, 0, CONSUMERS,
-                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
-                (_consumer, (second, ks, vs, barriers, q, out, q_row, sizes, scale, 1, CONSUMERS,
-                             HEADS, SIZE, EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
-                (_producer, ((k_box, k_extra_box), (v_box, v_extra_box), ks, vs, barriers, sizes,
-                             HEADS, SIZE, WIDTH, EXTRA, BN, STAGES, DEPENDENT)),
+                (_consumer, (qs, ks, vs, rings, out, sizes, scale, 0, CONSUMERS, HEADS, SIZE,
+                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_consumer, (qs, ks, vs, rings, out, sizes, scale, 1, CONSUMERS, HEADS, SIZE,
+                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                (_producer, ((q_box, q_extra_box), (k_box, k_extra_box), (v_box, v_extra_box), qs,
+                             ks, vs, rings, sizes, HEADS, WIDTH, EXTRA, BM, BN, CONSUMERS, STAGES,
+                             DEPENDENT)),
             ],
             [4, 1],
             [TWO_CONSUMERS_REGISTERS, PRODUCER_REGISTERS],

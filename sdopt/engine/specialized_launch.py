@@ -96,15 +96,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, heads: int, tile: Ti
     blocks = cdiv(tokens, tile.height)
     tiles = blocks * heads * images
     boxes = [
-        _boxes(tensor.flatten(0, 1), [tile.columns, entries])
-        for tensor in (k, v)
+        _boxes(tensor.flatten(0, 1).unflatten(1, (heads, size)), [rows, 1, entries])
+        for tensor, rows in ((q, tile.height // consumers), (k, tile.columns), (v, tile.columns))
         for entries in (tile.depth, tile.extra or tile.depth)
     ]
     specialized_attention.sdopt_attention_specialized[(min(tiles, _multiprocessors(out.device)),)](
-        q, *boxes, out, tokens, keys, len(q), q.stride(1), blocks, tiles, LOG2_E / size**0.5,
-        HEADS=heads, SIZE=size, WIDTH=tile.depth, EXTRA=tile.extra, BM=tile.height // consumers,
-        BN=tile.columns, CONSUMERS=consumers, AHEAD=tile.width > 1, STAGES=tile.stages,
-        num_warps=4,
+        *boxes, out, tokens, keys, len(q), blocks, tiles, LOG2_E / size**0.5, HEADS=heads,
+        SIZE=size, EXTRA=tile.extra, CONSUMERS=consumers, AHEAD=tile.width > 1,
+        STAGES=tile.stages, num_warps=4,
         **dependent.options(),
     )  # fmt: skip
 

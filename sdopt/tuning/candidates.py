@@ -73,7 +73,7 @@ def _attention_tiles(job: Job) -> Iterator[Tile]:
 def _specialized_attention_tiles(job: Job) -> Iterator[Tile]:
     """Two or three consumers of 64 tokens, or two of 128; none for the few keys of a prompt."""
     (_, tokens, width), (_, keys, _) = job.first_two
-    if keys <= MOST_KEYS // 2 or width % 8:
+    if keys <= MOST_KEYS // 2 or width // job.heads % 8:
         return
     for high, warps, most in ((128, 8, MOST_REGISTERS), (256, 8, MOST_REGISTERS),
                               (192, 12, MOST_REGISTERS_OF_THREE)):  # fmt: skip
@@ -94,8 +94,8 @@ def _specialized_attention_tiles(job: Job) -> Iterator[Tile]:
 
 
 def attention_bytes(tile: Tile) -> int:
-    """Of the shared memory of a tile of specialized attention: queries, and stages of the rest."""
-    return 2 * (tile.depth + tile.extra) * (tile.height + 2 * tile.columns * tile.stages)
+    """Of the shared memory of a tile of specialized attention: two of queries, stages of the rest."""
+    return 4 * (tile.depth + tile.extra) * (tile.height + tile.columns * tile.stages)
 
 
 def _parts(size: int) -> Iterator[tuple[int, int]]:
