@@ -27,6 +27,35 @@ from sdopt.engine.specialized import LOAD
 _wait_for_earlier = gluon.jit(waiting.wait_for_earlier)
 _let_next_start = gluon.jit(waiting.let_next_start)
 PRODUCER_REGISTERS = gl.constexpr(24)
+CUBIC = ("0f3f7ffb49", "0f3f31798d", "0f3e786f0d", "0f3d61fbb0")
+"""2^f for f from -1/2 to 1/2 to 7.5e-5 of itself, by Remez' algorithm; float16 keeps 4.9e-4."""
+
+
+def _powers(count: int) -> str:
+    """PTX of `count` powers of 2, the last one without the special-function unit.
+
+    It takes x apart as n + f and adds n to the exponent of the cubic in f, as FlashAttention-4 has
+    it. What is too small for float32 becomes 2^-126, for which float16 has no place.
+    """
+    lines = [f"ex2.approx.ftz.f32 ${i}, ${count + i};" for i in range(count - 1)]
+    c0, c1, c2, c3 = CUBIC
+    lines.append(
+        "{ .reg .f32 x, r, n, p; .reg .b32 e, m;"
+        f"max.NaN.ftz.f32 x, ${2 * count - 1}, 0fC2FC0000;"
+        "add.ftz.f32 r, x, 0f4B400000;"  # 1.5 * 2^23: the last bits are x as a whole number
+        "sub.ftz.f32 n, r, 0f4B400000;"
+        "sub.ftz.f32 x, x, n;"
+        f"mov.f32 p, {c3};"
+        f"fma.rn.ftz.f32 p, p, x, {c2}; fma.rn.ftz.f32 p, p, x, {c1}; fma.rn.ftz.f32 p, p, x, {c0};"
+        "mov.b32 e, r; shl.b32 e, e, 23; mov.b32 m, p; add.s32 e, e, m;"
+        f"mov.b32 ${count - 1}, e; }}"
+    )
+    return "\n".join(lines)
+
+
+EIGHT, SIXTEEN = gl.constexpr(_powers(8)), gl.constexpr(_powers(16))
+EIGHT_PLACES = gl.constexpr(",".join(["=f"] * 8 + ["f"] * 8))
+SIXTEEN_PLACES = gl.constexpr(",".join(["=f"] * 16 + ["f"] * 16))
 TWO_CONSUMERS_REGISTERS, THREE_CONSUMERS_REGISTERS = gl.constexpr(240), gl.constexpr(160)
 
 
@@ -131,15 +160,31 @@ def _scores(qs, ks, full, turn, BN: gl.constexpr, EXTRA: gl.constexpr, STAGES: g
 
 
 @gluon.jit
+def _power(x, POLYNOMIAL: gl.constexpr):
+    """2^x of numbers up to 0; where POLYNOMIAL is 8 or 16 every so many-th by CUBIC."""
+    if POLYNOMIAL == 8:
+        y = gl.inline_asm_elementwise(
+            EIGHT, EIGHT_PLACES, [x], dtype=gl.float32, is_pure=True, pack=8
+        )
+    elif POLYNOMIAL == 16:
+        y = gl.inline_asm_elementwise(
+            SIXTEEN, SIXTEEN_PLACES, [x], dtype=gl.float32, is_pure=True, pack=16
+        )
+    else:
+        y = gl.exp2(x)
+    return y
+
+
+@gluon.jit
 def _higher(score, highest, scale):
     """The highest of all scores so far."""
     return gl.maximum(highest, gl.max(score, 1) * scale)
 
 
 @gluon.jit
-def _softened(score, highest, higher, total, scale):
+def _softened(score, highest, higher, total, scale, POLYNOMIAL: gl.constexpr):
     """Weights by exponentials, their sum so far, and by what earlier ones shrink."""
-    weight = gl.exp2(score * scale - higher[:, None])
+    weight = _power(score * scale - higher[:, None], POLYNOMIAL)
     shrink = gl.exp2(highest - higher)
     return weight, total * shrink + gl.sum(weight, 1), shrink
 
@@ -199,7 +244,7 @@ def _shrunk(acc, ext, factor, EXTRA: gl.constexpr):
 
 @gluon.jit
 def _in_turn(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
-             BN: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+             BN: gl.constexpr, POLYNOMIAL: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """The sums of one block of keys are multiplied while the next one's weights are made."""
     _, k_ring, v_ring = rings
     k_full, k_empty = k_ring
@@ -209,7 +254,7 @@ def _in_turn(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
     score = warpgroup_mma_wait(0, deps=[_scores(qs, ks, k_full, turn, BN, EXTRA, STAGES)])
     mbarrier.arrive(k_empty.index(turn % STAGES), count=1)
     higher = _higher(score, highest, scale)
-    weight, total, _ = _softened(score, highest, higher, total, scale)
+    weight, total, _ = _softened(score, highest, higher, total, scale, POLYNOMIAL)
     weights = _weighted(weight, acc, ext, EXTRA, vs[0].dtype)
     last = turn + blocks - 1
     for now in range(turn, last):
@@ -219,7 +264,7 @@ def _in_turn(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
         mbarrier.arrive(k_empty.index((now + 1) % STAGES), count=1)
         highest = higher
         higher = _higher(score, highest, scale)
-        weight, total, shrink = _softened(score, highest, higher, total, scale)
+        weight, total, shrink = _softened(score, highest, higher, total, scale, POLYNOMIAL)
         acc, ext = _settled(acc, ext, weights, 0, EXTRA)
         mbarrier.arrive(v_empty.index(now % STAGES), count=1)
         acc, ext = _shrunk(acc, ext, shrink, EXTRA)
@@ -233,7 +278,7 @@ def _in_turn(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
 @gluon.jit
 def _step(score, acc, ext, weights, highest, total, qs, ks, vs, rings, turn, scale,
           LAST: gl.constexpr, EXTRA: gl.constexpr, BN: gl.constexpr,
-          STAGES: gl.constexpr):  # fmt: skip
+          POLYNOMIAL: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """The weights of one block of keys, while the last sums and the next scores are multiplied.
 
     Nothing is under way at its ends: ptxas takes products one by one where anything else touches
@@ -250,7 +295,7 @@ def _step(score, acc, ext, weights, highest, total, qs, ks, vs, rings, turn, sca
     higher = _higher(score, highest, scale)
     acc, ext = _settled(acc, ext, weights, PENDING, EXTRA)  # early: the weights' registers
     mbarrier.arrive(v_empty.index((turn - 1) % STAGES), count=1)
-    weight, total, shrink = _softened(score, highest, higher, total, scale)
+    weight, total, shrink = _softened(score, highest, higher, total, scale, POLYNOMIAL)
     if not LAST:
         following, acc, ext = _finished(following, acc, ext, EXTRA)
         mbarrier.arrive(k_empty.index((turn + 1) % STAGES), count=1)
@@ -261,7 +306,7 @@ def _step(score, acc, ext, weights, highest, total, qs, ks, vs, rings, turn, sca
 
 @gluon.jit
 def _ahead(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
-           BN: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+           BN: gl.constexpr, POLYNOMIAL: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """Scores are a block of keys ahead; two blocks a turn of the loop, so that none is moved.
 
     The blocks are even in number.
@@ -274,7 +319,7 @@ def _ahead(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
     mbarrier.arrive(k_empty.index(turn % STAGES), count=1)
     other = _scores(qs, ks, k_full, turn + 1, BN, EXTRA, STAGES)
     higher = _higher(score, highest, scale)
-    weight, total, _ = _softened(score, highest, higher, total, scale)
+    weight, total, _ = _softened(score, highest, higher, total, scale, POLYNOMIAL)
     other = warpgroup_mma_wait(0, deps=[other])
     mbarrier.arrive(k_empty.index((turn + 1) % STAGES), count=1)
     weights = _weighted(weight, acc, ext, EXTRA, vs[0].dtype)
@@ -282,15 +327,15 @@ def _ahead(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
     for now in range(turn + 1, last, 2):
         score, acc, ext, weights, higher, total = _step(
             other, acc, ext, weights, higher, total, qs, ks, vs, rings, now, scale, False,
-            EXTRA, BN, STAGES,
+            EXTRA, BN, POLYNOMIAL, STAGES,
         )  # fmt: skip
         other, acc, ext, weights, higher, total = _step(
             score, acc, ext, weights, higher, total, qs, ks, vs, rings, now + 1, scale, False,
-            EXTRA, BN, STAGES,
+            EXTRA, BN, POLYNOMIAL, STAGES,
         )  # fmt: skip
     _, acc, ext, weights, _, total = _step(
         other, acc, ext, weights, higher, total, qs, ks, vs, rings, last, scale, True, EXTRA,
-        BN, STAGES,
+        BN, POLYNOMIAL, STAGES,
     )  # fmt: skip
     acc, ext = _summed(weights, vs, v_full, last, acc, ext, EXTRA, STAGES)
     acc, ext = _settled(acc, ext, weights, 0, EXTRA)
@@ -301,7 +346,8 @@ def _ahead(qs, ks, vs, rings, turn, blocks, sums, scale, EXTRA: gl.constexpr,
 @gluon.jit
 def _consumer(qs, ks, vs, rings, out, sizes, scale, NUMBER: gl.constexpr, CONSUMERS: gl.constexpr,
               HEADS: gl.constexpr, SIZE: gl.constexpr, EXTRA: gl.constexpr, BN: gl.constexpr,
-              AHEAD: gl.constexpr, STAGES: gl.constexpr, DEPENDENT: gl.constexpr):  # fmt: skip
+              AHEAD: gl.constexpr, POLYNOMIAL: gl.constexpr, STAGES: gl.constexpr,
+              DEPENDENT: gl.constexpr):  # fmt: skip
     """The attention of one consumer's tokens of each of this program's tiles."""
     _wait_for_earlier(DEPENDENT)
     tokens, keys, _, blocks, tiles = sizes
@@ -326,10 +372,10 @@ def _consumer(qs, ks, vs, rings, out, sizes, scale, NUMBER: gl.constexpr, CONSUM
         mbarrier.wait(q_full.index(number % 2), (number // 2) & 1)
         if AHEAD:
             acc, ext, total = _ahead(own, ks, vs, rings, turn, keys // BN, sums, scale, EXTRA, BN,
-                                     STAGES)  # fmt: skip
+                                     POLYNOMIAL, STAGES)  # fmt: skip
         else:
             acc, ext, total = _in_turn(own, ks, vs, rings, turn, keys // BN, sums, scale, EXTRA,
-                                       BN, STAGES)  # fmt: skip
+                                       BN, POLYNOMIAL, STAGES)  # fmt: skip
         mbarrier.arrive(q_empty.index(number % 2), count=1)
         acc, ext = _shrunk(acc, ext, 1.0 / total, EXTRA)
         row = (block * CONSUMERS + NUMBER) * BM
@@ -344,7 +390,7 @@ def _consumer(qs, ks, vs, rings, out, sizes, scale, NUMBER: gl.constexpr, CONSUM
 def sdopt_attention_specialized(
     q_box, q_extra_box, k_box, k_extra_box, v_box, v_extra_box, out, tokens, keys, q_images,
     blocks, tiles, scale, HEADS: gl.constexpr, SIZE: gl.constexpr, EXTRA: gl.constexpr,
-    CONSUMERS: gl.constexpr, AHEAD: gl.constexpr, STAGES: gl.constexpr,
+    CONSUMERS: gl.constexpr, AHEAD: gl.constexpr, POLYNOMIAL: gl.constexpr, STAGES: gl.constexpr,
     DEPENDENT: gl.constexpr = False,
 ):  # fmt: skip
     """What `kernels.sdopt_attention` computes, of keys that are a multiple of a box's.
@@ -375,11 +421,11 @@ def sdopt_attention_specialized(
         gl.warp_specialize(
             [
                 (_consumer, (qs, ks, vs, rings, out, sizes, scale, 0, CONSUMERS, HEADS, SIZE,
-                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                             EXTRA, BN, AHEAD, POLYNOMIAL, STAGES, DEPENDENT)),
                 (_consumer, (qs, ks, vs, rings, out, sizes, scale, 1, CONSUMERS, HEADS, SIZE,
-                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                             EXTRA, BN, AHEAD, POLYNOMIAL, STAGES, DEPENDENT)),
                 (_consumer, (qs, ks, vs, rings, out, sizes, scale, 2, CONSUMERS, HEADS, SIZE,
-                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                             EXTRA, BN, AHEAD, POLYNOMIAL, STAGES, DEPENDENT)),
                 (_producer, ((q_box, q_extra_box), (k_box, k_extra_box), (v_box, v_extra_box), qs,
                              ks, vs, rings, sizes, HEADS, WIDTH, EXTRA, BM, BN, CONSUMERS, STAGES,
                              DEPENDENT)),
@@ -391,9 +437,9 @@ def sdopt_attention_specialized(
         gl.warp_specialize(
             [
                 (_consumer, (qs, ks, vs, rings, out, sizes, scale, 0, CONSUMERS, HEADS, SIZE,
-                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                             EXTRA, BN, AHEAD, POLYNOMIAL, STAGES, DEPENDENT)),
                 (_consumer, (qs, ks, vs, rings, out, sizes, scale, 1, CONSUMERS, HEADS, SIZE,
-                             EXTRA, BN, AHEAD, STAGES, DEPENDENT)),
+                             EXTRA, BN, AHEAD, POLYNOMIAL, STAGES, DEPENDENT)),
                 (_producer, ((q_box, q_extra_box), (k_box, k_extra_box), (v_box, v_extra_box), qs,
                              ks, vs, rings, sizes, HEADS, WIDTH, EXTRA, BM, BN, CONSUMERS, STAGES,
                              DEPENDENT)),

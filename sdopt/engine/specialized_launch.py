@@ -89,8 +89,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, heads: int, tile: Ti
     images, tokens, width = out.shape
     keys, size = k.shape[1], width // heads
     consumers = tile.warps // 4
-    if keys % (tile.columns * tile.width):
-        raise ValueError(f"{keys} keys are no multiple of {tile.columns * tile.width}")
+    together = tile.columns * (1 + tile.ahead)
+    if keys % together:
+        raise ValueError(f"{keys} keys are no multiple of {together}")
     if size > tile.depth + tile.extra:
         raise ValueError(f"heads of {size} entries are more than {tile.depth} + {tile.extra}")
     blocks = cdiv(tokens, tile.height)
@@ -102,8 +103,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, heads: int, tile: Ti
     ]
     specialized_attention.sdopt_attention_specialized[(min(tiles, _multiprocessors(out.device)),)](
         *boxes, out, tokens, keys, len(q), blocks, tiles, LOG2_E / size**0.5, HEADS=heads,
-        SIZE=size, EXTRA=tile.extra, CONSUMERS=consumers, AHEAD=tile.width > 1,
-        STAGES=tile.stages, num_warps=4,
+        SIZE=size, EXTRA=tile.extra, CONSUMERS=consumers, AHEAD=tile.ahead,
+        POLYNOMIAL=tile.polynomial, STAGES=tile.stages, num_warps=4,
         **dependent.options(),
     )  # fmt: skip
 

@@ -23,10 +23,10 @@ class Tile:
     (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
     and `warps` says nothing. Specialized attention (`sdopt.engine.specialized_attention`) has all
     its tokens together as `height`, 4 of the `warps` for each of two or three shares of them, heads
-    of `depth` and `extra` more entries, `stages` blocks of keys under way, and 2 as `width` where
-    the next scores are multiplied under the exponentials of the last, else 1. One with `pointers`
-    reads without that accelerator, for GPUs that have none. `library` leaves the operation to cuDNN
-    or cuBLAS.
+    of `depth` and `extra` more entries, and `stages` blocks of keys under way. `ahead`, the next
+    scores are multiplied under the exponentials of the last; every so many-th exponential is a
+    `polynomial`, none is 0. One with `pointers` reads without that accelerator, for GPUs that have
+    none. `library` leaves the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -40,6 +40,8 @@ class Tile:
     splits: int = 1
     boxed: bool = False
     specialized: bool = False
+    ahead: bool = False
+    polynomial: int = 0
     pointers: bool = False
     library: bool = False
 

@@ -21,6 +21,8 @@ DEPTH = 64
 MOST_STAGES = 8
 MOST_REGISTERS, MOST_REGISTERS_OF_THREE = 192, 120
 """Of a thread of specialized attention, for scores, weights and sums: what compiles unspilled."""
+WIDEST_POLYNOMIAL = 64
+"""Entries of a head; of wider ones the matrix unit takes longer than exponentials do."""
 MOST_SUM = 128 * 128
 """Entries of a sum that one warp group's registers hold, beside what it needs to end it."""
 
@@ -79,22 +81,25 @@ def _specialized_attention_tiles(job: Job) -> Iterator[Tile]:
                               (192, 12, MOST_REGISTERS_OF_THREE)):  # fmt: skip
         if high > max(128, tokens):
             continue
-        for columns, ahead, parts in product((64, 128), (1, 2), _parts(width // job.heads)):
-            softmax = columns * (2 * ahead + 1) // 4  # scores, and weights in half the bytes
+        heads = _parts(width // job.heads)
+        for columns, ahead, parts in product((64, 128), (False, True), heads):
+            softmax = columns * (3 + 2 * ahead) // 4  # scores, and weights in half the bytes
             registers = high * 4 // warps // 64 * (softmax + sum(parts) // 2)
-            if keys % (columns * ahead) or registers > most:
+            if keys % (columns * (1 + ahead)) or registers > most:
                 continue
-            for stages in (2, 4):
-                tile = Tile(
-                    height=high, width=ahead, columns=columns, depth=parts[0], extra=parts[1],
-                    stages=stages, warps=warps, specialized=True,
-                )  # fmt: skip
-                if attention_bytes(tile) <= SHARED_BYTES:
-                    yield tile
+            tile = Tile(
+                height=high, width=1, columns=columns, depth=parts[0], extra=parts[1], stages=4,
+                warps=warps, specialized=True, ahead=ahead,
+            )  # fmt: skip
+            while attention_bytes(tile) > SHARED_BYTES and tile.stages > 1:
+                tile = replace(tile, stages=tile.stages - 1)
+            if tile.stages > 1:
+                several = (0, 16, 8) if sum(parts) <= WIDEST_POLYNOMIAL else (0,)
+                yield from (replace(tile, polynomial=every) for every in several)
 
 
 def attention_bytes(tile: Tile) -> int:
-    """Of the shared memory of a tile of specialized attention: two of queries, stages of the rest."""
+    """Of the shared memory of specialized attention: queries twice, and stages of the rest."""
     return 4 * (tile.depth + tile.extra) * (tile.height + tile.columns * tile.stages)
 
 

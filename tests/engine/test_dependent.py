@@ -77,9 +77,9 @@ def tiled_kernels() -> None:
     for tile in (other, replace(other, pointers=True)):
         computed(job, empty_operands(job), tile)
     job = job_of_key("attention 2x256x256-8x40")
-    for ahead, high in ((1, 192), (2, 128)):
-        tile = Tile(height=high, width=ahead, depth=32, extra=16, stages=2, warps=high // 16,
-                    specialized=True)  # fmt: skip
+    for ahead, high in ((False, 192), (True, 128)):
+        tile = Tile(height=high, width=1, depth=32, extra=16, stages=2, warps=high // 16,
+                    specialized=True, ahead=ahead)  # fmt: skip
         computed(job, empty_operands(job), tile)
 
 

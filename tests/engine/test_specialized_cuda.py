@@ -191,8 +191,8 @@ def test_geglu(m: int, k: int, n: int, tile: Tile) -> None:
 
 
 def parted(tokens: int, warps: int, ahead: int, columns: int, depth: int, extra: int) -> Tile:
-    return Tile(height=tokens, width=ahead, columns=columns, depth=depth, extra=extra, stages=2,
-                warps=warps, specialized=True)  # fmt: skip
+    return Tile(height=tokens, width=1, columns=columns, depth=depth, extra=extra, stages=2,
+                warps=warps, specialized=True, ahead=ahead > 1)  # fmt: skip
 
 
 ATTENTIONS = [

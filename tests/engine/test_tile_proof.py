@@ -52,8 +52,8 @@ RACING = Tile(height=8, width=16, columns=128, depth=64, stages=3, warps=8)
 CLEAR = Tile(height=8, width=16, columns=64, depth=64, stages=3, warps=8)
 SPECIALIZED = Tile(height=2, width=32, columns=128, extra=32, stages=5, specialized=True)
 ATTENTION = "attention 2x256x256-8x40"
-ATTENDING = Tile(height=128, width=2, columns=128, depth=32, extra=16, stages=2, warps=8,
-                 specialized=True)  # fmt: skip
+ATTENDING = Tile(height=128, width=1, columns=128, depth=32, extra=16, stages=2, warps=8,
+                 specialized=True, ahead=True)  # fmt: skip
 """Its weights go to the matrix unit through registers."""
 SPLIT_ONLY = Tile(height=8, width=16, columns=128, depth=64, stages=4, warps=8, splits=6)
 """Clear with splits; larger batches use it without, and race."""
@@ -117,11 +117,17 @@ def test_all_roles_of_a_specialized_kernel_are_followed() -> None:
 
 
 @pytest.mark.parametrize("high", [128, 192])
-@pytest.mark.parametrize("ahead", [1, 2])
-def test_specialized_attention_overlaps_and_has_no_race(high: int, ahead: int) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("polynomial", [0, 8, 16])
+def test_specialized_attention_overlaps_and_has_no_race(
+    high: int, ahead: bool, polynomial: int
+) -> None:
     """ptxas waits for each product of a kernel that it does not understand; here for few."""
     job, columns = job_of_key(ATTENTION), 64 if high == 192 else 128
-    tile = replace(ATTENDING, height=high, width=ahead, columns=columns, warps=high // 16)
+    tile = replace(
+        ATTENDING, height=high, columns=columns, warps=high // 16, ahead=ahead,
+        polynomial=polynomial,
+    )  # fmt: skip
     with proof.only_compiled() as kernels:
         computed(job, empty_operands(job), tile)
     code = machine_code.parsed(proof.disassembled(kernels[0].asm["cubin"]))
@@ -148,8 +154,8 @@ def test_all_uses_of_a_specialized_attention_are_clear(compilers: Compilers) -> 
 @pytest.mark.parametrize(
     ("tile", "reason"),
     [
-        (replace(ATTENDING, columns=256, width=1), "128 keys are no multiple of 256"),
-        (replace(ATTENDING, width=1, depth=16), "heads of 40 entries are more than 16 + 16"),
+        (replace(ATTENDING, columns=256, ahead=False), "128 keys are no multiple of 256"),
+        (replace(ATTENDING, ahead=False, depth=16), "heads of 40 entries are more than 16 + 16"),
     ],
 )
 def test_specialized_attention_refuses_what_it_would_compute_wrong(tile: Tile, reason: str) -> None:

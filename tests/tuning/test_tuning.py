@@ -125,7 +125,7 @@ def test_attention_among_an_image_s_tokens_may_be_specialized() -> None:
         assert not any(tile.specialized for tile in candidates(job, KNOWN["A100"]))
         for tile in found[key]:
             assert attention_bytes(tile) <= SHARED_BYTES
-            assert job.first_two[1][1] % (tile.columns * tile.width) == 0
+            assert job.first_two[1][1] % (tile.columns * (1 + tile.ahead)) == 0
             assert tile.depth + tile.extra >= job.columns // job.heads
             assert tile.height * 4 // tile.warps in (64, 128)
     parts = {key: {(tile.depth, tile.extra) for tile in tiles} for key, tiles in found.items()}
@@ -138,7 +138,9 @@ def test_attention_among_an_image_s_tokens_may_be_specialized() -> None:
     assert {(tile.height, tile.warps) for tile in found["2x4096x4096-8x40"]} == {
         (128, 8), (256, 8), (192, 12)
     }  # fmt: skip
-    assert {tile.width for tile in found["2x4096x4096-8x40"]} == {1, 2}
+    assert {(tile.ahead, tile.polynomial) for tile in found["2x4096x4096-8x40"]} == {
+        (False, 0), (False, 8), (False, 16), (True, 0), (True, 8), (True, 16)
+    }  # fmt: skip
     prompt = candidates(job_of_key("attention 2x4096x77-8x40"))
     assert not any(tile.specialized for tile in prompt)
 
