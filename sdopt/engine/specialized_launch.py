@@ -97,7 +97,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, heads: int, tile: Ti
     blocks = cdiv(tokens, tile.height)
     tiles = blocks * heads * images
     boxes = [
-        _boxes(tensor.flatten(0, 1).unflatten(1, (heads, size)), [rows, 1, entries])
+        _boxes(tensor.flatten(0, 1).view(-1, heads, size), [rows, 1, entries])
         for tensor, rows in ((q, tile.height // consumers), (k, tile.columns), (v, tile.columns))
         for entries in (tile.depth, tile.extra or tile.depth)
     ]

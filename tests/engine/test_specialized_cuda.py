@@ -1,4 +1,4 @@
-"""The warp-specialized kernels on a Hopper GPU: right at every edge, and the same bits each time."""
+"""The warp-specialized kernels on a Hopper GPU: right at every edge, the same bits each time."""
 
 from __future__ import annotations
 
