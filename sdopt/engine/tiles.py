@@ -27,8 +27,12 @@ class Tile:
     (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
     and `warps` says nothing. Of a `stationary` one, for GEGLU alone, the weights stay in shared
     memory while boxes of x stream past (`sdopt.engine.stationary`); it is `specialized` too, and
-    its stages are those of x. One with `pointers` reads without that accelerator, for GPUs that
-    have none. `library` leaves the operation to cuDNN or cuBLAS.
+    its stages are those of x. Specialized attention (`sdopt.engine.specialized_attention`) has all
+    its tokens together as `height`, 4 of the `warps` for each of two or three shares of them, heads
+    of `depth` and `extra` more entries, and `stages` blocks of keys under way. `ahead`, the next
+    scores are multiplied under the exponentials of the last; every so many-th exponential is a
+    `polynomial`, none is 0. One with `pointers` reads without that accelerator, for GPUs that have
+    none. `library` leaves the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -43,6 +47,8 @@ class Tile:
     boxed: bool = False
     specialized: bool = False
     stationary: bool = False
+    ahead: bool = False
+    polynomial: int = 0
     pointers: bool = False
     library: bool = False
 
