@@ -10,7 +10,9 @@ from triton import cdiv, next_power_of_2
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sdopt.engine import dependent, epilogue, kernels, specialized_launch, stationary_launch
+from sdopt.engine.cards import H100
 from sdopt.engine.float8 import KIND, Rounded
+from sdopt.engine.rules import MOST_KEYS, ruled_attention
 from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
@@ -173,12 +175,18 @@ def attention(
 
     Their rows may be apart. Of q there may be fewer images, which are used again from the first.
 
-    `tile` has `height` tokens and `columns` keys at a time, which may come in boxes.
+    `tile` has `height` tokens and `columns` keys at a time, which may come in boxes. A specialized
+    one is for tokens that see all others: causal attention is cut by rule instead.
     """
     tokens, width = q.shape[1:]
     images, keys = k.shape[:2]
     size = width // heads
     out = q.new_empty((images, tokens, width))
+    if tile.specialized and not causal:
+        specialized_launch.attention(q, k, v, out, heads, tile)
+        return out
+    if tile.specialized:
+        tile = ruled_attention(MOST_KEYS, size, H100)
     wide = max(16, next_power_of_2(size))
     box = [1, tile.columns, wide]
     kernels.sdopt_attention[(cdiv(tokens, tile.height), images * heads)](

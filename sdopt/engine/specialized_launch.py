@@ -1,6 +1,8 @@
-"""Launch the warp-specialized kernel: descriptors, grids and workspaces on a Hopper GPU."""
+"""Launch the warp-specialized kernels: descriptors, grids and workspaces on a Hopper GPU."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import triton
@@ -10,6 +12,7 @@ from triton import cdiv
 from sdopt.engine import dependent
 from sdopt.engine.tiles import Tile
 
+LOG2_E = 1.4426950408889634
 GLUON_VERSIONS = ((3, 6), (3, 9))
 """First and last minor version of Triton whose Gluon compiles the kernels; they ran with 3.6."""
 
@@ -73,6 +76,45 @@ def product(
         num_warps=4,
         **dependent.options(),
     )  # fmt: skip
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, heads: int, tile: Tile) -> None:
+    """`specialized_attention.sdopt_attention_specialized` into `out` (B, tokens, width).
+
+    k and v are (B, keys, width), q may have fewer images; rows may be apart. Raises ValueError
+    for keys that are no multiple of the tile's, and for heads that are larger than its parts.
+    """
+    from sdopt.engine import specialized_attention
+
+    images, tokens, width = out.shape
+    keys, size = k.shape[1], width // heads
+    consumers = tile.warps // 4
+    together = tile.columns * (1 + tile.ahead)
+    if keys % together:
+        raise ValueError(f"{keys} keys are no multiple of {together}")
+    if size > tile.depth + tile.extra:
+        raise ValueError(f"heads of {size} entries are more than {tile.depth} + {tile.extra}")
+    blocks = cdiv(tokens, tile.height)
+    tiles = blocks * heads * images
+    read = [
+        boxes(tensor.flatten(0, 1).view(-1, heads, size), [rows, 1, entries])
+        for tensor, rows in ((q, tile.height // consumers), (k, tile.columns), (v, tile.columns))
+        for entries in (tile.depth, tile.extra or tile.depth)
+    ]
+    specialized_attention.sdopt_attention_specialized[(min(tiles, _multiprocessors(out.device)),)](
+        *read, out, tokens, keys, len(q), blocks, tiles, LOG2_E / size**0.5, HEADS=heads,
+        SIZE=size, EXTRA=tile.extra, CONSUMERS=consumers, AHEAD=tile.ahead,
+        POLYNOMIAL=tile.polynomial, STAGES=tile.stages, num_warps=4,
+        **dependent.options(),
+    )  # fmt: skip
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    """Programs of specialized attention that run at a time: one on each."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def boxes(tensor: Tensor, box: list[int]) -> object:

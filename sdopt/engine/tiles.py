@@ -35,9 +35,13 @@ class Tile:
     (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
     and `warps` says nothing. Of a `stationary` one, for products of matrices, the weights stay in
     shared memory while boxes of x stream past (`sdopt.engine.stationary`); it is `specialized` too,
-    its stages are those of x, and a multiprocessor has so many `programs` of it at a time. One with
-    `pointers` reads without that accelerator, for GPUs that have none. `library` leaves the
-    operation to cuDNN or cuBLAS.
+    its stages are those of x, and a multiprocessor has so many `programs` of it at a time.
+    Specialized attention (`sdopt.engine.specialized_attention`) has all its tokens together as
+    `height`, 4 of the `warps` for each of two or three shares of them, heads of `depth` and `extra`
+    more entries, and `stages` blocks of keys under way. `ahead`, the next scores are multiplied
+    under the exponentials of the last; every so many-th exponential is a `polynomial`, none is 0.
+    One with `pointers` reads without that accelerator, for GPUs that have none. `library` leaves
+    the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -53,6 +57,8 @@ class Tile:
     specialized: bool = False
     stationary: bool = False
     programs: int = 1
+    ahead: bool = False
+    polynomial: int = 0
     pointers: bool = False
     library: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 from sdopt.engine.cards import H100, Card
 from sdopt.engine.rules import FLOAT8_DEPTH, MOST_KEYS
@@ -18,6 +19,10 @@ SHARED_BYTES = 200_000
 """Of the 227 KiB that a program may have: the rest is for what a sum ends with."""
 DEPTH = 64
 MOST_STAGES = 8
+MOST_REGISTERS, MOST_REGISTERS_OF_THREE = 192, 120
+"""Of a thread of specialized attention, for scores, weights and sums: what compiles unspilled."""
+WIDEST_POLYNOMIAL = 64
+"""Entries of a head; of wider ones the matrix unit takes longer than exponentials do."""
 MOST_SUM = 128 * 128
 """Entries of a sum that one warp group's registers hold, beside what it needs to end it."""
 
@@ -39,7 +44,8 @@ MOST_KEPT, FEWEST_STREAMED = 320, 2048
 def candidates(job: Job, card: Card = H100) -> list[Tile]:
     """The tiles to time on a card: those that it can read for, and has the shared memory for."""
     if job.kind == "attention":
-        return [tile for tile in _attention_tiles(job) if not (tile.boxed and card.pointers)]
+        found = [tile for tile in _attention_tiles(job) if not (tile.boxed and card.pointers)]
+        return [*found, *_specialized_attention_tiles(job)] if card.specialized else found
     if job.float8:
         return list(_specialized_tiles(job)) or [ruled(job, card)]
     convolving = job.kind in CONVOLUTIONS
@@ -78,6 +84,48 @@ def _attention_tiles(job: Job) -> Iterator[Tile]:
                         height=high, width=1, columns=columns, stages=stages, warps=warps,
                         boxed=boxed,
                     )  # fmt: skip
+
+
+def _specialized_attention_tiles(job: Job) -> Iterator[Tile]:
+    """Two or three consumers of 64 tokens, or two of 128; none for the few keys of a prompt."""
+    (_, tokens, width), (_, keys, _) = job.first_two
+    if keys <= MOST_KEYS // 2 or width // job.heads % 8:
+        return
+    for high, warps, most in ((128, 8, MOST_REGISTERS), (256, 8, MOST_REGISTERS),
+                              (192, 12, MOST_REGISTERS_OF_THREE)):  # fmt: skip
+        if high > max(128, tokens):
+            continue
+        heads = _parts(width // job.heads)
+        for columns, ahead, parts in product((64, 128), (False, True), heads):
+            softmax = columns * (3 + 2 * ahead) // 4  # scores, and weights in half the bytes
+            registers = high * 4 // warps // 64 * (softmax + sum(parts) // 2)
+            if keys % (columns * (1 + ahead)) or registers > most:
+                continue
+            tile = Tile(
+                height=high, width=1, columns=columns, depth=parts[0], extra=parts[1], stages=4,
+                warps=warps, specialized=True, ahead=ahead,
+            )  # fmt: skip
+            while attention_bytes(tile) > SHARED_BYTES and tile.stages > 1:
+                tile = replace(tile, stages=tile.stages - 1)
+            if tile.stages > 1:
+                several = (0, 16, 8) if sum(parts) <= WIDEST_POLYNOMIAL else (0,)
+                yield from (replace(tile, polynomial=every) for every in several)
+
+
+def attention_bytes(tile: Tile) -> int:
+    """Of the shared memory of specialized attention: queries twice, and stages of the rest."""
+    return 4 * (tile.depth + tile.extra) * (tile.height + tile.columns * tile.stages)
+
+
+def _parts(size: int) -> Iterator[tuple[int, int]]:
+    """Powers of 2 that hold a head's entries: two that fit closely, and one."""
+    whole = max(16, 1 << (size - 1).bit_length())
+    main = whole // 2
+    extra = max(16, 1 << (size - main - 1).bit_length())
+    if main >= 16 and main + extra < whole:
+        yield main, extra
+    if whole <= 128:
+        yield whole, 0
 
 
 def _made(job: Job) -> tuple[int, int, int]:

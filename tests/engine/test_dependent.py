@@ -18,7 +18,7 @@ from sdopt.engine.tiles import Tile
 from sdopt.tuning.jobs import computed, empty_operands, job_of_key
 
 TILES = ("upsample 2x32x32x640-640", "float8-plain 2x16x16x2560-1280", "joined 64x2560-1280")
-SPECIALIZED, STATIONARY = "sdopt_product", "sdopt_stationary_product"
+ROLES = ("sdopt_product", "sdopt_stationary_product", "sdopt_attention_specialized")
 KEEPING = Tile(
     height=64, width=1, columns=64, extra=64, stages=7, specialized=True, stationary=True
 )
@@ -84,6 +84,11 @@ def tiled_kernels() -> None:
     job = job_of_key("added 2048x320-320")
     for tile in (replace(KEEPING, columns=128, extra=32), replace(KEEPING, extra=0, programs=2)):
         computed(job, empty_operands(job), tile)
+    job = job_of_key("attention 2x256x256-8x40")
+    for ahead, high in ((False, 192), (True, 128)):
+        tile = Tile(height=high, width=1, depth=32, extra=16, stages=2, warps=high // 16,
+                    specialized=True, ahead=ahead)  # fmt: skip
+        computed(job, empty_operands(job), tile)
 
 
 def every_kernel() -> list[Any]:
@@ -104,8 +109,7 @@ def test_nothing_is_read_or_written_before_the_wait(monkeypatch: pytest.MonkeyPa
     with dependent.launches(H100.dependent):
         found = every_kernel()
     names = {kernel.metadata.name.removesuffix("_float8") for kernel in found}
-    roles = {SPECIALIZED, STATIONARY}
-    assert names == {name for name in vars(kernels) if name.startswith("sdopt_")} | roles
+    assert names == {name for name in vars(kernels) if name.startswith("sdopt_")} | {*ROLES}
     for kernel in found:
         code = machine_code.parsed(proof.disassembled(kernel.asm["cubin"]))
         bases = [one.base for one in code.instructions]
@@ -113,7 +117,7 @@ def test_nothing_is_read_or_written_before_the_wait(monkeypatch: pytest.MonkeyPa
         assert machine_code.hazards(code) == []
         assert kernel.metadata.launch_pdl
         # Idle warps of the specialized ones end with their program.
-        idle = ["EXIT"] if kernel.metadata.name.startswith(tuple(roles)) else []
+        idle = ["EXIT"] if kernel.metadata.name.startswith(ROLES) else []
         assert [one.base for one in machine_code.before_wait(code)] == idle
 
 

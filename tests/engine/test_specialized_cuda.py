@@ -1,8 +1,9 @@
-"""The warp-specialized kernel on a Hopper GPU: right at every edge, and the same bits each time."""
+"""The warp-specialized kernels on a Hopper GPU: right at every edge, the same bits each time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import references
@@ -263,6 +264,90 @@ def test_a_product_whose_weights_stay(
         lambda: launch.matrix_product(x, weight, bias, tile, residual=residual),
         references.product(*on_cpu),
         ROUNDED if dtype == torch.float16 else 8 * ROUNDED,
+    )
+
+
+def parted(tokens: int, warps: int, ahead: int, columns: int, depth: int, extra: int) -> Tile:
+    return Tile(height=tokens, width=1, columns=columns, depth=depth, extra=extra, stages=2,
+                warps=warps, specialized=True, ahead=ahead > 1)  # fmt: skip
+
+
+ATTENTIONS = [
+    # Images of keys and of queries, tokens, keys, heads, entries of each.
+    ((2, 2, 256, 256, 8, 40), parted(128, 8, 1, 128, 32, 16)),
+    ((2, 2, 256, 256, 8, 40), parted(128, 8, 2, 128, 32, 16)),
+    ((2, 2, 256, 256, 8, 40), parted(128, 8, 2, 64, 64, 0)),
+    ((2, 1, 300, 512, 3, 40), parted(128, 8, 2, 64, 32, 16)),
+    ((4, 2, 200, 384, 2, 40), parted(192, 12, 1, 128, 32, 16)),
+    ((1, 1, 77, 512, 5, 48), parted(192, 12, 2, 64, 32, 16)),
+    ((1, 1, 1000, 128, 4, 40), parted(256, 8, 1, 64, 32, 16)),
+    ((1, 1, 128, 128, 1, 24), parted(128, 8, 1, 64, 16, 16)),
+    ((2, 2, 1024, 1024, 8, 80), parted(128, 8, 2, 64, 64, 16)),
+    ((2, 2, 256, 256, 8, 160), parted(128, 8, 2, 64, 128, 32)),
+    ((2, 2, 256, 256, 2, 160), parted(128, 8, 1, 128, 128, 32)),
+    # Some exponentials by a polynomial.
+    ((2, 2, 256, 256, 8, 40), replace(parted(128, 8, 2, 128, 32, 16), polynomial=16)),
+    ((2, 2, 256, 512, 8, 40), replace(parted(192, 12, 1, 64, 64, 0), polynomial=8)),
+    # More tiles than multiprocessors, so that a program has several in turn.
+    ((2, 2, 4096, 4096, 8, 40), parted(128, 8, 2, 128, 32, 16)),
+    ((3, 3, 4000, 1920, 8, 40), parted(192, 12, 1, 64, 32, 16)),
+    ((1, 1, 4096, 1024, 8, 64), parted(128, 8, 2, 128, 64, 0)),
+]
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    q = q.repeat(len(k) // len(q), 1, 1)
+    parts = (t.float().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("shape", "tile"), ATTENTIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention(shape: tuple[int, ...], tile: Tile, dtype: torch.dtype) -> None:
+    from sdopt.engine import launch
+
+    images, own, tokens, keys, heads, size = shape
+    q = half(own, tokens, heads * size).to(dtype) * 2
+    k, v = half(images, keys, 3 * heads * size, seed=1).to(dtype).chunk(3, dim=-1)[1:]
+    limit = ROUNDED * (8 if dtype == torch.bfloat16 else 1)
+    check(lambda: launch.attention(q, k, v, heads, tile), attended(q, k, v, heads), limit)
+
+
+@pytest.mark.parametrize("polynomial", [0, 8])
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_attention_to_keys_far_above_the_others(ahead: int, polynomial: int) -> None:
+    """The first block's or the last's: all that was summed up before becomes nothing."""
+    from sdopt.engine import launch
+
+    for far in (3, 130, 511):
+        q, k, v = half(1, 256, 80), half(1, 512, 80, seed=1), half(1, 512, 80, seed=2)
+        k[:, far] = 40 * q[:, 7]
+        tile = replace(parted(128, 8, ahead, 128, 32, 16), polynomial=polynomial)
+        check(lambda: launch.attention(q, k, v, 2, tile), attended(q, k, v, 2))  # noqa: B023
+
+
+def test_a_head_of_attention_sees_nothing_of_the_next_one() -> None:
+    """Whose entries lie beside its own in a row, and in the box that is loaded."""
+    from sdopt.engine import launch
+
+    q, k, v = (half(2, 256, 120, seed=seed) for seed in range(3))
+    tile = parted(128, 8, 2, 128, 32, 16)
+    wanted = launch.attention(q, k, v, 3, tile)
+    for part in (q, k, v):
+        part[..., 40:80] = float("nan")
+    found = launch.attention(q, k, v, 3, tile)
+    assert found[..., 40:80].isnan().all()
+    assert torch.equal(found[..., :40], wanted[..., :40])
+    assert torch.equal(found[..., 80:], wanted[..., 80:])
+
+
+def test_causal_attention_with_such_a_tile_is_computed_otherwise() -> None:
+    from sdopt.engine import launch
+
+    q, k, v = (half(1, 256, 80, seed=seed) for seed in range(3))
+    found = launch.attention(q, k, v, 2, parted(128, 8, 2, 128, 32, 16), causal=True)
+    assert error(found.cpu(), references.attention(q.cpu(), k.cpu(), v.cpu(), 2, causal=True)) < (
+        ROUNDED
     )
 
 

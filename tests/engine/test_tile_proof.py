@@ -58,6 +58,10 @@ STATIONARY = Tile(
 )
 WARPS, REGISTERS = 12, 65536
 """Of a program whose weights stay, two of them idle, and of a multiprocessor."""
+ATTENTION = "attention 2x256x256-8x40"
+ATTENDING = Tile(height=128, width=1, columns=128, depth=32, extra=16, stages=2, warps=8,
+                 specialized=True, ahead=True)  # fmt: skip
+"""Its weights go to the matrix unit through registers."""
 SPLIT_ONLY = Tile(height=8, width=16, columns=128, depth=64, stages=4, warps=8, splits=6)
 """Clear with splits; larger batches use it without, and race."""
 
@@ -215,6 +219,53 @@ def test_weights_that_stay_are_compiled_for_their_length() -> None:
     assert len(makes) == 2
 
 
+@pytest.mark.parametrize("high", [128, 192])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("polynomial", [0, 8, 16])
+def test_specialized_attention_overlaps_and_has_no_race(
+    high: int, ahead: bool, polynomial: int
+) -> None:
+    """ptxas waits for each product of a kernel that it does not understand; here for few."""
+    job, columns = job_of_key(ATTENTION), 64 if high == 192 else 128
+    tile = replace(
+        ATTENDING, height=high, columns=columns, warps=high // 16, ahead=ahead,
+        polynomial=polynomial,
+    )  # fmt: skip
+    with proof.only_compiled() as kernels:
+        computed(job, empty_operands(job), tile)
+    code = machine_code.parsed(proof.disassembled(kernels[0].asm["cubin"]))
+    reached = machine_code.in_flight(code)
+    products = [at for at, one in enumerate(code.instructions) if one.base == "HGMMA"]
+    assert set(products) <= set(reached)
+    assert machine_code.hazards(code) == []
+    waits = [one for one in code.instructions if one.name == "WARPGROUP.DEPBAR.LE"]
+    assert 3 * len(waits) < len(products)
+    weights = [one for one in code.products if machine_code.read(one)]
+    assert {one.rest.split(".")[1] for one in weights} == {"64x32x16", "64x16x16"}
+    assert proof.resources(kernels[0]).spilled_bytes == 0
+
+
+def test_all_uses_of_a_specialized_attention_are_clear(compilers: Compilers) -> None:
+    """Causal attention with such a tile is computed by another kernel."""
+    assert compilers.of(job_of_key(ATTENTION), ATTENDING) == ""
+    assert {one.kernel for taken in compilers.taken.values() for one in taken} >= {
+        "sdopt_attention",
+        "sdopt_attention_specialized",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tile", "reason"),
+    [
+        (replace(ATTENDING, columns=256, ahead=False), "128 keys are no multiple of 256"),
+        (replace(ATTENDING, ahead=False, depth=16), "heads of 40 entries are more than 16 + 16"),
+    ],
+)
+def test_specialized_attention_refuses_what_it_would_compute_wrong(tile: Tile, reason: str) -> None:
+    found = verdict(job_of_key("attention 2x256x128-8x40"), tile, H100)
+    assert found == f"does not compile: {reason}"
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_the_product_without_a_tile_has_no_race(channels: int) -> None:
     def empty(*shape: int) -> torch.Tensor:
@@ -253,14 +304,15 @@ def test_an_image_by_rule_fits_cards_that_are_not_here(name: str) -> None:
         ("A100", Tile(columns=64, stages=3, pointers=True)),
         ("H100", CLEAR),
         ("H100", SPECIALIZED),
+        ("H100", ATTENDING),
         ("H100", RACING),
     ],
-    ids=["pointers", "descriptors", "specialized", "racing"],
+    ids=["pointers", "descriptors", "specialized", "attention", "racing"],
 )
 def test_bfloat16_is_another_kernel_with_the_same_needs(
     name: str, tile: Tile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, found = job_of_key(UPSAMPLE), {}
+    job, found = job_of_key(ATTENTION if tile is ATTENDING else UPSAMPLE), {}
     for dtype in ("float16", "bfloat16"):
         monkeypatch.setenv(DTYPE, dtype)
         with proof.only_compiled(KNOWN[name].capability) as kernels:

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from sdopt.cli.app import main
-from sdopt.engine.cards import H100
+from sdopt.engine.cards import H100, KNOWN
 from sdopt.engine.tables import shipped_table, tuned
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.errors import BrokenFileError
 from sdopt.tuning import choosing, programs, repeats, timing
-from sdopt.tuning.candidates import SHARED_BYTES, candidates
+from sdopt.tuning.candidates import SHARED_BYTES, attention_bytes, candidates
 from sdopt.tuning.chosen import by_rule, stored, together
 from sdopt.tuning.compiling import distinct, make_of, shares_of
 from sdopt.tuning.jobs import (
@@ -164,6 +164,34 @@ def test_attention_is_cut_by_tokens_and_keys() -> None:
     assert {tile.stages for tile in candidates(prompt) if tile.columns == 128} == {1}
     few = Job(key="attention 1x16x16-8x160", shapes=((1, 16, 1280), (1, 16, 1280), (1, 16, 1280)))
     assert {(tile.height, tile.columns) for tile in candidates(few)} == {(32, 16), (64, 16)}
+
+
+def test_attention_among_an_image_s_tokens_may_be_specialized() -> None:
+    found = {}
+    for key in ("2x4096x4096-8x40", "2x1024x1024-8x80", "2x256x256-8x160", "2x64x64-8x160"):
+        job = job_of_key(f"attention {key}")
+        found[key] = [tile for tile in candidates(job) if tile.specialized]
+        assert not any(tile.specialized for tile in candidates(job, KNOWN["A100"]))
+        for tile in found[key]:
+            assert attention_bytes(tile) <= SHARED_BYTES
+            assert job.first_two[1][1] % (tile.columns * (1 + tile.ahead)) == 0
+            assert tile.depth + tile.extra >= job.columns // job.heads
+            assert tile.height * 4 // tile.warps in (64, 128)
+    parts = {key: {(tile.depth, tile.extra) for tile in tiles} for key, tiles in found.items()}
+    assert parts == {
+        "2x4096x4096-8x40": {(32, 16), (64, 0)},
+        "2x1024x1024-8x80": {(64, 16), (128, 0)},
+        "2x256x256-8x160": {(128, 32)},
+        "2x64x64-8x160": set(),
+    }
+    assert {(tile.height, tile.warps) for tile in found["2x4096x4096-8x40"]} == {
+        (128, 8), (256, 8), (192, 12)
+    }  # fmt: skip
+    assert {(tile.ahead, tile.polynomial) for tile in found["2x4096x4096-8x40"]} == {
+        (False, 0), (False, 8), (False, 16), (True, 0), (True, 8), (True, 16)
+    }  # fmt: skip
+    prompt = candidates(job_of_key("attention 2x4096x77-8x40"))
+    assert not any(tile.specialized for tile in prompt)
 
 
 def test_an_operation_without_a_weight_is_named() -> None:
