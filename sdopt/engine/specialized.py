@@ -28,8 +28,8 @@ _activated = gluon.jit(epilogue.activated)
 _gelu = gluon.jit(epilogue.gelu)
 _wait_for_earlier = gluon.jit(waiting.wait_for_earlier)
 _let_next_start = gluon.jit(waiting.let_next_start)
-LOAD = gl.constexpr(getattr(tma, "async_load", None) or tma.async_copy_global_to_shared)
-"""Triton 3.9 renamed it."""
+LOAD = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+"""Triton 3.9 renamed it. No constexpr: its text, with an address, would be in the cache's keys."""
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = gl.constexpr(40), gl.constexpr(232)
 
 
