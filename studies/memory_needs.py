@@ -129,10 +129,13 @@ def fits(row: Row, total_gib: int) -> bool:
 
 
 def choices(rows: Sequence[Row]) -> list[str]:
-    """A line for each size of card: the fastest level there, and the fastest without a loss."""
+    """A line for each size of card: the fastest level there, and the fastest without a loss.
+
+    Levels in float8 are left out: they need a Hopper GPU, and none is so small.
+    """
     lines = []
     for total in TOTALS_GIB:
-        here = [row for row in rows if fits(row, total)]
+        here = [row for row in rows if fits(row, total) and not row["level"]["float8"]]
         best, exact = fastest(here), fastest([row for row in here if _keeps_all(row["level"])])
         if best is None:
             lines.append(f"- {total} GiB: none of these levels.")

@@ -828,6 +828,37 @@ def test_triton_finds_its_kernels_in_another_folder_and_no_others(tmp_path: Path
     assert compiled_for_hopper(unpacked, kernels) == "compiled"
 
 
+KEYS = """
+import importlib, inspect
+from triton.runtime.jit import JITFunction
+for name in ("kernels", "specialized", "specialized_attention", "stationary"):
+    module = importlib.import_module("sdopt.engine." + name)
+    for kernel, function in inspect.getmembers(module, lambda one: isinstance(one, JITFunction)):
+        if kernel.startswith("sdopt_"):
+            print(kernel, function.cache_key)
+"""
+
+
+def test_triton_finds_each_kernel_in_another_process() -> None:
+    """A global's text with an address in it would be in the key of every kernel that reads it."""
+    if find_spec("triton") is None:
+        pytest.skip("needs triton: run where it is installed")
+    environment = {**os.environ}
+    environment.pop("TRITON_INTERPRET", None)
+    first, second = (
+        subprocess.run(
+            (sys.executable, "-c", KEYS),
+            env={**environment, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    )
+    assert {"sdopt_product", "sdopt_layer_norm"} < {line.split()[0] for line in first.splitlines()}
+    assert first == second
+
+
 def graph_compiled(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         (sys.executable, "-c", A_GRAPH, *arguments),

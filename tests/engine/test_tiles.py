@@ -58,13 +58,28 @@ def check_specialized(tile: Tile, *, float8: bool = False) -> None:
 
     A row of a box is 128 bytes: of 64 entries in float16, of 128 in float8.
     """
-    check(replace(tile, specialized=False))
+    check(replace(tile, specialized=False, stationary=False))
     assert tile.pixels in (64, 128)
     assert tile.depth == (128 if float8 else 64)
     if tile.stationary:
         return
     entries = 2 * tile.pixels + tile.columns + tile.extra
     assert 128 * entries * tile.stages <= H100.shared_bytes, tile
+
+
+def check_attention(key: str, tile: Tile) -> None:
+    """Of three roles: two or three shares of the tokens, keys that are whole blocks of a tile's."""
+    if tile.library:
+        return
+    check(replace(tile, specialized=False))
+    if not tile.specialized:
+        return
+    shapes, heads = key.split()[1].rsplit("-", 1)
+    keys, size = int(shapes.split("x")[-1]), int(heads.split("x")[-1])
+    assert tile.warps in (8, 12)
+    assert tile.height * 4 // tile.warps in (64, 128)
+    assert keys % (tile.columns * (1 + tile.ahead)) == 0
+    assert tile.depth + tile.extra >= size
 
 
 @given(
@@ -84,9 +99,16 @@ def test_a_ruled_specialized_convolution(
 def test_only_a_device_that_takes_them_is_given_specialized_tiles() -> None:
     stored = {key: tile for key, tile in tuned().items() if tile.specialized}
     kinds = {key.split()[0] for key in stored}
-    assert {"conv", "plain", "upsample", "downsample"} <= kinds
+    assert {"conv", "plain", "upsample", "downsample", "attention", "geglu"} <= kinds
     for key in stored:
         shape, n = key.split()[1].rsplit("-", 1)
+        if key.startswith("attention"):
+            tokens, heads = (int(one) for one in shape.split("x")[1:]), map(int, n.split("x"))
+            sizes = (int(shape.split("x")[0]), *tokens)
+            given = (sizes, *heads)
+            assert attention_tile(*given, H100) == stored[key]  # type: ignore[arg-type]
+            assert not attention_tile(*given, UNSPECIALIZED).specialized  # type: ignore[arg-type]
+            continue
         sizes = tuple(map(int, shape.split("x")))
         chosen = convolution_tile if len(sizes) == 4 else product_tile
         kind = key.split()[0]
@@ -138,7 +160,9 @@ def test_a_measured_tile(key: str) -> None:
     tile = tuned()[key]
     float8 = key.startswith(FLOAT8)
     assert tile.specialized or not float8
-    if tile.specialized:
+    if key.startswith("attention"):
+        check_attention(key, tile)
+    elif tile.specialized:
         check_specialized(tile, float8=float8)
     elif not tile.library:
         check(tile)
