@@ -60,7 +60,7 @@ NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (LAYER_NORM, ("sdopt_layer_norm",)),
     (ATTENTION, ("sdopt_attention", "fmha", "flash", "sdpa")),
     (BOTH, ("sdopt_convolution", "sdopt_product", "sdopt_matrix", "sdopt_narrow", "sdopt_sum")),
-    (BOTH, ("sdopt_stationary",)),
+    (BOTH, ("sdopt_geglu",)),
     (BOTH, ("gemm", "nvjet", "conv", "cutlass", "cudnn", "splitk")),
 )
 """Parts of kernels' names, the first that fits."""

@@ -51,7 +51,7 @@ def convolution(
     specialized tile. Raises ValueError for a stationary one.
     """
     if tile.stationary:
-        raise ValueError(f"weights stay for products of matrices alone: {tile}")
+        raise ValueError(f"weights stay for GEGLU alone: {tile}")
     weight, scale, result = _unscaled(weight, x)
     images, height, width, channels = x.shape
     if downsample:
@@ -101,17 +101,18 @@ def matrix_product(
 ) -> Tensor:
     """`kernels.sdopt_matrix_product` of x (M, K), and maybe x2 (M, K2), by `weight` (N, K + K2).
 
-    Operands in float8 take a specialized tile. Raises ValueError for a stationary tile of
-    joined inputs, in float8, or whose weights do not stay.
+    Operands in float8 take a specialized tile. Raises ValueError for a stationary tile of anything
+    but GEGLU, alone and not in float8.
     """
     weight, scale, result = _unscaled(weight, x)
     rows, depth = x.shape
     columns = weight.shape[0] // (2 if geglu else 1)
     out = x.new_empty((rows, columns), dtype=result)
     if tile.stationary:
-        if x2 is not None or scale is not None:
-            raise ValueError(f"weights stay neither for joined inputs nor in float8: {tile}")
-        stationary_launch.product(x, weight, bias, residual, out, tile, geglu=geglu)
+        alone = x2 is None and residual is None and scale is None
+        if not (geglu and alone) or bias is None:
+            raise ValueError(f"weights stay for GEGLU alone, with a bias, not in float8: {tile}")
+        stationary_launch.geglu(x, weight, bias, out, tile)
         return out
     sums = _sums(out, tile)
     end = _epilogue_arguments(bias, residual, False)

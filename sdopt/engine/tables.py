@@ -27,7 +27,6 @@ from sdopt.engine.rules import (
 )
 from sdopt.engine.tiles import (
     FLOAT8,
-    STATIONARY,
     Sizes,
     Tile,
     attention_key,
@@ -146,11 +145,11 @@ def convolution_tile(sizes: Sizes, n: int, kind: str, card: Card) -> Tile:
 
 def product_tile(m: int, k: int, n: int, kind: str, card: Card) -> Tile:
     """The measured tile of this matrix product, that of fewer rows, or one by rule."""
-    kept = (k, n, kind == "geglu") if kind in STATIONARY else None
+    gated = (k, n) if kind == "geglu" else None
     for times in _times(m):
         for kind_or_like in dict.fromkeys((kind, kind.replace("added", "linear"))):
             key = product_key(m // times, k, n, kind_or_like)
-            if (tile := _stored(key, card, kept)) is not None:
+            if (tile := _stored(key, card, gated)) is not None:
                 return _less_split(tile, times)
     if kind.startswith(FLOAT8):
         return ruled_float8_product(m, k, n, kind.removeprefix(FLOAT8), card)
@@ -167,21 +166,16 @@ def attention_tile(sizes: tuple[int, int, int], heads: int, size: int, card: Car
     return ruled_attention(keys, size, card)
 
 
-def _stored(key: str, card: Card, kept: tuple[int, int, bool] | None = None) -> Tile | None:
-    """A measured tile that the card takes; a stationary one only of a product whose weights it has
-    room for.
+def _stored(key: str, card: Card, gated: tuple[int, int] | None = None) -> Tile | None:
+    """A measured tile that the card takes; a stationary one only of GEGLU whose weights it keeps.
 
-    `kept` are the entries of the sum and the columns of a product of the model's own dtype, and
-    whether it is GEGLU.
+    `gated` are the entries of the sum and the columns of GEGLU in the model's own dtype.
     """
     tile = tuned(card).get(key)
     if tile is None or (tile.specialized and not card.specialized):
         return None
-    if not tile.stationary:
-        return tile
-    k, n, gated = kept or (0, 0, False)
-    fits = kept is not None and tile.keeps(k, n, card.shared_bytes, gated=gated)
-    return tile if fits else None
+    kept = gated is not None and tile.keeps(*gated, card.shared_bytes)
+    return None if tile.stationary and not kept else tile
 
 
 def _times(number: int) -> Iterator[int]:

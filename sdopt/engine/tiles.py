@@ -6,18 +6,10 @@ from dataclasses import dataclass
 
 FLOAT8 = "float8-"
 """How the kind of a product begins whose operands are in float8."""
-STATIONARY = ("linear", "added", "geglu")
-"""Kinds of products whose weights may stay in shared memory."""
 STATIONARY_END = 5120
 """Bytes of barriers, and of what threads exchange before they write a result."""
 LEAST_STAGES = 3
 """Of a stationary tile: two may still be read when the third is waited for."""
-SMALL_SUM = 64 * 64
-"""Entries of a sum that half of a multiprocessor's registers hold, beside what ends it."""
-QUAD_COLUMNS = 32
-"""That four threads write of a row."""
-PROGRAM_BYTES = 1024
-"""Of a multiprocessor's shared memory that each program has beside its own."""
 OLD_KINDS = {"doubled": "upsample", "halved": "downsample"}
 Sizes = tuple[int, int, int, int]
 """Images, height, width and channels of a convolution's input."""
@@ -33,15 +25,14 @@ class Tile:
     Attention's has `height` tokens and `columns` keys at a time; `boxed` ones come through the
     tensor memory accelerator. A `specialized` tile is a program of three roles
     (`sdopt.engine.specialized`) and has two such boxes; GEGLU's `extra` columns are then the gate,
-    and `warps` says nothing. Of a `stationary` one, for products of matrices, the weights stay in
-    shared memory while boxes of x stream past (`sdopt.engine.stationary`); it is `specialized` too,
-    its stages are those of x, and a multiprocessor has so many `programs` of it at a time.
-    Specialized attention (`sdopt.engine.specialized_attention`) has all its tokens together as
-    `height`, 4 of the `warps` for each of two or three shares of them, heads of `depth` and `extra`
-    more entries, and `stages` blocks of keys under way. `ahead`, the next scores are multiplied
-    under the exponentials of the last; every so many-th exponential is a `polynomial`, none is 0.
-    One with `pointers` reads without that accelerator, for GPUs that have none. `library` leaves
-    the operation to cuDNN or cuBLAS.
+    and `warps` says nothing. Of a `stationary` one, for GEGLU alone, the weights stay in shared
+    memory while boxes of x stream past (`sdopt.engine.stationary`); it is `specialized` too, and
+    its stages are those of x. Specialized attention (`sdopt.engine.specialized_attention`) has all
+    its tokens together as `height`, 4 of the `warps` for each of two or three shares of them, heads
+    of `depth` and `extra` more entries, and `stages` blocks of keys under way. `ahead`, the next
+    scores are multiplied under the exponentials of the last; every so many-th exponential is a
+    `polynomial`, none is 0. One with `pointers` reads without that accelerator, for GPUs that have
+    none. `library` leaves the operation to cuDNN or cuBLAS.
     """
 
     images: int = 1
@@ -56,7 +47,6 @@ class Tile:
     boxed: bool = False
     specialized: bool = False
     stationary: bool = False
-    programs: int = 1
     ahead: bool = False
     polynomial: int = 0
     pointers: bool = False
@@ -64,21 +54,12 @@ class Tile:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a stationary tile that its kernel could not be launched with."""
-        small = self.stationary and self.pixels * self.columns <= SMALL_SUM and self.extra == 0
-        if self.programs != 1 and not (self.programs == 2 and small):
-            raise ValueError(
-                f"{self}: two programs at a time are for a stationary tile of a sum of {SMALL_SUM} "
-                "entries or less, without extra columns"
-            )
-        one = (self.images, self.width, self.splits) == (1, 1, 1)
+        shape = (self.images, self.width, self.splits, self.extra)
         whole = self.specialized and self.stages >= LEAST_STAGES
-        parts = (self.columns, self.extra or self.columns)
-        fitting = min(parts) >= QUAD_COLUMNS and self.extra <= self.columns
-        if self.stationary and not (one and whole and fitting):
+        if self.stationary and not (whole and shape == (1, 1, 1, self.columns)):
             raise ValueError(
                 f"{self}: a stationary tile is specialized, of one image, of width 1, not split, "
-                f"of {LEAST_STAGES} stages or more and {QUAD_COLUMNS} columns or more, and has at "
-                "most as many extra columns"
+                f"of {LEAST_STAGES} stages or more, and has as many extra columns as columns"
             )
 
     @property
@@ -91,17 +72,13 @@ class Tile:
         entries = (self.columns + self.extra) * k + self.pixels * self.depth * self.stages
         return 2 * entries + STATIONARY_END
 
-    def keeps(self, k: int, n: int, shared_bytes: int, *, gated: bool = False) -> bool:
-        """Whether a product of k entries and n columns can be cut by this stationary tile.
+    def keeps(self, k: int, n: int, shared_bytes: int) -> bool:
+        """Whether GEGLU of k entries and n columns can be cut by this stationary tile.
 
-        The kernel has no masks along either, and all weights of a program have to fit. As many
-        extra columns as columns are the gate of GEGLU (`gated`), and of nothing else.
+        The kernel has no masks along either, and all weights of a program have to fit.
         """
-        if not self.stationary or gated != (self.extra == self.columns):
-            return False
-        block = self.columns if gated else self.columns + self.extra
-        each = (shared_bytes + PROGRAM_BYTES) // self.programs - PROGRAM_BYTES
-        return k % self.depth == 0 and n % block == 0 and self.stationary_bytes(k) <= each
+        whole = k % self.depth == 0 and n % self.columns == 0
+        return self.stationary and whole and self.stationary_bytes(k) <= shared_bytes
 
 
 LIBRARY = Tile(library=True)

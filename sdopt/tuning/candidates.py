@@ -8,7 +8,7 @@ from itertools import product
 
 from sdopt.engine.cards import H100, Card
 from sdopt.engine.rules import FLOAT8_DEPTH, MOST_KEYS
-from sdopt.engine.tiles import LEAST_STAGES, STATIONARY, Tile
+from sdopt.engine.tiles import LEAST_STAGES, Tile
 from sdopt.tuning.chosen import ruled
 from sdopt.tuning.jobs import CONVOLUTIONS, Job
 
@@ -25,20 +25,6 @@ WIDEST_POLYNOMIAL = 64
 """Entries of a head; of wider ones the matrix unit takes longer than exponentials do."""
 MOST_SUM = 128 * 128
 """Entries of a sum that one warp group's registers hold, beside what it needs to end it."""
-
-STATIONARY_GATED = ((64, 128, 128, 1), (64, 64, 64, 1), (128, 64, 64, 1))
-"""Rows, columns, extra ones and programs at a time of GEGLU whose weights stay."""
-STATIONARY_CUTS = (
-    (64, 64, 0, 1),
-    (64, 64, 0, 2),
-    (64, 128, 0, 1),
-    (64, 128, 32, 1),
-    (64, 128, 64, 1),
-    (128, 64, 0, 1),
-)
-"""Those of other products; 256 columns would spill with a bias and a residual."""
-MOST_KEPT, FEWEST_STREAMED = 320, 2048
-"""Entries of the sum and rows of a product whose weights may be worth keeping, but of GEGLU."""
 
 
 def candidates(job: Job, card: Card = H100) -> list[Tile]:
@@ -228,22 +214,18 @@ def _specialized_tiles(job: Job) -> Iterator[Tile]:
 
 
 def _stationary_tiles(job: Job, card: Card) -> Iterator[Tile]:
-    """Products whose weights stay in shared memory, and all other room there is of stages of x."""
-    if job.kind not in STATIONARY or job.float8:
+    """GEGLU whose weights stay in shared memory, and all other room there is of stages of x."""
+    if job.kind != "geglu" or job.float8:
         return
-    (rows, _), (_, k) = job.first_two
-    gated = job.kind == "geglu"
-    if not gated and (k > MOST_KEPT or rows < FEWEST_STREAMED):
-        return
-    for pixels, columns, extra, programs in STATIONARY_GATED if gated else STATIONARY_CUTS:
+    _, weight = job.first_two
+    for pixels, columns in ((64, 128), (64, 64), (128, 64)):
         for stages in range(MOST_STAGES, LEAST_STAGES - 1, -1):
             tile = Tile(
-                height=pixels, width=1, columns=columns, extra=extra, depth=DEPTH, stages=stages,
-                specialized=True, stationary=True, programs=programs,
+                height=pixels, width=1, columns=columns, extra=columns, depth=DEPTH, stages=stages,
+                specialized=True, stationary=True,
             )  # fmt: skip
-            if tile.keeps(k, job.columns, card.shared_bytes, gated=gated):
-                across = columns if gated else columns + extra
-                if job.columns // across <= card.multiprocessors:
+            if tile.keeps(weight[-1], job.columns, card.shared_bytes):
+                if job.columns // columns <= card.multiprocessors:
                     yield tile
                 break
 

@@ -82,8 +82,7 @@ def row(key: str, found: Mapping[str, Any]) -> str:
         **own
     )
     if own["stationary"]:
-        twice = " in 2 programs" if own["programs"] > 1 else ""
-        cut = cut.replace(f"w{own['warps']}", f"weights stay{twice}")
+        cut = cut.replace(f"w{own['warps']}", "weights stay")
     elif own["specialized"]:
         cut = cut.replace(f"w{own['warps']}", "2 boxes")
     return (

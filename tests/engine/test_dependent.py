@@ -18,7 +18,7 @@ from sdopt.engine.tiles import Tile
 from sdopt.tuning.jobs import computed, empty_operands, job_of_key
 
 TILES = ("upsample 2x32x32x640-640", "float8-plain 2x16x16x2560-1280", "joined 64x2560-1280")
-ROLES = ("sdopt_product", "sdopt_stationary_product", "sdopt_attention_specialized")
+ROLES = ("sdopt_product", "sdopt_geglu", "sdopt_attention_specialized")
 KEEPING = Tile(
     height=64, width=1, columns=64, extra=64, stages=7, specialized=True, stationary=True
 )
@@ -81,9 +81,6 @@ def tiled_kernels() -> None:
         computed(job, empty_operands(job), tile)
     job = job_of_key("geglu 2048x640-2560")
     computed(job, empty_operands(job), KEEPING)
-    job = job_of_key("added 2048x320-320")
-    for tile in (replace(KEEPING, columns=128, extra=32), replace(KEEPING, extra=0, programs=2)):
-        computed(job, empty_operands(job), tile)
     job = job_of_key("attention 2x256x256-8x40")
     for ahead, high in ((False, 192), (True, 128)):
         tile = Tile(height=high, width=1, depth=32, extra=16, stages=2, warps=high // 16,

@@ -226,47 +226,6 @@ def test_geglu_whose_weights_stay(m: int, k: int, n: int, tile: Tile, dtype: tor
     )
 
 
-def kept(height: int, columns: int, extra: int, stages: int, programs: int = 1) -> Tile:
-    return box(height, 1, columns, extra, stages=stages, stationary=True, programs=programs)
-
-
-@pytest.mark.parametrize("ends", ["plain", "biased", "added", "all"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("m", "k", "n", "tile"),
-    [
-        # One box, and so a consumer without any; rows over the edge; fewer boxes than programs.
-        (64, 64, 64, kept(64, 64, 0, 3)),
-        (1, 128, 160, kept(64, 128, 32, 3)),
-        (300, 320, 320, kept(64, 64, 0, 8, programs=2)),
-        # Many boxes for each program, of more steps than stages and of fewer.
-        (9000, 320, 960, kept(64, 64, 0, 8)),
-        (9000, 320, 960, kept(64, 64, 0, 8, programs=2)),
-        (9000, 320, 960, kept(64, 64, 0, 3, programs=2)),
-        (9000, 320, 960, kept(64, 128, 32, 8)),
-        (9000, 320, 960, kept(64, 128, 64, 3)),
-        (9000, 320, 1280, kept(64, 128, 0, 8)),
-        (9000, 320, 1280, kept(64, 256, 0, 7)),
-        (9000, 320, 320, kept(128, 64, 0, 8)),
-        (20000, 64, 64, kept(64, 64, 0, 8, programs=2)),
-    ],
-)
-def test_a_product_whose_weights_stay(
-    m: int, k: int, n: int, tile: Tile, dtype: torch.dtype, ends: str
-) -> None:
-    from sdopt.engine import launch
-
-    x, weight = half(m, k).to(dtype), half(n, k, seed=1).to(dtype)
-    bias = half(n, seed=2).to(dtype) if ends in ("biased", "all") else None
-    residual = half(m, n, seed=3).to(dtype) if ends in ("added", "all") else None
-    on_cpu = (t if t is None else t.cpu() for t in (x, weight, bias, None, residual))
-    check(
-        lambda: launch.matrix_product(x, weight, bias, tile, residual=residual),
-        references.product(*on_cpu),
-        ROUNDED if dtype == torch.float16 else 8 * ROUNDED,
-    )
-
-
 def parted(tokens: int, warps: int, ahead: int, columns: int, depth: int, extra: int) -> Tile:
     return Tile(height=tokens, width=1, columns=columns, depth=depth, extra=extra, stages=2,
                 warps=warps, specialized=True, ahead=ahead > 1)  # fmt: skip

@@ -29,7 +29,7 @@ from sdopt.engine.tables import (
     product_tile,
     tuned,
 )
-from sdopt.engine.tiles import FLOAT8, LIBRARY, STATIONARY, Tile
+from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.errors import BrokenFileError
 from sdopt.tuning.candidates import shared_bytes
 from sdopt.tuning.jobs import CONVOLUTIONS, PRODUCTS
@@ -171,9 +171,8 @@ def test_a_measured_tile(key: str) -> None:
     assert tile.splits == 1 or kind not in ("upsample", "geglu")
     if tile.stationary:
         rows, n = key.split()[1].split("-")
-        assert kind in STATIONARY
-        k, gated = int(rows.split("x")[1]), kind == "geglu"
-        assert tile.keeps(k, int(n), H100.shared_bytes, gated=gated)
+        assert kind == "geglu"
+        assert tile.keeps(int(rows.split("x")[1]), int(n), H100.shared_bytes)
 
 
 KEEPING = Tile(
@@ -181,102 +180,41 @@ KEEPING = Tile(
 )
 
 
-PLAIN = replace(KEEPING, extra=0)
-TWICE = replace(PLAIN, columns=64, programs=2)
-
-
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"specialized": False},
-        {"extra": 256},
-        {"extra": 16},
-        {"columns": 16, "extra": 0},
-        {"splits": 2},
-        {"stages": 2},
-        {"images": 2},
-    ],
+    "wrong", [{"specialized": False}, {"extra": 0}, {"splits": 2}, {"stages": 2}, {"images": 2}]
 )
 def test_a_stationary_tile_that_no_kernel_takes_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="a stationary tile is specialized"):
         replace(KEEPING, **wrong)
 
 
-@pytest.mark.parametrize(
-    "tile",
-    [
-        {"programs": 3},
-        {"programs": 0},
-        {"columns": 128},
-        {"height": 128},
-        {"extra": 32},
-        {"stationary": False},
-    ],
-)
-def test_two_programs_at_a_time_are_for_small_stationary_sums(tile: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="two programs at a time are for a stationary tile"):
-        replace(TWICE, **tile)
-
-
 def test_weights_stay_where_whole_blocks_of_them_fit() -> None:
     room = H100.shared_bytes
-    assert KEEPING.keeps(320, 1280, room, gated=True)
-    assert not KEEPING.keeps(320, 1280, room // 2, gated=True)
-    assert not KEEPING.keeps(328, 1280, room, gated=True)
-    assert not KEEPING.keeps(320, 1344, room, gated=True)
-    assert not KEEPING.keeps(384, 1280, room, gated=True)
-    assert not replace(KEEPING, stationary=False).keeps(320, 1280, room, gated=True)
+    assert KEEPING.keeps(320, 1280, room)
+    assert not KEEPING.keeps(320, 1280, room // 2)
+    assert not KEEPING.keeps(328, 1280, room)
+    assert not KEEPING.keeps(320, 1344, room)
+    assert not KEEPING.keeps(384, 1280, room)
+    assert not replace(KEEPING, stationary=False).keeps(320, 1280, room)
 
 
-def test_a_gate_is_as_wide_as_its_values_and_nothing_else_is() -> None:
-    room = H100.shared_bytes
-    assert not KEEPING.keeps(320, 1280, room)
-    assert PLAIN.keeps(320, 1280, room)
-    assert not PLAIN.keeps(320, 1280, room, gated=True)
-    uneven = replace(KEEPING, extra=32)
-    assert uneven.keeps(320, 960, room)
-    assert not uneven.keeps(320, 1280 + 128, room)
-    assert not uneven.keeps(320, 1280, room, gated=True)
-
-
-def test_two_programs_share_a_multiprocessor_s_memory() -> None:
-    room = H100.shared_bytes
-    stages = replace(TWICE, stages=8)
-    assert 2 * (stages.stationary_bytes(320) + 1024) <= 228 * 1024
-    assert stages.keeps(320, 960, room)
-    assert not stages.keeps(384, 960, room)
-    assert replace(stages, programs=1).keeps(384, 960, room)
-
-
-def test_a_stored_stationary_tile_is_used_for_products_that_it_keeps_alone(
+def test_a_stored_stationary_tile_is_used_for_geglu_that_it_keeps_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Larger batches too; for anything else it is as if it were not stored."""
     monkeypatch.setenv(TILES, str(tmp_path / "tiles"))
     path = own_table(H100)
     path.parent.mkdir(parents=True)
-    gated = ["geglu 64x320-1280", "geglu 64x640-1280", "linear 64x320-1280"]
-    gated += ["attention 1x64x64-8x40", "conv 1x8x8x320-1280"]
-    plain = ["geglu 32x320-1280", "linear 64x320-640", "linear 64x640-640", "joined 64x320-640"]
-    plain += [FLOAT8 + "linear 64x320-640", "conv 1x8x8x320-640"]
-    tiles = {key: json.loads(json.dumps(asdict(KEEPING))) for key in gated}
-    tiles |= {key: json.loads(json.dumps(asdict(TWICE))) for key in plain}
-    path.write_text(json.dumps({"device": "a card", "tiles": tiles}))
+    keys = ["geglu 64x320-1280", "geglu 64x640-1280", "linear 64x320-1280"]
+    keys += ["attention 1x64x64-8x40", "conv 1x8x8x320-1280"]
+    stored = json.loads(json.dumps(asdict(KEEPING)))
+    path.write_text(json.dumps({"device": "a card", "tiles": dict.fromkeys(keys, stored)}))
     assert product_tile(64, 320, 1280, "geglu", H100) == KEEPING
     assert product_tile(512, 320, 1280, "geglu", H100) == KEEPING
     assert not product_tile(64, 320, 1280, "geglu", UNSPECIALIZED).stationary
     assert not product_tile(64, 640, 1280, "geglu", H100).stationary
-    assert not product_tile(32, 320, 1280, "geglu", H100).stationary
     assert not product_tile(64, 320, 1280, "linear", H100).stationary
-    for kind in ("linear", "added"):
-        assert product_tile(64, 320, 640, kind, H100) == TWICE
-        assert product_tile(256, 320, 640, kind, H100) == TWICE
-        assert not product_tile(64, 320, 640, kind, UNSPECIALIZED).stationary
-        assert not product_tile(64, 640, 640, kind, H100).stationary
-    for kind in ("joined", FLOAT8 + "linear"):
-        assert not product_tile(64, 320, 640, kind, H100).stationary
-    for n in (640, 1280):
-        assert not convolution_tile((1, 8, 8, 320), n, "conv", H100).stationary
+    assert not convolution_tile((1, 8, 8, 320), 1280, "conv", H100).stationary
     assert not attention_tile((1, 64, 64), 8, 40, H100).stationary
 
 

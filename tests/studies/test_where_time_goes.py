@@ -93,7 +93,6 @@ def test_each_tile_of_an_image_was_timed() -> None:
     ("kernel", "family"),
     [
         ("sdopt_product_float8", BOTH),
-        ("sdopt_stationary_product", BOTH),
         ("sdopt_sum_splits", BOTH),
         ("sdopt_group_norm_apply", GROUP_NORM),
         ("sdopt_combine_statistics", GROUP_NORM),
