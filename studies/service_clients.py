@@ -28,13 +28,15 @@ POLL_S = 0.25
 END_S = 60.0
 MIB = 2**20
 SETTLED = 0.2
-"""The part of the images after which memory is compared."""
+"""The part of a load's images after which memory is looked at: its largest batch has come then."""
 TAIL_BYTES = 4000
+BESIDE_OTHERS = "other batch-mates, another place"
+TRIES = 20
 
 
 @dataclass(kw_only=True)
 class Memory:
-    """Resident memory of one process of the service, in MiB, sample by sample."""
+    """Resident memory of one process of the service under the last load, in MiB, by samples."""
 
     name: str
     samples_mib: list[float] = field(default_factory=list)
@@ -47,10 +49,9 @@ class Memory:
         return self.end_mib - self.begin_mib
 
     def summarize(self) -> None:
-        """Means of a tenth of the samples: where it had settled, and at the end."""
-        count = len(self.samples_mib)
-        tenth, settled = max(1, count // 10), int(SETTLED * count)
-        self.begin_mib = fmean(self.samples_mib[settled : settled + tenth])
+        """Means of a tenth of the samples, at the beginning and at the end."""
+        tenth = max(1, len(self.samples_mib) // 10)
+        self.begin_mib = fmean(self.samples_mib[:tenth])
         self.end_mib = fmean(self.samples_mib[-tenth:])
 
 
@@ -223,7 +224,11 @@ class _Clients:
 def under_load(
     service: Served, body: Mapping[str, Any], clients: int, images: int, timeout_s: float
 ) -> Load:
-    """Ask for so many images by so many clients at once; memory is sampled meanwhile."""
+    """Ask for so many images by so many clients at once; memory is sampled once it has settled.
+
+    Samples of an earlier load are dropped: larger batches take more memory, once.
+    """
+    service.memory.clear()
     crew = _Clients(service, body, images)
     threads = [threading.Thread(target=crew.ask, daemon=True) for _ in range(clients)]
     until = time.monotonic() + timeout_s
@@ -232,8 +237,10 @@ def under_load(
     while any(thread.is_alive() for thread in threads):
         if time.monotonic() > until:
             raise SdoptError(f"{len(crew.finished)} of {images} images came in {timeout_s:g} s")
-        service.sample()
-        threads[0].join(1.0)
+        if len(crew.finished) >= SETTLED * images:
+            service.sample()
+        time.sleep(POLL_S)
+    service.sample()
     return load_of(crew.finished, crew.batches, clients, images, crew.errors)
 
 
@@ -262,8 +269,8 @@ def load_of(
     )
 
 
-def images_of(service: Served, body: Mapping[str, Any]) -> list[Any]:
-    """The images of one request, as arrays."""
+def images_of(service: Served, body: Mapping[str, Any]) -> list[tuple[Any, int]]:
+    """The images of one request, as arrays, each with the number of images in its batch."""
     import numpy as np
     from PIL import Image
 
@@ -276,23 +283,38 @@ def images_of(service: Served, body: Mapping[str, Any]) -> list[Any]:
         connection.close()
     if answer.status != 200:
         raise SdoptError(f"the service answered {answer.status}: {content}")
-    files = [base64.b64decode(one["b64_json"]) for one in content["data"]]
-    return [np.asarray(Image.open(io.BytesIO(file)), dtype=np.int16) for file in files]
+    found = [(base64.b64decode(one["b64_json"]), int(one["batch"])) for one in content["data"]]
+    return [
+        (np.asarray(Image.open(io.BytesIO(file)), dtype=np.int16), batch) for file, batch in found
+    ]
 
 
 def generated_alike(service: Served, body: Mapping[str, Any], max_batch: int) -> dict[str, str]:
-    """Whether an image is the same bits again, with other batch-mates, and alone."""
+    """Whether an image is the same bits again, with other batch-mates, and alone.
+
+    Idle workers share the images of one request. So two batches of one size may take some tries.
+    """
 
     def differing(image: Any, other: Any) -> str:
         apart = abs(image - other)
         most = int(apart.max())
         return f"{int((apart > 0).sum())} values, by {most} of 255" if most else "the same bits"
 
-    batch = images_of(service, {**body, "seed": 10, "n": max_batch})
-    moved = images_of(service, {**body, "seed": 9, "n": max_batch})
-    alone = images_of(service, {**body, "seed": 10})
-    found = {"alone again": differing(alone[0], images_of(service, {**body, "seed": 10})[0])}
-    if max_batch > 1:
-        found["other batch-mates, another place"] = differing(batch[0], moved[1])
-        found[f"in a batch of {max_batch} against alone"] = differing(batch[0], alone[0])
+    alone, _ = images_of(service, {**body, "seed": 10})[0]
+    again, _ = images_of(service, {**body, "seed": 10})[0]
+    found = {"alone again": differing(alone, again)}
+    if max_batch == 1:
+        return found
+    first: dict[int, Any] = {}  # by the size of the batch
+    second: dict[int, Any] = {}
+    for _ in range(TRIES):
+        image, size = images_of(service, {**body, "seed": 10, "n": max_batch})[0]
+        moved, moved_size = images_of(service, {**body, "seed": 9, "n": max_batch})[1]
+        first[size], second[moved_size] = image, moved
+        if both := first.keys() & second.keys():
+            size = max(both)
+            found[BESIDE_OTHERS] = differing(first[size], second[size])
+            found[f"in a batch of {size} against alone"] = differing(first[size], alone)
+            return found
+    found[BESIDE_OTHERS] = "no two batches of one size came"
     return found

@@ -30,7 +30,7 @@ TARGET = 0.95
 IMAGES_A_CLIENT = 8
 """At least: the first and the last of each are left out of the rate."""
 GROWTH_LIMIT_MIB = 24.0
-"""Of a process, from a fifth of the images to the end."""
+"""Of a process, from a fifth of the last load's images to the end."""
 MOST_WAITING = 64
 """As of `sdopt serve`; more clients need more."""
 HEADINGS = (

@@ -131,7 +131,7 @@ def test_faults() -> None:
     )
     rows = [service_load.row_of(load, 10.0), service_load.row_of(load, None)]
     grown = Memory(name="worker 0", samples_mib=[100.0] * 50 + [200.0] * 50)
-    flat = Memory(name="front", samples_mib=[10.0, 90.0, *[100.0] * 98])
+    flat = Memory(name="front", samples_mib=[90.0, *[100.0] * 99])
     for one in (grown, flat):
         one.summarize()
     told = service_load.faults(rows, [grown, flat], 0.95)
@@ -156,5 +156,8 @@ def test_the_load_is_told_when_it_takes_too_long(monkeypatch: pytest.MonkeyPatch
 
 
 class _Silent:
+    def __init__(self) -> None:
+        self.memory: dict[int, Memory] = {}
+
     def sample(self) -> None:
         """Nothing runs."""
