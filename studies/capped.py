@@ -33,8 +33,8 @@ class RefusedError(SdoptError):
 class Allocator(Protocol):
     """What is asked of PyTorch's allocator; a stand-in of it in tests."""
 
-    def cap(self, mib: float) -> None:
-        """Let it reserve no more than that."""
+    def cap(self, mib: float | None) -> None:
+        """From now on let it reserve no more than that, None is no cap; peaks begin anew."""
 
     def figures(self) -> dict[str, float]:
         """MiB: peaks of what was allocated and reserved, and what the process holds besides."""
@@ -52,10 +52,14 @@ class CudaAllocator:
     def __init__(self, others_mib: float) -> None:
         self.others_mib = others_mib
 
-    def cap(self, mib: float) -> None:
+    def cap(self, mib: float | None) -> None:
         """Counts what is reserved, pools of CUDA graphs and libraries' workspaces included."""
         import torch
 
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        if mib is None:
+            return
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, mib * MIB / total))
 
@@ -93,14 +97,13 @@ def used_mib() -> float:
 
 
 def attempt(level: str, source: str, cap_mib: float | None, allocator: Allocator) -> Attempt:
-    """Build the level and make two images in this process; the second one is timed.
+    """Build the level, then make two images under the cap in this process; the second is timed.
 
+    Building has no cap: random weights are drawn in float32 on the GPU, which no others are.
     Without a cap a level that does not fit raises OutOfMemoryError: there is nothing to find out.
     """
-    if cap_mib is not None:
-        allocator.cap(cap_mib)
     try:
-        return {"works": True, **_figures(level, source, allocator)}
+        return {"works": True, **_figures(level, source, cap_mib, allocator)}
     except (OutOfMemoryError, RuntimeError) as error:
         if cap_mib is None or not _lacks_room(error):
             raise
@@ -112,7 +115,9 @@ def _lacks_room(error: Exception) -> bool:
     return isinstance(error, OutOfMemoryError) or any(words in said for words in NO_ROOM)
 
 
-def _figures(level: str, source: str, allocator: Allocator) -> dict[str, float]:
+def _figures(
+    level: str, source: str, cap_mib: float | None, allocator: Allocator
+) -> dict[str, float]:
     from sdopt.pipelines.pipeline import build
     from sdopt.pipelines.workload import generate, load_workload
     from sdopt.weights.sources import resolve
@@ -121,6 +126,7 @@ def _figures(level: str, source: str, allocator: Allocator) -> dict[str, float]:
     request = load_workload(weights).requests[0]
     pipeline = build(weights, get_level(level))
     held = allocator.held_mib()
+    allocator.cap(cap_mib)
     generate(pipeline, request)
     allocator.synchronize()
     start = time.perf_counter()

@@ -68,7 +68,7 @@ def hindrance(level: Level, device: torch.device) -> str | None:
     """Why a level does not run on this device; None if it does."""
     from sdopt.pipelines.device_limits import check_capability, missing_compiler
 
-    if level.fused:
+    if level.whole_graph or level.fused:
         try:
             check_capability(level, device)
         except SdoptError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -103,10 +104,17 @@ def card_of(device: torch.device) -> Card:
     return _card_of(device, pointers_forced())
 
 
-@lru_cache
-def _card_of(device: torch.device, forced: bool) -> Card:
+def _gluon_compiles() -> bool:
+    """Whether there is a Triton whose Gluon compiles the specialized kernels."""
+    if find_spec("triton") is None:  # whoever launches a kernel is told so
+        return False
     from sdopt.engine import specialized_launch
 
+    return specialized_launch.compiles_here()
+
+
+@lru_cache
+def _card_of(device: torch.device, forced: bool) -> Card:
     found: Any = torch.cuda.get_device_properties(device)
     capability = 10 * found.major + found.minor
     card = Card(
@@ -115,6 +123,6 @@ def _card_of(device: torch.device, forced: bool) -> Card:
         multiprocessors=found.multi_processor_count,
         shared_bytes=found.shared_memory_per_block_optin,
         pointers=capability < DESCRIPTORS,
-        specialized=capability == HOPPER and specialized_launch.compiles_here(),
+        specialized=capability == HOPPER and _gluon_compiles(),
     )
     return card.through_pointers() if forced else card

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from sdopt.engine.rules import (
     ruled_product,
     ruled_specialized_convolution,
 )
+from sdopt.engine.tile_checks import misfit
 from sdopt.engine.tiles import (
     FLOAT8,
     Sizes,
@@ -80,13 +81,21 @@ def table_of(card: Card) -> Table | None:
 def _read(path: Path) -> Table:
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        tiles = {current_key(key): Tile(**fields) for key, fields in stored["tiles"].items()}
-        return Table(path=path, device=str(stored["device"]), tiles=tiles)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Table(path=path, device=str(stored["device"]), tiles=tiles_in(stored))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BrokenFileError(
             f"{path} is no table of tiles: {cause(error)}; remove it, and `sdopt tune` writes "
             "another one"
         ) from error
+
+
+def tiles_in(table: Mapping[str, Any]) -> dict[str, Tile]:
+    """By key. Raises ValueError, KeyError, TypeError or AttributeError for what is no table."""
+    tiles = {current_key(key): Tile(**fields) for key, fields in table["tiles"].items()}
+    for key, tile in tiles.items():
+        if wrong := misfit(key, tile):
+            raise ValueError(f"{key}: {wrong}")
+    return tiles
 
 
 def tuned(card: Card = H100) -> dict[str, Tile]:

@@ -30,8 +30,10 @@ def check_capability(level: Level, device: torch.device) -> None:
         return
     if device.type != "cuda":
         _refuse(level, f"its CUDA graph needs an NVIDIA GPU, {device} is none", "final")
-    if torch.version.hip is not None and level.fused:
-        _refuse(level, f"its kernels are for NVIDIA GPUs, {device} is one of ROCm", "final")
+    if torch.version.hip is not None:
+        _refuse(
+            level, f"its graph and kernels are for NVIDIA GPUs, {device} is one of ROCm", "final"
+        )
     major, minor = torch.cuda.get_device_capability(device)
     if level.fused and 10 * major + minor < LEAST_CAPABILITY:
         least = divmod(LEAST_CAPABILITY, 10)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sdopt.engine.tables import tiles_in
 from sdopt.engine.tiles import Tile, current_key
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import cause, write_whole
@@ -23,20 +24,26 @@ def read_table(path: Path) -> dict[str, Any]:
     """What was written there before. Raises BrokenFileError if that is no such file."""
     try:
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BrokenFileError(
             f"{path} cannot be read: {cause(error)}; name a table with --out, or {MEASURE}"
         ) from error
-    if not {"tiles", "measured"} <= set(table):
-        raise BrokenFileError(f"{path} is no table of tiles; name a table with --out, or {MEASURE}")
-    for part in table.keys() & {"tiles", "measured", "proof"}:
-        table[part] = {current_key(key): value for key, value in table[part].items()}
+    try:
+        if not {"tiles", "measured"} <= set(table):
+            raise ValueError("it has no 'tiles' and 'measured'")
+        tiles_in(table)
+        for part in table.keys() & {"tiles", "measured", "proof"}:
+            table[part] = {current_key(key): value for key, value in table[part].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenFileError(
+            f"{path} is no table of tiles: {cause(error)}; name a table with --out, or {MEASURE}"
+        ) from error
     return table
 
 
 def tiles_of(table: Mapping[str, Any]) -> dict[str, Tile]:
     """By key."""
-    return {key: Tile(**fields) for key, fields in table["tiles"].items()}
+    return tiles_in(table)
 
 
 def write_table(path: Path, before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

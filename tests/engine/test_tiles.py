@@ -206,7 +206,7 @@ def test_a_stored_stationary_tile_is_used_for_geglu_that_it_keeps_alone(
     path = own_table(H100)
     path.parent.mkdir(parents=True)
     keys = ["geglu 64x320-1280", "geglu 64x640-1280", "linear 64x320-1280"]
-    keys += ["attention 1x64x64-8x40", "conv 1x8x8x320-1280"]
+    keys += ["conv 1x8x8x320-1280"]
     stored = json.loads(json.dumps(asdict(KEEPING)))
     path.write_text(json.dumps({"device": "a card", "tiles": dict.fromkeys(keys, stored)}))
     assert product_tile(64, 320, 1280, "geglu", H100) == KEEPING
@@ -215,7 +215,38 @@ def test_a_stored_stationary_tile_is_used_for_geglu_that_it_keeps_alone(
     assert not product_tile(64, 640, 1280, "geglu", H100).stationary
     assert not product_tile(64, 320, 1280, "linear", H100).stationary
     assert not convolution_tile((1, 8, 8, 320), 1280, "conv", H100).stationary
-    assert not attention_tile((1, 64, 64), 8, 40, H100).stationary
+
+
+MISFITS = {
+    "banana": (Tile(), "'banana' names no operation"),
+    "linear 64x64-64": (Tile(height="64"), "height is '64', int is wanted"),  # type: ignore[arg-type]
+    "linear 64x64-128": (Tile(columns=-64), "columns is -64, 1 to 1024 is wanted"),
+    "linear 64x128-64": (Tile(height=48), "height is 48, a power of 2 is wanted"),
+    "linear 128x64-64": (Tile(library="no"), "library is 'no', bool is wanted"),  # type: ignore[arg-type]
+    "linear 64x64-320": (Tile(splits=100000), "splits is 100000, 1 to 64 is wanted"),
+    "geglu 64x96-32": (Tile(splits=2, pointers=True), "geglu has no sum that can be split"),
+    "geglu 64x96-64": (Tile(extra=16), "extra is 16: such a tile of GEGLU has 0"),
+    "upsample 1x8x8x64-64": (Tile(splits=2), "upsample has no sum that can be split"),
+    "float8-conv 1x8x8x64-64": (Tile(), "operands in float8 take a specialized tile"),
+    "attention 1x64x64-8x40": (Tile(specialized=True), "specialized attention has 8 or 12"),
+    "attention 1x64x77-8x40": (Tile(specialized=True, warps=8), "77 keys are no multiple of 64"),
+    "attention 1x64x64-8x80": (Tile(specialized=True, warps=8), "more than 64 + 0"),
+    "conv 1x8x8x64-64": (Tile(ahead=True), "ahead and polynomial are attention's"),
+}
+
+
+@pytest.mark.parametrize("key", MISFITS)
+def test_a_table_with_a_tile_that_its_kernel_would_compute_wrong_is_refused_by_name(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TILES, str(tmp_path / "tiles"))
+    tile, reason = MISFITS[key]
+    path = own_table(H100)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"device": "a card", "tiles": {key: asdict(tile)}}))
+    with pytest.raises(BrokenFileError, match=re.escape(reason)) as told:
+        tuned()
+    assert str(path) in str(told.value)
 
 
 def test_more_images_use_the_tile_of_fewer_and_split_it_less() -> None:

@@ -188,7 +188,8 @@ def test_a_learnt_word_is_known_to_the_embedded_source(level: Level) -> None:
     pipeline = build(source, replace(level, steps=2), CPU)
     stock = as_stock(source, EAGER if level is HOISTED else level)
     width = stock.text_encoder.config.hidden_size
-    learnt = {"<toy>": torch.linspace(-3, 3, 2 * width).reshape(2, width)}
+    # Ten times as large as the source's own: a hundred times as large, rounding is multiplied too.
+    learnt = {"<toy>": torch.linspace(-0.3, 0.3, 2 * width).reshape(2, width)}
     prompt = "a large <toy> star at the top left"
     with pytest.raises(UnknownNameError, match="unknown prompt word '<toy>'"):
         generated(pipeline, prompt=prompt)

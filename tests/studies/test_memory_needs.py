@@ -177,13 +177,18 @@ class StandIn:
 
     capped: float | None = None
 
-    def cap(self, mib: float) -> None:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def cap(self, mib: float | None) -> None:
         self.capped = mib
+        self.asked.append("cap")
 
     def figures(self) -> dict[str, float]:
         return {"peak_allocated_mib": 1.0, "peak_reserved_mib": 2.0, "outside_mib": 3.0}
 
     def held_mib(self) -> float:
+        self.asked.append("held")
         return 1.0
 
     def synchronize(self) -> None:
@@ -196,10 +201,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_level_is_built_and_generates_under_its_cap(micro: Path) -> None:
+def test_a_level_that_is_built_generates_under_its_cap(micro: Path) -> None:
     allocator = StandIn()
     got = capped.attempt("baseline", str(micro), 3000.0, allocator)
     assert (got["works"], allocator.capped, got["held_mib"]) == (True, 3000.0, 1.0)
+    assert allocator.asked == ["held", "cap"]  # how weights are made is no need of the level's
     assert got["ms"] > 0
 
 
@@ -259,9 +265,10 @@ def test_the_cap_is_a_share_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None
     total = SimpleNamespace(total_memory=8192 * 2**20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: total)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    for cap in (2048.0, 9999.0):
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: shares.append(0.0))
+    for cap in (2048.0, 9999.0, None):
         capped.CudaAllocator(0.0).cap(cap)
-    assert shares == [0.25, 1.0]
+    assert shares == [0.0, 0.25, 0.0, 1.0, 0.0]  # peaks of building are forgotten first
 
 
 def test_the_context_is_what_the_device_lost_besides(monkeypatch: pytest.MonkeyPatch) -> None:

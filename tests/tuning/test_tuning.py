@@ -540,16 +540,36 @@ def test_the_table_keeps_what_it_had_and_says_how_new_tiles_were_proved(
     path = tmp_path / "tuned.json"
     numbers = dict.fromkeys(("us", "library_us", "own_us", "tflops"), 1.0)
     proof = {**GOOD.fields(), "card": "a card", "triton": "3.6.0"}
-    before = {"tiles": {"a": {}, "b": {}}, "measured": {"a": {}}, "proof": {"a": 1, "b": 2}}
+    a, b, c = (f"linear {rows}x64-64" for rows in (64, 128, 256))
+    before = {"tiles": {a: {}, b: {}}, "measured": {a: {}}, "proof": {a: 1, b: 2}}
     found = {
-        "b": {"tile": {"library": True}, "proof": None, **numbers},
-        "c": {"tile": {"columns": 128}, "proof": proof, **numbers},
+        b: {"tile": {"library": True}, "proof": None, **numbers},
+        c: {"tile": {"columns": 128}, "proof": proof, **numbers},
     }
     write_table(path, before, found)
     table = read_table(path)
-    assert table["tiles"] == {"a": {}, "b": {"library": True}, "c": {"columns": 128}}
-    assert table["proof"] == {"a": 1, "c": proof}
-    assert set(table["measured"]) == {"a", "b", "c"}
+    assert table["tiles"] == {a: {}, b: {"library": True}, c: {"columns": 128}}
+    assert table["proof"] == {a: 1, c: proof}
+    assert set(table["measured"]) == {a, b, c}
+
+
+NO_TABLES = (
+    "3",
+    '{"tiles": [], "measured": {}}',
+    '{"tiles": {"a": {"high": 3}}, "measured": {}}',
+    '{"tiles": {"linear 64x64-64": 3}, "measured": {}}',
+    '{"tiles": {"banana": {}}, "measured": {}}',
+)
+
+
+@pytest.mark.parametrize("text", NO_TABLES)
+def test_what_is_no_table_is_told_with_its_path(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiles.json"
+    path.write_text(text)
+    assert main(["tune", "--static", "--out", str(path)]) == 2
+    assert f"{path} is no table of tiles: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--prove", "--static"])
