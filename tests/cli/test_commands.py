@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,6 +210,35 @@ def test_what_keeps_a_level_from_running_is_named(monkeypatch: pytest.MonkeyPatc
     assert "7.5" in (levels.hindrance(LEVELS["turbo"], cuda) or "")
     assert "pip install triton" in (levels.hindrance(LEVELS["final"], cuda) or "")
     assert levels.hindrance(LEVELS["baseline"], cuda) is None
+
+
+@pytest.mark.parametrize("name", ["one-graph", "fused", "turbo"])
+def test_the_engine_s_levels_are_refused_on_other_devices_as_a_pipeline_refuses_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    assert "mps is none" in (levels.hindrance(LEVELS[name], torch.device("mps")) or "")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "is one of ROCm" in (levels.hindrance(LEVELS[name], torch.device("cuda")) or "")
+
+
+def test_a_card_without_triton_takes_no_specialized_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`sdopt doctor` says then that there is no Triton; it ended with a traceback."""
+    import torch
+
+    from sdopt.engine import cards
+
+    found = SimpleNamespace(
+        name="a Hopper", major=9, minor=0, multi_processor_count=132,
+        shared_memory_per_block_optin=232448,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    monkeypatch.setattr(cards, "find_spec", lambda _: None)
+    monkeypatch.setattr(cards, "_card_of", cards._card_of.__wrapped__)
+    assert not cards.card_of(torch.device("cuda")).specialized
 
 
 # compare
