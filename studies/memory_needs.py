@@ -11,7 +11,7 @@ from typing import Any
 
 from sdopt.bench.report.results import markdown_table, write_table
 from sdopt.bench.session import RunContext, Settings
-from sdopt.errors import SdoptError
+from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.util.progress import Progress
 from studies.capped import Attempt, RefusedError, Try, starting_fresh, used_mib
@@ -189,6 +189,21 @@ def _measured(options: argparse.Namespace) -> Rows:
     return rows
 
 
+def _shown(path: Path) -> Rows:
+    """The file's rows. Raises BrokenFileError if it has none, or damaged ones."""
+    rows = read_rows(path, *FIELDS)
+    try:
+        if not rows.rows:
+            raise ValueError("it has no rows")
+        table(list(rows.rows.values()))
+        "{device} {source} {dtype}".format(**rows.made_on)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BrokenFileError(
+            f"{path} is no file of this study: {error!r}; measure again"
+        ) from error
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table and maybe write it into a page; 2 for a mistake in the options."""
     parser = argparse.ArgumentParser(prog="python -m studies.memory_needs", description=__doc__)
@@ -204,7 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="page to write the table into")
     options = parser.parse_args(arguments)
     try:
-        rows = read_rows(options.json, *FIELDS) if options.show else _measured(options)
+        for name in options.levels:
+            get_level(name)
+        rows = _shown(options.json) if options.show else _measured(options)
         lines = table(list(rows.rows.values()))
         made_on = f"{rows.made_on['device']}, source `{rows.made_on['source']}`"
         lines = [f"Measured on an {made_on}, {rows.made_on['dtype']}.", "", *lines]

@@ -3,7 +3,7 @@
 Generates an image with the engine's levels to see which shapes there are, then times every sensible
 tile and the library, weights cold in the cache as they are inside an image. Kernels are compiled
 beforehand by processes beside this one, and none is timed whose machine code has a race. The
-fastest tile is repeated 200 times, alone and beside other work, and stored in `tuned.json` if all
+fastest tile is repeated 200 times, alone and beside other work, and stored in a table if all
 bits agree and its error is like the library's; otherwise the next one is tried.
 """
 
@@ -34,6 +34,7 @@ from sdopt.tuning.compiling import FORK, Compilers, make_of, spills, uses
 from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
 from sdopt.tuning.repeats import prove
 from sdopt.tuning.table import circumstances, read_table, store, tiles_of, write_table
+from sdopt.util.writing import writing
 
 LEVELS = ("hoisted", "express")
 TOGETHER = 8
@@ -92,12 +93,20 @@ def this_card() -> Card:
 def tune_levels(options: Tuning) -> int:
     """Measure what was asked for and write the table as it grows; 0 when it is whole, else 1.
 
-    Killed or out of time, it is continued by the same command. Raises SdoptError without a GPU.
+    Killed or out of time, it is continued by the same command. Raises SdoptError without a GPU,
+    BusyError while another one writes there.
     """
     until = time.monotonic() + options.seconds
     given = read_table(options.out) if options.out and (options.missing or options.known) else None
     card = this_card()
     out = options.out or own_table(card)
+    with writing(out.parent, patience_s=0):
+        return _tuned(options, card, out, given, until)
+
+
+def _tuned(
+    options: Tuning, card: Card, out: Path, given: dict[str, Any] | None, until: float
+) -> int:
     before = given or _begun(out, options)
     own = {key: [tile] for key, tile in tiles_of(before).items() if not tile.library}
 
@@ -111,6 +120,8 @@ def tune_levels(options: Tuning) -> int:
             if (job.key in own if options.known else job.key not in before["tiles"])
         ]
         print(f"{card}: {len(jobs)} shapes to measure, into {out}", flush=True)
+        if not jobs:
+            return 0
         compilers.check((job, tiles_to_time(job)) for job in jobs)
         print(f"compiled, {until - time.monotonic():.0f} s left", flush=True)
         torch.backends.cudnn.benchmark = True
@@ -123,7 +134,8 @@ def tune_levels(options: Tuning) -> int:
     if done < len(jobs):
         print(f"the time is over: {len(jobs) - done} shapes are left; run the same command again")
         return 1
-    print(f"{out} is whole; pipelines of this user take it on this card from now on")
+    taken = "; pipelines of this user take it on this card from now on"
+    print(f"{out} is whole{taken if out == own_table(card) else ''}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -159,12 +160,40 @@ def test_where_nothing_fits_the_page_says_so(tmp_path: Path) -> None:
     assert memory_needs.choices(list(rows.rows.values()))[-1] == "- 4 GiB: none of these levels."
 
 
+DAMAGED: tuple[Callable[[dict[str, Any]], object], ...] = (
+    lambda data: data["rows"].clear(),
+    lambda data: data["made_on"].clear(),
+    lambda data: data["rows"][0].pop("done"),
+    lambda data: data["rows"][0]["tries"].clear(),
+    lambda data: data["rows"][0].update(name="turboo"),
+    lambda data: data["rows"][0].update(need_mib="much"),
+    lambda data: data["rows"][0]["level"].pop("float8"),
+)
+
+
+@pytest.mark.parametrize("number", range(len(DAMAGED)))
+def test_damaged_rows_are_told_and_no_page_is_written(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(before := "{}\n{}\n".format(*marks(memory_needs.MARK)))
+    rows = rows_of(tmp_path / "rows.json", turbo=3000.0)
+    data = json.loads(rows.path.read_text())
+    DAMAGED[number](data)
+    rows.path.write_text(json.dumps(data))
+    assert memory_needs.main(["--show", "--json", str(rows.path), "--page", str(page)]) == 2
+    assert "rows.json is no file of this study" in capsys.readouterr().err
+    assert page.read_text() == before
+
+
 def test_without_cuda_and_with_a_wrong_level_it_ends_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert memory_needs.main(["--json", str(tmp_path / "none.json")]) == 2
     assert "there is none" in capsys.readouterr().err
+    assert memory_needs.main(["--levels", "turboo"]) == 2
+    assert "did you mean 'turbo'?" in capsys.readouterr().err
 
 
 def test_the_levels_measured_by_default_need_no_inductor() -> None:

@@ -15,7 +15,7 @@ from sdopt.cli.app import main
 from sdopt.engine.cards import H100, KNOWN
 from sdopt.engine.tables import shipped_table, tuned
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
-from sdopt.errors import BrokenFileError
+from sdopt.errors import BrokenFileError, BusyError
 from sdopt.tuning import choosing, programs, repeats, timing
 from sdopt.tuning.candidates import SHARED_BYTES, attention_bytes, candidates
 from sdopt.tuning.chosen import by_rule, stored, together
@@ -31,6 +31,7 @@ from sdopt.tuning.jobs import (
 )
 from sdopt.tuning.repeats import Proof
 from sdopt.tuning.table import read_table, row, write_table
+from sdopt.util.writing import writing
 
 CONVOLUTION = Job(
     key="conv 2x64x64x320-320",
@@ -584,3 +585,14 @@ def test_a_check_of_a_table_that_is_not_there_names_it(
 def test_nothing_is_proved_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "--prove"]) == 2
     assert "there is none; run it on one" in capsys.readouterr().err
+
+
+def test_two_searches_do_not_write_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later one to end would drop what the other one found."""
+    monkeypatch.setattr(programs, "this_card", lambda: H100)
+    options = programs.Tuning(levels=("express",), processes=1, out=tmp_path / "tiles.json")
+    with writing(tmp_path), pytest.raises(BusyError, match="another process writes into"):
+        programs.tune_levels(options)
+    assert not (tmp_path / "tiles.json").exists()
