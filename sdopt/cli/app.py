@@ -184,8 +184,8 @@ _add(
     tune,
     "Measure the best tiles of each kernel on this GPU, or prove them.",
     "sdopt tune --missing\nsdopt tune --prove",
-    f"{CODES}; 1 with --prove or --static: a tile fails. The result is a JSON file, the table in "
-    "--out",
+    f"{CODES}; 1 the time is over, or, with --prove and --static, a tile fails. The result is a "
+    "JSON file, the table in --out",
 )
 _add(
     app,
