@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdopt.bench.own.ladder import OwnLevel
 from sdopt.bench.own.pipeline import OwnPipeline, core, denoiser_name
@@ -34,6 +35,8 @@ STEPS = 5
 WAVES_APART = 1e-3
 """Within this, diffusers' float32 time embedding is taken for the exact one: its sines of up to
 1000 are off by up to 2e-4, by other amounts on other instruction sets."""
+ROUNDED_ONCE = frozenset({torch.ops.aten.sqrt, torch.ops.aten.pow, torch.ops.aten.log})
+"""What schedulers compute of float32, and processors round in different ways."""
 
 
 def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.float64] | None:
@@ -45,7 +48,7 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
     if pipeline.device.type != "cpu" or not _is_asked(pipeline):
         return None
     twin = _in_double(pipeline)
-    with _exact_waves():
+    with _exact_waves(), _RoundedOnce():
         latents = _final_latents(twin, request)[0].detach().contiguous()
     values: NDArray[np.float64] = latents.numpy()
     return values
@@ -116,6 +119,27 @@ def _stopped_before_decoding(vae: Any) -> Iterator[list[Tensor]]:
 
     with replaced(vae, "decode", decode):
         yield given
+
+
+class _RoundedOnce(TorchDispatchMode):
+    """Roots, powers and logarithms of float32, such as a scheduler's, are float64's, rounded.
+
+    PyTorch has them of MKL, which on Intel's processors is an ulp off what it is on others. So the
+    noise levels, and with them the latents, would differ by 5e-8.
+    """
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        first = args[0] if args else None
+        if (
+            getattr(function, "overloadpacket", None) in ROUNDED_ONCE
+            and isinstance(first, Tensor)
+            and first.dtype == torch.float32
+        ):
+            return function(first.double(), *args[1:], **kwargs).to(torch.float32)
+        return function(*args, **kwargs)
 
 
 @contextmanager
