@@ -48,7 +48,7 @@ def double_latents(pipeline: LevelPipeline, request: Request) -> NDArray[np.floa
     if pipeline.device.type != "cpu" or not _is_asked(pipeline):
         return None
     twin = _in_double(pipeline)
-    with _exact_waves(), _RoundedOnce():
+    with _exact_waves(), _RoundedOnce():  # type: ignore[no-untyped-call]
         latents = _final_latents(twin, request)[0].detach().contiguous()
     values: NDArray[np.float64] = latents.numpy()
     return values
@@ -121,7 +121,7 @@ def _stopped_before_decoding(vae: Any) -> Iterator[list[Tensor]]:
         yield given
 
 
-class _RoundedOnce(TorchDispatchMode):
+class _RoundedOnce(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Roots, powers and logarithms of float32, such as a scheduler's, are float64's, rounded.
 
     PyTorch has them of MKL, which on Intel's processors is an ulp off what it is on others. So the

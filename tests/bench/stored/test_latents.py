@@ -15,7 +15,7 @@ from sessions import made_up, session_of, with_settings
 
 from sdopt.bench.judge.gate import Gate
 from sdopt.bench.judge.verdict import Outcome
-from sdopt.bench.measure import Comparison, compare_latents, observe
+from sdopt.bench.measure import Comparison, compare_latents, double, observe
 from sdopt.bench.measure.double import STEPS, double_latents
 from sdopt.bench.measure.generated import Generated
 from sdopt.bench.measure.latents import generate_with_latents, latent_faults
@@ -317,3 +317,18 @@ def test_the_shipped_latents_are_of_every_level_and_prompt() -> None:
     for name in LEVELS:
         assert {path.stem for path in (root / name).glob("*.safetensors")} == prompts
         assert [path.stem for path in (root / name / "float64").glob("*")] == ["red-star"]
+
+
+def test_roots_and_logarithms_of_a_scheduler_are_rounded_once() -> None:
+    """As float64 has them, whatever the processor's library does in float32; others stay."""
+    values = torch.linspace(0.001, 200, 5000)
+    wide = values.double()
+    with double._RoundedOnce():
+        found = (values.sqrt(), values**0.5, values.log(), wide.sqrt())
+        kept = values.exp()
+    assert torch.equal(found[0], wide.sqrt().float())
+    assert torch.equal(found[1], wide.sqrt().float())
+    assert torch.equal(found[2], wide.log().float())
+    assert torch.equal(found[3], wide.sqrt())
+    assert found[3].dtype == torch.float64
+    assert torch.equal(kept, values.exp())
