@@ -20,6 +20,7 @@ KERNEL_FILES = (
     "kernels.py",
     "launch.py",
     "specialized.py",
+    "specialized_attention.py",
     "specialized_launch.py",
     "stationary.py",
     "stationary_launch.py",

@@ -31,7 +31,6 @@ MOST_CHUNKS = 16
 LARGEST_CHUNK = 1024
 """Pixels of one chunk of an image so large that it has more than MOST_CHUNKS."""
 NARROW_PIXELS, NARROW_COLUMNS = 64, 64
-LOG2_E = 1.4426950408889634
 
 
 def convolution(
@@ -192,7 +191,7 @@ def attention(
     box = [1, tile.columns, wide]
     kernels.sdopt_attention[(cdiv(tokens, tile.height), images * heads)](
         q, *(TensorDescriptor.from_tensor(t, box) if tile.boxed else t for t in (k, v)), out,
-        tokens, keys, len(q), q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
+        tokens, keys, len(q), q.stride(1), k.stride(1), specialized_launch.LOG2_E / size**0.5, HEADS=heads, SIZE=size,
         WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
         CAUSAL=causal, BOXED=tile.boxed, STAGES=tile.stages, num_warps=tile.warps,
         **dependent.options(),
