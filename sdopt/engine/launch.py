@@ -13,6 +13,7 @@ from sdopt.engine import dependent, epilogue, kernels, specialized_launch, stati
 from sdopt.engine.cards import H100
 from sdopt.engine.float8 import KIND, Rounded
 from sdopt.engine.rules import MOST_KEYS, ruled_attention
+from sdopt.engine.specialized_launch import LOG2_E
 from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
@@ -191,7 +192,7 @@ def attention(
     box = [1, tile.columns, wide]
     kernels.sdopt_attention[(cdiv(tokens, tile.height), images * heads)](
         q, *(TensorDescriptor.from_tensor(t, box) if tile.boxed else t for t in (k, v)), out,
-        tokens, keys, len(q), q.stride(1), k.stride(1), specialized_launch.LOG2_E / size**0.5, HEADS=heads, SIZE=size,
+        tokens, keys, len(q), q.stride(1), k.stride(1), LOG2_E / size**0.5, HEADS=heads, SIZE=size,
         WIDTH=wide, BM=tile.height, BN=tile.columns, EVEN=keys % tile.columns == 0,
         CAUSAL=causal, BOXED=tile.boxed, STAGES=tile.stages, num_warps=tile.warps,
         **dependent.options(),
