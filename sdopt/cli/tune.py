@@ -49,7 +49,12 @@ def tune(
         bool, typer.Option("--missing", help="Measure only shapes that --out lacks.")
     ] = False,
     known: Annotated[
-        bool, typer.Option("--known", help="Measure only the tiles in --out, and the library.")
+        bool,
+        typer.Option(
+            "--known",
+            help="Measure only the tiles in --out, and the library; with --missing, of the shapes "
+            "that it lacks, the tiles of others of their kind.",
+        ),
     ] = False,
     prove: Annotated[
         bool,
@@ -80,7 +85,7 @@ def tune(
     """
     modes = {"--missing": missing, "--known": known, "--prove": prove, "--static": static}
     given = [name for name, wanted in modes.items() if wanted]
-    if len(given) > 1:
+    if len(given) > 1 and set(given) != {"--missing", "--known"}:
         raise SdoptError(f"{' and '.join(given)} do not go together; drop all but one")
     if processes is not None and processes < 1:
         raise SdoptError(f"--processes is {processes}; give 1 or more")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -42,6 +42,21 @@ def candidates(job: Job, card: Card = H100) -> list[Tile]:
     if card.specialized:
         found += [*_specialized_tiles(job), *_stationary_tiles(job, card)]
     return list(dict.fromkeys(found)) or [ruled(job, card)]
+
+
+def near(job: Job, known: Mapping[str, Tile], possible: Sequence[Tile]) -> list[Tile]:
+    """Of the possible tiles those that other shapes of this kind have, by key, split or not.
+
+    All of them, if none of the others' can be used here.
+    """
+    of_kind = [tile for key, tile in known.items() if _family(key) == _family(job.key)]
+    others = {*of_kind, *(replace(tile, splits=1) for tile in of_kind)}
+    return [tile for tile in possible if tile in others] or list(possible)
+
+
+def _family(key: str) -> str:
+    """Kinds that are one, as to how they are cut: a residual makes no difference."""
+    return key.split()[0].replace("added", "linear")
 
 
 def shared_bytes(tile: Tile, *, gated: bool = False) -> int:

@@ -28,7 +28,7 @@ from sdopt.engine.tables import own_table, tuned, used_table
 from sdopt.engine.tiles import Tile
 from sdopt.errors import SdoptError
 from sdopt.tuning import chosen
-from sdopt.tuning.candidates import candidates
+from sdopt.tuning.candidates import candidates, near
 from sdopt.tuning.choosing import tune
 from sdopt.tuning.compiling import FORK, Compilers, make_of, spills, uses
 from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
@@ -52,7 +52,8 @@ class Tuning:
 
     Shapes are those of calls for so many `images`, in `sizes` (width and height; none is the
     source's own). Without `out` it is this user's own table of this card, which is continued unless
-    `anew`. `missing` measures only shapes that the table lacks, `known` only the tiles in it.
+    `anew`. `missing` measures only shapes that the table lacks, `known` only the tiles in it; both,
+    such shapes with the tiles that this card has for others of their kind, which is far quicker.
     `cards` are those that kernels are only compiled for.
     """
 
@@ -111,14 +112,17 @@ def _tuned(
     own = {key: [tile] for key, tile in tiles_of(before).items() if not tile.library}
 
     def tiles_to_time(job: Job) -> list[Tile]:
+        if options.missing and options.known:
+            return near(job, {**tuned(card), **tiles_of(before)}, candidates(job, card))
         return own[job.key] if options.known else candidates(job, card)
 
+    def is_asked_for(job: Job) -> bool:
+        lacking = job.key not in before["tiles"]
+        return lacking if options.missing or not options.known else job.key in own
+
     with Compilers(options.processes, card) as compilers:
-        jobs = [
-            job
-            for job in jobs_of_levels(options.levels, options.source, options.images, options.sizes)
-            if (job.key in own if options.known else job.key not in before["tiles"])
-        ]
+        seen = jobs_of_levels(options.levels, options.source, options.images, options.sizes)
+        jobs = sorted(filter(is_asked_for, seen), key=lambda job: -job.flop)
         print(f"{card}: {len(jobs)} shapes to measure, into {out}", flush=True)
         if not jobs:
             return 0

@@ -17,7 +17,7 @@ from sdopt.engine.tables import shipped_table, tuned
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.errors import BrokenFileError, BusyError
 from sdopt.tuning import choosing, programs, repeats, timing
-from sdopt.tuning.candidates import SHARED_BYTES, attention_bytes, candidates
+from sdopt.tuning.candidates import SHARED_BYTES, attention_bytes, candidates, near
 from sdopt.tuning.chosen import by_rule, stored, together
 from sdopt.tuning.compiling import distinct, make_of, shares_of
 from sdopt.tuning.jobs import (
@@ -212,6 +212,26 @@ def test_batches_and_sizes_have_shapes_of_their_own() -> None:
     jobs = jobs_of_levels(["turbo"], "embedded", images=(1, 3), sizes=((128, 128), (128, 64)))
     inputs = {job.first_two[0][:3] for job in jobs if job.kind == "conv"}
     assert inputs >= {(n, h, w) for n in (1, 2, 3, 6) for h, w in ((16, 16), (8, 16))}
+
+
+def test_a_batch_may_be_tried_with_the_tiles_of_other_shapes_alone() -> None:
+    job = job_of_key("conv 8x64x64x320-320")
+    possible = candidates(job)
+    split = replace(next(tile for tile in possible if tile.splits == 1), splits=4)
+    products = {key: tile for key, tile in tuned(H100).items() if "conv" not in key}
+    found = near(job, {**products, "conv 2x64x64x320-320": split}, possible)
+    assert found == [replace(split, splits=1)]
+    assert near(job, products, possible) == possible
+    shipped = near(job, tuned(H100), possible)
+    assert 1 < len(shipped) < len(possible) / 3
+    assert set(shipped) < set(possible)
+
+
+def test_products_with_and_without_a_residual_share_their_tiles() -> None:
+    job = job_of_key("added 8192x640-640")
+    tile = candidates(job)[0]
+    assert near(job, {"linear 2048x640-640": tile}, candidates(job)) == [tile]
+    assert near(job, {"joined 2048x640-640": tile}, candidates(job)) == candidates(job)
 
 
 def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
