@@ -97,7 +97,8 @@ def tune(
     from sdopt.engine.cards import KNOWN
     from sdopt.tuning import programs
 
-    for card in cards.split(","):
+    named = [card.strip() for card in cards.split(",")]
+    for card in named:
         if card not in KNOWN:
             raise UnknownNameError("card", card, tuple(KNOWN), "")
 
@@ -112,7 +113,7 @@ def tune(
         known=known,
         out=out,
         anew=force,
-        cards=cards.split(","),
+        cards=named,
     )
     if prove:
         return programs.prove_stored(wanted)

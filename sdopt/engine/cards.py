@@ -15,8 +15,11 @@ LEAST_CAPABILITY = 80
 """Ampere, whose multiprocessors copy into shared memory beside other work (`cp.async`)."""
 HOPPER = 90
 """The only one whose matrix unit is `wgmma`, which reads ordinary registers beside other work."""
-DESCRIPTORS = HOPPER
-"""The first to have a tensor memory accelerator."""
+DESCRIPTORS = range(HOPPER, 120)
+"""With a tensor memory accelerator, and the shared memory that its tiles by rule need.
+
+Consumer cards of Blackwell (12.0) have the accelerator too, but the shared memory of an RTX 4090.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,13 @@ class Card:
     @property
     def family(self) -> str:
         """Cards that can run each other's kernels: 'sm_90'; read through pointers, another one."""
-        other = self.pointers and self.capability >= DESCRIPTORS
+        other = self.pointers and self.capability in DESCRIPTORS
         return f"sm_{self.capability}{'-pointers' if other else ''}"
 
     @property
     def dependent(self) -> bool:
         """Whether kernels are started while the ones before them end (`dependent`)."""
-        return self.capability >= DESCRIPTORS and not self.pointers
+        return self.capability in DESCRIPTORS and not self.pointers
 
     def __str__(self) -> str:
         reads = "through pointers" if self.pointers else "through descriptors"
@@ -75,6 +78,9 @@ KNOWN = {
         shared_bytes=101_376,
         pointers=True,
     ),
+    "A10": Card(
+        name="NVIDIA A10", capability=86, multiprocessors=72, shared_bytes=101_376, pointers=True
+    ),
     "L4": Card(
         name="NVIDIA L4", capability=89, multiprocessors=58, shared_bytes=101_376, pointers=True
     ),
@@ -93,6 +99,13 @@ KNOWN = {
         multiprocessors=148,
         shared_bytes=232_448,
         pointers=False,
+    ),
+    "RTX 5090": Card(
+        name="NVIDIA GeForce RTX 5090",
+        capability=120,
+        multiprocessors=170,
+        shared_bytes=101_376,
+        pointers=True,
     ),
 }
 """Cards that kernels are compiled for without one. Shared memory by NVIDIA's CUDA C++ Programming
@@ -122,7 +135,7 @@ def _card_of(device: torch.device, forced: bool) -> Card:
         capability=capability,
         multiprocessors=found.multi_processor_count,
         shared_bytes=found.shared_memory_per_block_optin,
-        pointers=capability < DESCRIPTORS,
+        pointers=capability not in DESCRIPTORS,
         specialized=capability == HOPPER and _gluon_compiles(),
     )
     return card.through_pointers() if forced else card

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
-from sdopt.engine import rules
+from sdopt.engine import rules, tables
 from sdopt.engine.cards import H100, Card
 from sdopt.engine.tiles import FLOAT8, Tile, attention_key, convolution_key, product_key
 from sdopt.tuning.compiling import make_of, uses
@@ -54,6 +54,18 @@ def ruled(job: Job, card: Card) -> Tile:
         return rules.ruled_convolution((images, height, width, c), job.columns, job.kind, card)
     rule = rules.ruled_float8_product if job.float8 else rules.ruled_product
     return rule(x[0], weight[1], job.columns, job.kind, card)
+
+
+def used(job: Job, card: Card) -> Tile:
+    """What an operation is cut by now: measured, that of fewer images, or by rule."""
+    (x, weight), kind = job.first_two, job.key.split()[0]
+    if job.kind == "attention":
+        sizes = (x[0], x[1], weight[1])
+        return tables.attention_tile(sizes, job.heads, x[-1] // job.heads, card)
+    if job.kind in CONVOLUTIONS:
+        images, height, width, c = x
+        return tables.convolution_tile((images, height, width, c), job.columns, kind, card)
+    return tables.product_tile(x[0], weight[1], job.columns, kind, card)
 
 
 def _convolutions(card: Card) -> Iterator[tuple[str, Tile]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -142,8 +142,15 @@ class Compilers:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def check(self, work: Iterable[tuple[Job, Sequence[Tile]]]) -> Verdicts:
-        """The verdict of each kernel; of those that are known already, that one."""
+    def check(
+        self,
+        work: Iterable[tuple[Job, Sequence[Tile]]],
+        advance: Callable[[], None] = lambda: None,
+    ) -> Verdicts:
+        """The verdict of each kernel; of those that are known already, that one.
+
+        `advance` is called as often as `distinct` has parts.
+        """
         unknown = (
             (job, [tile for tile in tiles if make_of(job, tile) not in self.verdicts])
             for job, tiles in work
@@ -152,8 +159,10 @@ class Compilers:
             self._pool.submit(_all_compiled, job, tiles, self.card)
             for job, tiles in distinct(unknown)
         ]
-        for make, reason, taken in (one for answer in answers for one in answer.result()):
-            self.verdicts[make], self.taken[make] = reason, taken
+        for answer in answers:
+            for make, reason, taken in answer.result():
+                self.verdicts[make], self.taken[make] = reason, taken
+            advance()
         return self.verdicts
 
     def of(self, job: Job, tile: Tile) -> str:

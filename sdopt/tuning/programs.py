@@ -10,6 +10,7 @@ bits agree and its error is like the library's; otherwise the next one is tried.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,10 +31,11 @@ from sdopt.errors import SdoptError
 from sdopt.tuning import chosen
 from sdopt.tuning.candidates import candidates, near
 from sdopt.tuning.choosing import tune
-from sdopt.tuning.compiling import FORK, Compilers, make_of, spills, uses
+from sdopt.tuning.compiling import FORK, Compilers, distinct, make_of, spills, uses
 from sdopt.tuning.jobs import Job, job_of_key, jobs_of_levels
 from sdopt.tuning.repeats import prove
 from sdopt.tuning.table import circumstances, read_table, store, tiles_of, write_table
+from sdopt.util.progress import Progress
 from sdopt.util.writing import writing
 
 LEVELS = ("hoisted", "express")
@@ -112,9 +114,13 @@ def _tuned(
     own = {key: [tile] for key, tile in tiles_of(before).items() if not tile.library}
 
     def tiles_to_time(job: Job) -> list[Tile]:
-        if options.missing and options.known:
-            return near(job, {**tuned(card), **tiles_of(before)}, candidates(job, card))
-        return own[job.key] if options.known else candidates(job, card)
+        if options.known and not options.missing:
+            return own[job.key]
+        possible = candidates(job, card)
+        if options.known:
+            possible = near(job, {**tuned(card), **tiles_of(before)}, possible)
+        now = chosen.used(job, card)  # else it could get a slower one
+        return possible if now.library else list(dict.fromkeys([now, *possible]))
 
     def is_asked_for(job: Job) -> bool:
         lacking = job.key not in before["tiles"]
@@ -160,14 +166,17 @@ def check_machine_code(options: Tuning) -> int:
     stored = read_table(options.out) if options.out else None
     if find_spec("triton") is None:
         raise SdoptError("kernels are compiled with Triton, and there is none; pip install triton")
-    failed, rows = 0, []
+    failed, rows, progress = 0, [], Progress(sys.stderr)
     for name in options.cards:
         card = cards.KNOWN[name]
         tiles = tiles_of(stored) if stored else tuned(card)
         ruled = chosen.together(chosen.by_rule(card))
         work = chosen.together([*chosen.stored(tiles), *_pairs(ruled)])
-        with Compilers(options.processes, card) as compilers:
-            compilers.check(work)
+        with (
+            Compilers(options.processes, card) as compilers,
+            progress.during(f"[{name}] kernels compiled", len(distinct(work))) as advance,
+        ):
+            compilers.check(work, advance)
         makes = [make_of(job, tile) for job, tile in _pairs(work)]
         reasons = {make: compilers.verdicts[make] for make in makes}
         for job, tile in _pairs(ruled):
@@ -214,11 +223,19 @@ def matrix(taken: Sequence[tuple[str, Resources]]) -> list[str]:
 
 
 def prove_stored(options: Tuning) -> int:
-    """Check and repeat every tile of the table on this GPU, store how; 1 if one fails, by name."""
+    """Check and repeat every tile of the table on this GPU, store how; 1 if one fails, by name.
+
+    Raises SdoptError without a GPU, BusyError while another one writes there.
+    """
     given = options.out and read_table(options.out)
-    card, failed = this_card(), 0
+    card = this_card()
     out = options.out or used_table(card)
-    table = given or read_table(out)
+    with writing(out.parent, patience_s=0):
+        return _proved(options, card, out, given or read_table(out))
+
+
+def _proved(options: Tuning, card: Card, out: Path, table: dict[str, Any]) -> int:
+    failed = 0
     stored, proofs = tiles_of(table), {**table.get("proof", {})}
     jobs = {
         job_of_key(key): tile

@@ -6,12 +6,15 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdopt.engine import cards as engine_cards
 from sdopt.engine.cards import A100, H100, KNOWN, Card
 from sdopt.engine.rules import (
     MOST_KEYS,
@@ -291,6 +294,29 @@ def test_a_ruled_attention(keys: int, size: int, card: Card) -> None:
         assert tile.columns <= (128 if size <= 128 else 64)
 
 
+@pytest.mark.parametrize("name", [*KNOWN])
+def test_a_known_card_is_what_its_properties_make_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = KNOWN[name]
+    major, minor = divmod(known.capability, 10)
+    found = SimpleNamespace(
+        name=known.name, major=major, minor=minor, multi_processor_count=known.multiprocessors,
+        shared_memory_per_block_optin=known.shared_bytes,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    monkeypatch.setattr(engine_cards, "_gluon_compiles", lambda: True)
+    made = engine_cards._card_of.__wrapped__(torch.device("cuda"), "through pointers" in name)
+    assert made == known
+
+
+def test_a_consumer_card_of_blackwell_reads_as_an_rtx_4090_does() -> None:
+    """Its shared memory is not that of a B200, for which tiles through descriptors are made."""
+    card = KNOWN["RTX 5090"]
+    assert (card.family, card.dependent, card.specialized) == ("sm_120", False, False)
+    assert ruled_product(8192, 320, 320, "linear", card).pointers
+
+
 def test_more_images_use_the_attention_of_fewer() -> None:
     assert attention_tile((2, 4096, 5000), 8, 40, H100) == LIBRARY
     keys = [key for key in tuned() if key.startswith("attention 2x")]
@@ -298,7 +324,9 @@ def test_more_images_use_the_attention_of_fewer() -> None:
         sizes, heads = key.split()[1].split("-")
         tokens, number = int(sizes.split("x")[1]), int(sizes.split("x")[2])
         count, size = map(int, heads.split("x"))
-        assert attention_tile((8, tokens, number), count, size, H100) == tuned()[key]
+        fewer = (f"attention {images}x{sizes.partition('x')[2]}-{heads}" for images in (8, 4, 2))
+        expected = next(tuned()[name] for name in fewer if name in tuned())
+        assert attention_tile((8, tokens, number), count, size, H100) == expected
 
 
 def test_more_rows_use_the_tile_of_fewer() -> None:

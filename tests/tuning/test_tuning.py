@@ -18,7 +18,7 @@ from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
 from sdopt.errors import BrokenFileError, BusyError
 from sdopt.tuning import choosing, programs, repeats, timing
 from sdopt.tuning.candidates import SHARED_BYTES, attention_bytes, candidates, near
-from sdopt.tuning.chosen import by_rule, stored, together
+from sdopt.tuning.chosen import by_rule, stored, together, used
 from sdopt.tuning.compiling import distinct, make_of, shares_of
 from sdopt.tuning.jobs import (
     CONVOLUTIONS,
@@ -225,6 +225,14 @@ def test_a_batch_may_be_tried_with_the_tiles_of_other_shapes_alone() -> None:
     shipped = near(job, tuned(H100), possible)
     assert 1 < len(shipped) < len(possible) / 3
     assert set(shipped) < set(possible)
+
+
+def test_the_tile_that_a_shape_has_is_its_own_or_that_of_fewer_images() -> None:
+    table = tuned(H100)
+    assert {key: used(job_of_key(key), H100) for key in table} == table
+    more = used(job_of_key("float8-plain 32x16x16x1280-1280"), H100)
+    assert more == replace(table["float8-plain 2x16x16x1280-1280"], splits=1)
+    assert used(job_of_key("attention 2x5000x5000-8x40"), H100).library
 
 
 def test_products_with_and_without_a_residual_share_their_tiles() -> None:
@@ -616,3 +624,21 @@ def test_two_searches_do_not_write_one_table(
     with writing(tmp_path), pytest.raises(BusyError, match="another process writes into"):
         programs.tune_levels(options)
     assert not (tmp_path / "tiles.json").exists()
+
+
+def test_a_table_is_not_proved_while_another_process_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "this_card", lambda: H100)
+    path = tmp_path / "tiles.json"
+    path.write_bytes(SHIPPED.read_bytes())
+    options = programs.Tuning(levels=(), processes=1, out=path)
+    with writing(tmp_path), pytest.raises(BusyError, match="another process writes into"):
+        programs.prove_stored(options)
+
+
+def test_cards_may_be_listed_with_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[programs.Tuning] = []
+    monkeypatch.setattr(programs, "check_machine_code", lambda wanted: asked.append(wanted) or 0)
+    assert main(["tune", "--static", "--cards", "RTX 5090, A10 ,L4"]) == 0
+    assert asked[0].cards == ["RTX 5090", "A10", "L4"]
