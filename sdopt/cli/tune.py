@@ -69,8 +69,9 @@ def tune(
         ),
     ] = False,
     cards: Annotated[
-        str, typer.Option("--cards", metavar="CARD,...", help="Of --static.")
-    ] = "H100",
+        str | None,
+        typer.Option("--cards", metavar="CARD,...", help="Of --static (default: H100)."),
+    ] = None,
     dtype: DtypeOfAll = None,
     out: Annotated[
         Path | None,
@@ -96,11 +97,16 @@ def tune(
 
     from sdopt.engine.cards import KNOWN
     from sdopt.tuning import programs
+    from sdopt.tuning.jobs import operand_dtype
 
-    named = [card.strip() for card in cards.split(",")]
+    if cards is not None and not static:
+        raise SdoptError("--cards is for --static alone: other modes measure the GPU at hand")
+    as_known = {card.lower(): card for card in KNOWN}
+    named = [card.strip() for card in ("H100" if cards is None else cards).split(",")]
     for card in named:
-        if card not in KNOWN:
-            raise UnknownNameError("card", card, tuple(KNOWN), "")
+        if card.lower() not in as_known:
+            raise UnknownNameError("card of --cards", card, tuple(KNOWN), "")
+    operand_dtype()  # one that no kernel is compiled for
 
     wanted = programs.Tuning(
         levels=names,
@@ -113,7 +119,7 @@ def tune(
         known=known,
         out=out,
         anew=force,
-        cards=named,
+        cards=[as_known[card.lower()] for card in named],
     )
     if prove:
         return programs.prove_stored(wanted)

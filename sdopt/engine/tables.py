@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,11 @@ from sdopt.engine.tiles import (
     product_key,
 )
 from sdopt.errors import BrokenFileError
-from sdopt.util.files import cause
+from sdopt.util.files import cause, check_plain
 from sdopt.util.places import tiles_folder
 
 SHIPPED = Path(__file__).with_name("tables")
+FIELDS = frozenset(field.name for field in fields(Tile))
 MOST_TIMES = 16
 """As many times the images of a measured shape use its tile."""
 
@@ -73,28 +74,59 @@ def table_of(card: Card) -> Table | None:
     """The table that is used on this card; None if it is cut by rule."""
     for path in (own_table(card), shipped_table(card)):
         if path.exists():
-            return _read(path)
+            return _read(path, card.pointers)
     return None
 
 
 @lru_cache
-def _read(path: Path) -> Table:
+def _read(path: Path, pointers: bool) -> Table:
+    """A file's table, for cards that read so. Raises BrokenFileError for any other file."""
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Table(path=path, device=str(stored["device"]), tiles=tiles_in(stored))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        check_plain(path)
+        stored: Any = json.loads(path.read_text(encoding="utf-8"))
+        tiles = tiles_in(stored)
+        if not (isinstance(device := stored.get("device"), str) and device):
+            raise ValueError("it does not say which 'device' it was measured on")
+        for key, tile in tiles.items():
+            if not fits(key, tile, pointers):
+                raise ValueError(
+                    f"{key}: the tile is one that reads through "
+                    f"{'descriptors' if pointers else 'pointers'}, and this card does not; the "
+                    f"table is of {device}"
+                )
+        return Table(path=path, device=device, tiles=tiles)
+    except (OSError, ValueError, RecursionError) as error:
         raise BrokenFileError(
             f"{path} is no table of tiles: {cause(error)}; remove it, and `sdopt tune` writes "
             "another one"
         ) from error
 
 
-def tiles_in(table: Mapping[str, Any]) -> dict[str, Tile]:
-    """By key. Raises ValueError, KeyError, TypeError or AttributeError for what is no table."""
-    tiles = {current_key(key): Tile(**fields) for key, fields in table["tiles"].items()}
-    for key, tile in tiles.items():
-        if wrong := misfit(key, tile):
-            raise ValueError(f"{key}: {wrong}")
+def fits(key: str, tile: Tile, pointers: bool) -> bool:
+    """Whether a tile reads as a card does that reads through pointers, or not."""
+    if tile.library:
+        return True
+    return not (tile.boxed and pointers) if "attention" in key else tile.pointers == pointers
+
+
+def tiles_in(table: Any) -> dict[str, Tile]:
+    """By key. Raises ValueError for what is no table."""
+    rows = table.get("tiles") if isinstance(table, dict) else None
+    if not isinstance(rows, dict):
+        raise ValueError("it has no 'tiles' by shape")
+    tiles = {}
+    for name, values in rows.items():
+        key = current_key(name)
+        if not isinstance(values, dict):
+            raise ValueError(f"{name}: a tile is an object of fields")
+        if unknown := sorted(set(values) - FIELDS):
+            raise ValueError(f"{name}: a tile has no field {unknown[0]!r}")
+        try:
+            tiles[key] = Tile(**values)
+        except TypeError as error:  # a stationary one compares some of them
+            raise ValueError(f"{name}: a field has a value of another type: {error}") from error
+        if wrong := misfit(key, tiles[key]):
+            raise ValueError(f"{name}: {wrong}")
     return tiles
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from typing import Any
 
 from sdopt.engine import dependent, proof
 from sdopt.engine.cards import Card
 from sdopt.engine.tiles import Tile
-from sdopt.errors import MissingToolError
+from sdopt.errors import MissingToolError, SdoptError
 from sdopt.tuning.jobs import Job, computed, empty_operands, uses_of
 
 FORK = multiprocessing.get_context("fork")
@@ -86,7 +90,7 @@ def compiled(job: Job, tile: Tile, card: Card) -> tuple[str, list[proof.Resource
             proof.only_compiled(card.capability) as kernels,
         ):
             computed(job, empty_operands(job), tile)
-    except (TritonError, RuntimeError, ValueError) as error:  # passes and boxes raise the latter
+    except (TritonError, RuntimeError, ValueError, AssertionError) as error:  # of passes and boxes
         return f"does not compile: {' '.join(str(error).split())[:200]}", []
     taken = [*map(proof.resources, kernels)]
     try:
@@ -126,6 +130,17 @@ def _begun() -> None:
     """The first task: with it a pool of forks starts all of its processes."""
 
 
+def _end_with(parent: int) -> None:
+    """In a process of the pool: end when the one that it works for has ended, however it did."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Compilers:
     """Processes that compile; begin before this one touches the device, since they are forks."""
 
@@ -133,7 +148,9 @@ class Compilers:
         self.card = card
         self.verdicts: dict[Make, str] = {}
         self.taken: dict[Make, list[proof.Resources]] = {}
-        self._pool = ProcessPoolExecutor(processes, mp_context=FORK)
+        self._pool = ProcessPoolExecutor(
+            processes, mp_context=FORK, initializer=_end_with, initargs=(os.getpid(),)
+        )
 
     def __enter__(self) -> Compilers:
         self._pool.submit(_begun).result()
@@ -149,7 +166,8 @@ class Compilers:
     ) -> Verdicts:
         """The verdict of each kernel; of those that are known already, that one.
 
-        `advance` is called as often as `distinct` has parts.
+        `advance` is called as often as `distinct` has parts. Raises SdoptError if a process that
+        compiles ends by itself.
         """
         unknown = (
             (job, [tile for tile in tiles if make_of(job, tile) not in self.verdicts])
@@ -159,10 +177,16 @@ class Compilers:
             self._pool.submit(_all_compiled, job, tiles, self.card)
             for job, tiles in distinct(unknown)
         ]
-        for answer in answers:
-            for make, reason, taken in answer.result():
-                self.verdicts[make], self.taken[make] = reason, taken
-            advance()
+        try:
+            for answer in answers:
+                for make, reason, taken in answer.result():
+                    self.verdicts[make], self.taken[make] = reason, taken
+                advance()
+        except BrokenProcessPool as error:
+            raise SdoptError(
+                f"a process that compiled kernels for {self.card} ended by itself, out of memory "
+                "or in the compiler (see above); try again with --processes 1"
+            ) from error
         return self.verdicts
 
     def of(self, job: Job, tile: Tile) -> str:

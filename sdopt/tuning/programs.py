@@ -25,7 +25,7 @@ import torch
 from sdopt.engine import cards
 from sdopt.engine.cards import Card, card_of
 from sdopt.engine.proof import Resources
-from sdopt.engine.tables import own_table, tuned, used_table
+from sdopt.engine.tables import fits, own_table, tuned, used_table
 from sdopt.engine.tiles import Tile
 from sdopt.errors import SdoptError
 from sdopt.tuning import chosen
@@ -126,6 +126,11 @@ def _tuned(
         lacking = job.key not in before["tiles"]
         return lacking if options.missing or not options.known else job.key in own
 
+    if options.known and not options.missing and not own:
+        raise SdoptError(
+            f"{out} has no tiles that could be timed anew; run `sdopt tune` first, or name a table "
+            "with --out"
+        )
     with Compilers(options.processes, card) as compilers:
         seen = jobs_of_levels(options.levels, options.source, options.images, options.sizes)
         jobs = sorted(filter(is_asked_for, seen), key=lambda job: -job.flop)
@@ -169,7 +174,10 @@ def check_machine_code(options: Tuning) -> int:
     failed, rows, progress = 0, [], Progress(sys.stderr)
     for name in options.cards:
         card = cards.KNOWN[name]
-        tiles = tiles_of(stored) if stored else tuned(card)
+        all_tiles = tiles_of(stored) if stored else tuned(card)
+        tiles = {key: tile for key, tile in all_tiles.items() if taken_by(card, key, tile)}
+        if others := len(all_tiles) - len(tiles):
+            print(f"{name}: {others} of {len(all_tiles)} tiles are of another kind of card")
         ruled = chosen.together(chosen.by_rule(card))
         work = chosen.together([*chosen.stored(tiles), *_pairs(ruled)])
         with (
@@ -193,6 +201,11 @@ def check_machine_code(options: Tuning) -> int:
         rows += [(f"{name} ({card.family})", one) for one in taken]
     print("\n".join(matrix(rows)))
     return 1 if failed else 0
+
+
+def taken_by(card: Card, key: str, tile: Tile) -> bool:
+    """Whether kernels of such a tile run on the card, as far as its kind decides that."""
+    return fits(key, tile, card.pointers) and (card.specialized or not tile.specialized)
 
 
 def _pairs(work: Iterable[tuple[Job, Sequence[Tile]]]) -> Iterator[tuple[Job, Tile]]:
@@ -240,7 +253,7 @@ def _proved(options: Tuning, card: Card, out: Path, table: dict[str, Any]) -> in
     jobs = {
         job_of_key(key): tile
         for key, tile in stored.items()
-        if not tile.library and (card.specialized or not tile.specialized)
+        if not tile.library and taken_by(card, key, tile)
     }
     with Compilers(options.processes, card) as compilers:
         compilers.check(

@@ -13,16 +13,17 @@ import torch
 from sdopt.engine.tables import tiles_in
 from sdopt.engine.tiles import Tile, current_key
 from sdopt.errors import BrokenFileError
-from sdopt.util.files import cause, write_whole
+from sdopt.util.files import cause, check_plain, write_whole
 from sdopt.util.precision import chosen_dtype
 
-MEASURE = "measure a new one without --missing and --known"
+MEASURE = "measure one with `sdopt tune` and no other option"
 NUMBERS = ("us", "library_us", "own_us", "tflops")
 
 
 def read_table(path: Path) -> dict[str, Any]:
     """What was written there before. Raises BrokenFileError if that is no such file."""
     try:
+        check_plain(path)
         table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BrokenFileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from sdopt.engine.tables import (
     noted,
     own_table,
     product_tile,
+    shipped_table,
     tuned,
 )
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
@@ -223,7 +225,7 @@ def test_a_stored_stationary_tile_is_used_for_geglu_that_it_keeps_alone(
 MISFITS = {
     "banana": (Tile(), "'banana' names no operation"),
     "linear 64x64-64": (Tile(height="64"), "height is '64', int is wanted"),  # type: ignore[arg-type]
-    "linear 64x64-128": (Tile(columns=-64), "columns is -64, 1 to 1024 is wanted"),
+    "linear 64x64-128": (Tile(columns=-64), "columns is -64, 16 to 256 is wanted"),
     "linear 64x128-64": (Tile(height=48), "height is 48, a power of 2 is wanted"),
     "linear 128x64-64": (Tile(library="no"), "library is 'no', bool is wanted"),  # type: ignore[arg-type]
     "linear 64x64-320": (Tile(splits=100000), "splits is 100000, 1 to 64 is wanted"),
@@ -235,6 +237,18 @@ MISFITS = {
     "attention 1x64x77-8x40": (Tile(specialized=True, warps=8), "77 keys are no multiple of 64"),
     "attention 1x64x64-8x80": (Tile(specialized=True, warps=8), "more than 64 + 0"),
     "conv 1x8x8x64-64": (Tile(ahead=True), "ahead and polynomial are attention's"),
+    "linear foo": (Tile(), "'linear foo': the shape of linear is written ROWSxK-COLUMNS"),
+    "linear 0x64-64": (Tile(), "the shape of linear is written ROWSxK-COLUMNS"),
+    "linear -5x64-64": (Tile(), "the shape of linear is written ROWSxK-COLUMNS"),
+    "linear 64x64x64-64": (Tile(), "the shape of linear is written ROWSxK-COLUMNS"),
+    "linear  64x64-64": (Tile(), "the shape of linear is written ROWSxK-COLUMNS"),
+    "linear \u0662x64-64": (Tile(), "the shape of linear is written ROWSxK-COLUMNS"),
+    "conv 2x64x320-320": (Tile(), "written IMAGESxHEIGHTxWIDTHxCHANNELS-COLUMNS"),
+    "attention 2x64x64-0x40": (Tile(), "written IMAGESxTOKENSxKEYS-HEADSxSIZE"),
+    "float8-attention 2x64x64-8x40": (Tile(), "attention is not computed in float8"),
+    "linear 96x64-64": (Tile(warps=3), "warps is 3, a power of 2 is wanted"),
+    "linear 32x64-64": (Tile(height=128, width=16), "2048 pixels by 64 + 0 columns"),
+    "linear 16x64-64": (Tile(height=256, width=1, columns=256), "32768 sums at most"),
 }
 
 
@@ -371,7 +385,9 @@ def test_a_history_says_which_table_was_used(
     assert re.fullmatch(r"sm_90\.json [0-9a-f]{8}", noted(H100))
     assert noted(A100) == "by rule"
     monkeypatch.setenv(TILES, str(tmp_path))
-    shapes = {"linear 64x64-64": {"columns": 128}, "linear 8x64-64": asdict(Tile())}
+    usual = asdict(Tile(pointers=True))
+    wide = {"columns": 128, "pointers": True}
+    shapes = {"linear 64x64-64": wide, "linear 8x64-64": usual}
 
     def write(card: Card, tiles: dict[str, Any], **measured: Any) -> str:
         # Another name each time: tables are read once a process.
@@ -385,9 +401,9 @@ def test_a_history_says_which_table_was_used(
     first = write(A100, shapes)
     assert re.fullmatch(r"own sm_80-108\.json [0-9a-f]{8}", first)
     # How it was measured, what is the default anyway and the order are not the tiles.
-    reordered = {"linear 8x64-64": {}, "linear 64x64-64": asdict(Tile(columns=128))}
+    reordered = {"linear 8x64-64": {"pointers": True}, "linear 64x64-64": {**usual, **wide}}
     assert write(A100, reordered, us=1.0) == first
-    assert write(A100, {**shapes, "linear 64x64-64": {"columns": 64}}) != first
+    assert write(A100, {**shapes, "linear 64x64-64": {**wide, "columns": 64}}) != first
 
 
 def test_a_table_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,13 +418,44 @@ def test_a_table_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert tuned(KNOWN["L4"]) == {}
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"tiles": {"a": {"high": 3}}, "device": "x"}'])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "Expecting value"),
+        ("[]", "it has no 'tiles' by shape"),
+        ('{"tiles": {"linear 8x8-8": {"high": 3}}, "device": "x"}', "has no field 'high'"),
+        ('{"tiles": {"linear 8x8-8": null}, "device": "x"}', "a tile is an object of fields"),
+        ('{"tiles": {}}', "it does not say which 'device' it was measured on"),
+        ('{"tiles": {}, "device": 5}', "it does not say which 'device' it was measured on"),
+    ],
+)
 def test_a_table_that_is_none_is_named(
-    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TILES, str(tmp_path / "tiles"))
     path = own_table(A100)
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(BrokenFileError, match=re.escape(f"{path} is no table of tiles")):
+    with pytest.raises(BrokenFileError, match=re.escape(f"{path} is no table of tiles")) as told:
         tuned(A100)
+    assert reason in str(told.value)
+
+
+def test_a_pipe_in_the_place_of_a_table_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TILES, str(tmp_path))
+    os.mkfifo(own_table(A100))
+    with pytest.raises(BrokenFileError, match="it is no plain file"):
+        tuned(A100)
+
+
+def test_the_table_of_a_card_that_reads_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Hopper GPU's, under the name of an A10's own."""
+    monkeypatch.setenv(TILES, str(tmp_path))
+    path = own_table(KNOWN["A10"])
+    path.write_bytes(shipped_table(H100).read_bytes())
+    with pytest.raises(BrokenFileError, match="one that reads through descriptors, and this card"):
+        tuned(KNOWN["A10"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import inf
@@ -15,11 +19,11 @@ from sdopt.cli.app import main
 from sdopt.engine.cards import H100, KNOWN
 from sdopt.engine.tables import shipped_table, tuned
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
-from sdopt.errors import BrokenFileError, BusyError
+from sdopt.errors import BrokenFileError, BusyError, SdoptError
 from sdopt.tuning import choosing, programs, repeats, timing
 from sdopt.tuning.candidates import SHARED_BYTES, attention_bytes, candidates, near
 from sdopt.tuning.chosen import by_rule, stored, together, used
-from sdopt.tuning.compiling import distinct, make_of, shares_of
+from sdopt.tuning.compiling import Compilers, distinct, make_of, shares_of
 from sdopt.tuning.jobs import (
     CONVOLUTIONS,
     PRODUCTS,
@@ -31,6 +35,8 @@ from sdopt.tuning.jobs import (
 )
 from sdopt.tuning.repeats import Proof
 from sdopt.tuning.table import read_table, row, write_table
+from sdopt.util.places import TILES
+from sdopt.util.precision import DTYPE
 from sdopt.util.writing import writing
 
 CONVOLUTION = Job(
@@ -258,7 +264,7 @@ def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
 def test_a_file_that_is_no_table_is_refused_and_kept(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tuned.json"
     path.write_text(content)
-    with pytest.raises(BrokenFileError, match="measure a new one without --missing and --known"):
+    with pytest.raises(BrokenFileError, match="measure one with `sdopt tune` and no other option"):
         read_table(path)
     assert path.read_text() == content
 
@@ -292,6 +298,12 @@ def test_a_table_is_not_measured_anew_unasked(
         (("--processes", "0"), "--processes is 0; give 1 or more"),
         (("--seconds", "nan"), "--seconds is nan; give more than 0"),
         (("--levels", "hoistde"), "unknown level 'hoistde' (did you mean 'hoisted'?)"),
+        (
+            ("--static", "--cards", "A1000"),
+            "unknown card of --cards 'A1000' (did you mean 'A100'?)",
+        ),
+        (("--static", "--cards", "A100,"), "unknown card of --cards ''; choose from: A100, "),
+        (("--cards", "A100"), "--cards is for --static alone"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_named(
@@ -640,5 +652,79 @@ def test_a_table_is_not_proved_while_another_process_writes_it(
 def test_cards_may_be_listed_with_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[programs.Tuning] = []
     monkeypatch.setattr(programs, "check_machine_code", lambda wanted: asked.append(wanted) or 0)
-    assert main(["tune", "--static", "--cards", "RTX 5090, A10 ,L4"]) == 0
+    assert main(["tune", "--static", "--cards", "RTX 5090, A10 ,l4"]) == 0
     assert asked[0].cards == ["RTX 5090", "A10", "L4"]
+
+
+def test_known_tiles_are_timed_anew_only_where_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "this_card", lambda: H100)
+    monkeypatch.setenv(TILES, str(tmp_path))
+    with pytest.raises(SdoptError, match="has no tiles that could be timed anew"):
+        programs.tune_levels(programs.Tuning(processes=1, known=True))
+
+
+def test_a_table_is_checked_for_a_card_by_the_tiles_that_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a Hopper GPU's none on an A10: compiling those would end the compiler."""
+    monkeypatch.setattr(programs, "find_spec", lambda name: name)
+    monkeypatch.setattr(programs.chosen, "by_rule", lambda card: ())
+    checked: list[Any] = []
+
+    def check(self: Compilers, work: Sequence[Any], advance: object) -> None:
+        checked.extend(work)
+        self.verdicts |= {make_of(job, tile): "" for job, tiles in work for tile in tiles}
+
+    monkeypatch.setattr(programs.Compilers, "check", check)
+    path = tmp_path / "tiles.json"
+    path.write_bytes(SHIPPED.read_bytes())
+    options = programs.Tuning(processes=1, cards=("A10",), out=path)
+    assert programs.check_machine_code(options) == 0
+    assert {job.kind for job, _ in checked} == {"attention"}
+    assert not any(tile.specialized for _, tiles in checked for tile in tiles)
+    assert "tiles are of another kind of card" in capsys.readouterr().out
+
+
+def test_a_dtype_that_no_kernel_has_is_refused_before_any_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(DTYPE, "float32")
+    assert main(["tune", "--static"]) == 2
+    assert "unknown dtype of a cuda device 'float32'" in capsys.readouterr().err
+
+
+def test_a_compiler_that_dies_is_told_in_one_line() -> None:
+    with Compilers(1, H100) as compilers:
+        compilers._pool.submit(os._exit, 1)
+        with pytest.raises(SdoptError, match="ended by itself, out of memory or in the compiler"):
+            compilers.check([(LINEAR, [Tile()])])
+
+
+def test_compilers_end_with_the_process_that_they_work_for(tmp_path: Path) -> None:
+    program = (
+        "import os, signal; from sdopt.engine.cards import H100\n"
+        "from sdopt.tuning.compiling import Compilers\n"
+        "compilers = Compilers(2, H100).__enter__()\n"
+        "print(*compilers._pool._processes, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        children = [int(child) for child in process.stdout.readline().split()]
+    assert len(children) == 2
+    until = time.monotonic() + 30
+    while any(is_running(child) for child in children) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not any(is_running(child) for child in children)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, and nobody has only to fetch its exit code."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
