@@ -6,6 +6,7 @@ A command imports torch in its body: `--help` has to answer at once.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,11 @@ app = typer.Typer(
     **_PLAIN, help="Fast Stable Diffusion 1.5: generate, compare, serve, measure, evaluate, tune."
 )
 CONFIRMED = f"{CODES}; 1 not confirmed, and nothing written"
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not the advice to install torchvision for image processors that nothing here calls."""
+    return "requires torchvision" not in record.getMessage()
 
 
 def _version(wanted: bool) -> None:
@@ -204,6 +210,7 @@ def script() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. A mistake is one line on stderr, and 2."""
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_of_use)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return app(given or ["--help"], prog_name="sdopt", standalone_mode=False) or 0

@@ -78,7 +78,10 @@ def _device(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         found["compute_capability"] = f"{major}.{minor}"
-        found["kernels"] = described(card_of(device))
+        try:
+            found["kernels"] = described(card_of(device))
+        except SdoptError as error:  # a damaged table of one's own
+            found["problem"] = str(error)
     return found
 
 

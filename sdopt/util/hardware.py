@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdopt.errors import BrokenFileError
+from sdopt.errors import BrokenFileError, UnknownNameError
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,11 @@ POINTERS = "SDOPT_POINTERS"
 
 
 def pointers_forced() -> bool:
-    """Whether kernels read through pointers on any GPU."""
-    return os.environ.get(POINTERS) == "1"
+    """Whether kernels read through pointers on any GPU; UnknownNameError for a third answer."""
+    value = os.environ.get(POINTERS, "")
+    if value not in ("", "0", "1"):
+        raise UnknownNameError(f"${POINTERS}", value, ("0", "1"))
+    return value == "1"
 
 
 class Keyed(Protocol):

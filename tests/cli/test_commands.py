@@ -241,6 +241,25 @@ def test_a_card_without_triton_takes_no_specialized_kernels(
     assert not cards.card_of(torch.device("cuda")).specialized
 
 
+def test_a_damaged_table_of_tiles_is_a_line_of_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from sdopt.cli import doctor
+    from sdopt.engine import cards, tables
+    from sdopt.util import hardware
+
+    monkeypatch.setenv("SDOPT_TILES", str(tmp_path))
+    tables.own_table(cards.H100).write_text("{")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(cards, "card_of", lambda _: cards.H100)
+    monkeypatch.setattr(hardware, "hardware_of", lambda _: "a Hopper")
+    found = doctor._device(torch.device("cuda"))
+    assert found["hardware"] == "a Hopper"
+    assert "sm_90-132.json is no table of tiles" in found["problem"]
+
+
 # compare
 
 

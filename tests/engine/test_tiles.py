@@ -35,9 +35,10 @@ from sdopt.engine.tables import (
     tuned,
 )
 from sdopt.engine.tiles import FLOAT8, LIBRARY, Tile
-from sdopt.errors import BrokenFileError
+from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.tuning.candidates import shared_bytes
 from sdopt.tuning.jobs import CONVOLUTIONS, PRODUCTS
+from sdopt.util.hardware import POINTERS, pointers_forced
 from sdopt.util.places import TILES
 
 side, channels = st.integers(1, 300), st.integers(8, 2560)
@@ -448,6 +449,29 @@ def test_a_pipe_in_the_place_of_a_table_is_refused_at_once(
     os.mkfifo(own_table(A100))
     with pytest.raises(BrokenFileError, match="it is no plain file"):
         tuned(A100)
+
+
+def test_a_file_in_the_place_of_the_folder_of_tables_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(TILES, str(tmp_path / "file"))
+    with pytest.raises(SdoptError, match=r"lie in a folder, and .*file is none; set \$SDOPT_TILES"):
+        tuned(A100)
+
+
+@pytest.mark.parametrize(("value", "forced"), [("", False), ("0", False), ("1", True)])
+def test_pointers_are_forced_by_1_alone(
+    value: str, forced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(POINTERS, value)
+    assert pointers_forced() is forced
+
+
+def test_another_answer_about_pointers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(POINTERS, "yes")
+    with pytest.raises(SdoptError, match=r"unknown \$SDOPT_POINTERS 'yes'.*choose from: 0, 1"):
+        pointers_forced()
 
 
 def test_the_table_of_a_card_that_reads_otherwise_is_refused(
