@@ -11,11 +11,12 @@ from typing import Any
 
 from sdopt.bench.report.results import markdown_table, write_table
 from sdopt.bench.session import RunContext, Settings
-from sdopt.errors import BrokenFileError, SdoptError
+from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.util.progress import Progress
 from studies.capped import Attempt, RefusedError, Try, starting_fresh, used_mib
-from studies.rows import Row, Rows, continue_rows, read_rows
+from studies.memory_rows import checked, finished, read_needs
+from studies.rows import Row, Rows, continue_rows
 
 TOTALS_GIB = (8, 6, 4)
 """Of cards that people have."""
@@ -24,7 +25,6 @@ STEP_MIB = 128.0
 MOST_TRIES = 4
 """With a cap, for each level: a try is a process, and takes seconds."""
 MARK = "memory-needs"
-FIELDS = ("level", "tries", "need_mib")
 EAGER_OR_ENGINE = tuple(name for name, level in LEVELS.items() if not level.compiled)
 """Inductor's levels take minutes to compile, and have to be asked for by name."""
 HEADINGS = (
@@ -182,25 +182,10 @@ def _measured(options: argparse.Namespace) -> Rows:
         settings=Settings(source=options.source, baselines_root=Path("baselines")),
         progress=Progress(sys.stderr),
     )
+    rows = checked(continue_rows(options.json, run.made_on()))
     attempt = starting_fresh(options.source, used_mib)
-    rows = continue_rows(options.json, run.made_on())
-    levels = [get_level(name) for name in options.levels]
+    levels = [get_level(name) for name in options.levels or EAGER_OR_ENGINE]
     measure_all(levels, rows, attempt, run.progress)
-    return rows
-
-
-def _shown(path: Path) -> Rows:
-    """The file's rows. Raises BrokenFileError if it has none, or damaged ones."""
-    rows = read_rows(path, *FIELDS)
-    try:
-        if not rows.rows:
-            raise ValueError("it has no rows")
-        table(list(rows.rows.values()))
-        "{device} {source} {dtype}".format(**rows.made_on)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise BrokenFileError(
-            f"{path} is no file of this study: {error!r}; measure again"
-        ) from error
     return rows
 
 
@@ -208,7 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table and maybe write it into a page; 2 for a mistake in the options."""
     parser = argparse.ArgumentParser(prog="python -m studies.memory_needs", description=__doc__)
     parser.add_argument("--source", default="sd15-random", help="weights, as --sdopt-source")
-    parser.add_argument("--levels", nargs="+", default=EAGER_OR_ENGINE, metavar="LEVEL")
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        default=(),
+        metavar="LEVEL",
+        help="to measure (default: those without Inductor), or to --show (default: all rows)",
+    )
     parser.add_argument(
         "--json",
         type=Path,
@@ -221,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.levels:
             get_level(name)
-        rows = _shown(options.json) if options.show else _measured(options)
-        lines = table(list(rows.rows.values()))
+        rows = read_needs(options.json) if options.show else _measured(options)
+        lines = table(finished(rows, options.levels if options.show else ()))
         made_on = f"{rows.made_on['device']}, source `{rows.made_on['source']}`"
         lines = [f"Measured on an {made_on}, {rows.made_on['dtype']}.", "", *lines]
         if options.page:

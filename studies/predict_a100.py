@@ -93,8 +93,13 @@ def _medians(path: Path, level: str, runs: Sequence[Mapping[str, Any]]) -> dict[
 
 def check_pair(history: History, pointers: History | None) -> Peak:
     """The peak of the card that both were made on. Raises SdoptError if they are of no pair."""
+    if history.hardware.endswith(POINTERS):
+        raise SdoptError(
+            f"--history is of {history.hardware}: that is the history through pointers; give it as "
+            "--pointers-history, and the card's own as --history"
+        )
     found = [name for name in MEASURED_ON if history.hardware.startswith(name)]
-    if not found or history.hardware.endswith(POINTERS):
+    if not found:
         choices = MEASURED_ON
         raise UnknownNameError("card of --history", history.hardware, choices, "give one of those")
     wanted = (history.hardware + POINTERS, history.baseline_set)

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--json",
         type=Path,
         default=Path("throughput.json"),
-        help="file of rows; those of the same machine, source and versions stay in it",
+        help="file of rows, all of the same machine, source and versions",
     )
     parser.add_argument("--show", action="store_true", help="measure nothing: the rows of --json")
     parser.add_argument("--page", type=Path, help="page to write the table into")

@@ -20,7 +20,7 @@ from sdopt.errors import SdoptError
 from sdopt.util.children import python_path
 from sdopt.weights.sources import NAMED_SOURCES
 from studies.peers.recipes import RECIPES, Recipe
-from studies.rows import Rows, continue_rows
+from studies.rows import Rows, continue_rows, set_aside
 
 LIMIT_VARIABLE = "SDOPT_PEERS_LIMIT_S"
 LIMIT_S = 600.0
@@ -44,7 +44,11 @@ class Contest:
     measured: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rows: Rows = continue_rows(self.folder / "rows.json", self.run.made_on())
+        path, made_on = self.folder / "rows.json", self.run.made_on()
+        if aside := set_aside(path, made_on):
+            told = f"{aside} keeps the rows of other hardware or versions"
+            print(told, file=self.run.progress.stream)
+        self.rows: Rows = continue_rows(path, made_on)
 
     def missing(self, recipe: Recipe) -> str | None:
         """Why the recipe is not measured, and what to install, if it is not."""

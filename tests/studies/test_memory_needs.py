@@ -17,6 +17,7 @@ import torch
 import tried
 
 from sdopt.bench.report.results import marks
+from sdopt.bench.session import RunContext
 from sdopt.errors import OutOfMemoryError, WorkerError
 from sdopt.levels import LEVELS
 from sdopt.pipelines import pipeline as pipelines
@@ -160,30 +161,96 @@ def test_where_nothing_fits_the_page_says_so(tmp_path: Path) -> None:
     assert memory_needs.choices(list(rows.rows.values()))[-1] == "- 4 GiB: none of these levels."
 
 
-DAMAGED: tuple[Callable[[dict[str, Any]], object], ...] = (
-    lambda data: data["rows"].clear(),
-    lambda data: data["made_on"].clear(),
-    lambda data: data["rows"][0].pop("done"),
-    lambda data: data["rows"][0]["tries"].clear(),
-    lambda data: data["rows"][0].update(name="turboo"),
-    lambda data: data["rows"][0].update(need_mib="much"),
-    lambda data: data["rows"][0]["level"].pop("float8"),
+Damage = Callable[[dict[str, Any]], object]
+DAMAGED: tuple[tuple[Damage, str], ...] = (
+    (lambda data: data["made_on"].clear(), "made_on: device is missing"),
+    (lambda data: data.pop("made_on"), "made_on is missing"),
+    (lambda data: data["rows"][0].pop("done"), "row 'turbo': done is missing"),
+    (lambda data: data["rows"][0]["tries"].clear(), "row 'turbo': tries is [], no list of tries"),
+    (lambda data: data["rows"][0]["tries"].insert(0, 3), "row 'turbo': tries[0]: it is no object"),
+    (lambda data: data["rows"][0]["tries"][0].pop("ms"), "row 'turbo': tries[0]: ms is missing"),
+    (lambda data: data["rows"][0].update(name="nope"), "it has a row of 'nope', which is no level"),
+    (lambda data: data["rows"][0].update(need_mib="much"), 'need_mib is "much", no number'),
+    (lambda data: data["rows"][0].update(need_mib=-5), "need_mib is -5, no number from 0 on"),
+    (lambda data: data["rows"][0].update(need_mib=math.inf), "need_mib is no finite number"),
+    (lambda data: data["rows"][0].update(need_mib=math.nan), "need_mib is no finite number"),
+    (lambda data: data["rows"][0]["tries"][0].update(ms=math.nan), "tries[0].ms is no finite"),
+    (lambda data: data["rows"][0].update(need_mib=10**400), "need_mib is no finite number"),
+    (lambda data: data["rows"][0]["level"].pop("float8"), "row 'turbo': level: float8 is missing"),
+    (lambda data: data["rows"].append(data["rows"][0]), "it has two rows of the name 'turbo'"),
+    (lambda data: data["rows"].append([]), "rows[1] is no object with a name"),
 )
 
 
-@pytest.mark.parametrize("number", range(len(DAMAGED)))
-def test_damaged_rows_are_told_and_no_page_is_written(
-    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("damage", "says"), DAMAGED)
+def test_damaged_rows_are_told_by_field_and_no_page_is_written(
+    damage: Damage, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(before := "{}\n{}\n".format(*marks(memory_needs.MARK)))
     rows = rows_of(tmp_path / "rows.json", turbo=3000.0)
     data = json.loads(rows.path.read_text())
-    DAMAGED[number](data)
+    damage(data)
     rows.path.write_text(json.dumps(data))
     assert memory_needs.main(["--show", "--json", str(rows.path), "--page", str(page)]) == 2
-    assert "rows.json is no file of this study" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {rows.path} is damaged: ")
+    assert says in told
+    assert told.endswith("; give another file, or measure\n")  # git has none of it
     assert page.read_text() == before
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_without_a_finished_row_there_is_no_table(
+    empty: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(before := "{}\n{}\n".format(*marks(memory_needs.MARK)))
+    rows = rows_of(tmp_path / "rows.json", hoisted=3000.0)
+    rows.put({**rows.rows.pop("hoisted"), "done": False})
+    if empty:
+        rows.path.write_text(json.dumps({**json.loads(rows.path.read_text()), "rows": []}))
+    assert memory_needs.main(["--show", "--json", str(rows.path), "--page", str(page)]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert f"error: {rows.path} holds no finished row" in told.err
+    assert page.read_text() == before
+
+
+def test_the_levels_that_are_named_are_shown_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(tmp_path / "rows.json", hoisted=3000.0, turbo=3000.0)
+    show = ["--show", "--json", str(rows.path)]
+    assert memory_needs.main([*show, "--levels", "turbo"]) == 0
+    out = capsys.readouterr().out
+    assert "| `turbo` |" in out
+    assert "hoisted" not in out
+    assert memory_needs.main(show) == 0
+    assert "| `hoisted` |" in capsys.readouterr().out
+    assert memory_needs.main([*show, "--levels", "turbo", "tuned"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "holds no finished row of tuned, only of hoisted, turbo" in told.err
+
+
+def test_rows_of_another_card_are_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(tmp_path / "rows.json", turbo=3000.0)
+    before = rows.path.read_bytes()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(RunContext, "made_on", lambda _: {**HERE, "device": "another card"})
+    monkeypatch.setattr(memory_needs, "starting_fresh", lambda *_: Card(2600.0))
+    assert memory_needs.main(["--json", str(rows.path), "--levels", "turbo"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {rows.path} holds rows that were made on device a card; this is device another "
+        "card: name another file with --json\n"
+    )
+    assert rows.path.read_bytes() == before
+    other = tmp_path / "other.json"
+    assert memory_needs.main(["--json", str(other), "--levels", "turbo"]) == 0
+    assert json.loads(other.read_text())["made_on"]["device"] == "another card"
 
 
 def test_without_cuda_and_with_a_wrong_level_it_ends_with_2(

@@ -166,6 +166,20 @@ def test_a_peers_rows_are_kept_with_what_it_is(contest: Contest) -> None:
     assert again.rows.rows == rows
 
 
+def test_rows_of_an_earlier_stack_are_kept_beside_the_new_ones(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(contest, WRITE_A_ROW).measure(PLAIN)
+    before = contest.rows.path.read_bytes()
+    monkeypatch.setattr(RunContext, "made_on", lambda _: {"hardware": "another"})
+    again = Contest(run=contest.run, folder=contest.folder)
+    running(again, WRITE_A_ROW).measure(PLAIN)
+    assert (contest.folder / "rows-before-1.json").read_bytes() == before
+    assert again.rows.made_on == {"hardware": "another"}
+    told = contest.run.progress.stream.getvalue()  # type: ignore[attr-defined]
+    assert "rows-before-1.json keeps the rows of other hardware or versions" in told
+
+
 def test_one_that_breaks_is_shown_with_its_error(contest: Contest) -> None:
     code = "print('before'); raise AttributeError('no attribute to_out')"
     error = running(contest, code).measure(PEERS[3])

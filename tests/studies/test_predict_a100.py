@@ -93,10 +93,21 @@ def test_histories_that_are_no_pair_are_refused(pointers: History) -> None:
         predict_a100.check_pair(history(), pointers)
 
 
-@pytest.mark.parametrize("hardware", ["nvidia-l4-22gib-72-w", f"{KEY}-pointers", "cpu-any"])
+@pytest.mark.parametrize("hardware", ["nvidia-l4-22gib-72-w", "cpu-any"])
 def test_a_card_whose_peak_is_not_known_is_refused(hardware: str) -> None:
     with pytest.raises(UnknownNameError, match=r"nvidia-h100-80gb-hbm3, nvidia-h200"):
         predict_a100.check_pair(history(hardware), None)
+
+
+def test_the_history_through_pointers_is_told_where_it_belongs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(tmp_path / "a", "0001_a", 100.0, hardware=f"{KEY}-pointers")
+    assert predict_a100.main(["--history", str(tmp_path / "a")]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: --history is of {KEY}-pointers: that is the history through pointers; "
+        "give it as --pointers-history"
+    )
 
 
 def stored(folder: Path, name: str, ms: float, **fields: Any) -> None:

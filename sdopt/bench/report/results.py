@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from sdopt.bench.report.published import published_seconds
 from sdopt.bench.stored.judging import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS
-from sdopt.util.files import cause, write_whole
+from sdopt.util.files import cause, read_plain, write_whole
 
 HEADINGS = (
     "level",
@@ -31,6 +32,9 @@ HEADINGS = (
     "allocated / reserved / used, MiB",
     "a run is called slower from",
 )
+MOST_BYTES = 2**26
+"""Of a page: far more than any has."""
+LINE_END = re.compile("\r?\n")
 
 Run = Mapping[str, Mapping[str, Any]]
 """Metrics per level."""
@@ -98,32 +102,43 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def write_table(page: Path, table: Sequence[str], what: str = "measured") -> None:
-    """Replace what stands between the page's marks of that name.
+    """Replace what stands between the page's marks of that name; its line ends stay.
 
-    Raises BrokenFileError if it has none.
+    Raises BrokenFileError, and writes nothing, for a page without one pair of them or that cannot
+    be read or written.
     """
-    write_whole(page, filled(page, read_page(page), table, what).encode())
+    content = filled(page, read_page(page), table, what).encode()
+    try:
+        write_whole(page, content)
+    except OSError as error:
+        raise BrokenFileError(f"{page} cannot be written: {cause(error)}") from error
 
 
 def read_page(page: Path) -> str:
-    """Its text. Raises BrokenFileError for a file that cannot be read."""
+    """Its text, line ends as they are. Raises BrokenFileError for what is no readable file."""
     try:
-        return page.read_text(encoding="utf-8")
+        return read_plain(page, MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BrokenFileError(f"{page} cannot be read: {cause(error)}") from error
 
 
 def filled(page: Path, text: str, table: Sequence[str], what: str = "measured") -> str:
-    """That page's text with the table between its marks of that name.
+    """That page's text with the table between its marks of that name, in the page's line ends.
 
-    Raises BrokenFileError if it has none.
+    Raises BrokenFileError if it has not one of each, in their order.
     """
     begin, end = marks(what)
-    if begin not in text or end not in text:
-        raise BrokenFileError(f"{page} has no {begin} and {end} to write between")
-    before, after = text.split(begin, 1)[0], text.split(end, 1)[1]
-    body = "\n".join(table)
-    return f"{before}{begin}\n\n{body}\n\n{end}{after}"
+    for mark in (begin, end):
+        if (count := text.count(mark)) != 1:
+            has = f"has {mark} {count} times" if count else f"has no {mark}"
+            raise BrokenFileError(f"{page} {has}; to write between, it needs one {begin} {end}")
+    before, rest = text.split(begin)
+    if end not in rest:
+        raise BrokenFileError(f"{page} has {end} before {begin}; swap them")
+    after = rest.split(end)[1]
+    line_end = LINE_END.search(rest) or LINE_END.search(text)
+    block = "\n".join([begin, "", *table, "", end])
+    return before + block.replace("\n", line_end[0] if line_end else "\n") + after
 
 
 def marks(what: str) -> tuple[str, str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,15 +74,75 @@ def test_the_table_is_written_between_the_marks(tmp_path: Path) -> None:
     assert "old" not in text
 
 
-@pytest.mark.parametrize("text", ["no marks", BEGIN])
-def test_a_page_without_marks_is_left_alone(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("no marks", f"has no {BEGIN}"),
+        (BEGIN, f"has no {END}"),
+        (f"{END}\nold\n{BEGIN}\n", f"has {END} before {BEGIN}"),
+        (f"{BEGIN}\n{END}\nold\n{BEGIN}\n{END}\n", f"has {BEGIN} 2 times"),
+        (f"{BEGIN}\nold\n{END}\n{END}\n", f"has {END} 2 times"),
+    ],
+)
+def test_a_page_without_one_pair_of_marks_is_left_alone(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "results.md"
     page.write_text(text)
     assert main([str(stored(tmp_path / "h")), "--page", str(page)]) == 2
-    assert str(page) in capsys.readouterr().err
+    assert f"error: {page} {says}" in capsys.readouterr().err
     assert page.read_text() == text
+
+
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+def test_a_page_keeps_its_line_ends(line_end: bytes, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_bytes(line_end.join([b"before", BEGIN.encode(), b"old", END.encode(), b"after"]))
+    assert main([str(stored(tmp_path / "h")), "--page", str(page)]) == 0
+    content = page.read_bytes()
+    assert content.startswith(line_end.join([b"before", BEGIN.encode(), b"", b"| level |"]))
+    assert content.endswith(line_end.join([b"|", b"", END.encode(), b"after"]))
+    assert content.count(b"\r\n") == content.count(b"\n") * (line_end == b"\r\n")
+
+
+def test_what_is_no_plain_file_is_refused_and_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "pipe"
+    os.mkfifo(page)
+    runs, pipe = str(stored(tmp_path / "h")), os.fdopen(os.open(page, os.O_RDWR), "rb+", 0)
+    writer = threading.Timer(10, pipe.close)  # whoever reads the pipe waits until then
+    writer.start()
+    assert main([runs, "--page", str(page)]) == 2
+    assert pipe.closed is False
+    writer.cancel()
+    pipe.close()
+    assert f"error: {page} cannot be read: it is no plain file" in capsys.readouterr().err
+    assert main([runs, "--page", str(tmp_path)]) == 2
+    assert f"error: {tmp_path} cannot be read: Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_page_that_cannot_be_written_is_named(
+    number: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page, runs = tmp_path / "results.md", str(stored(tmp_path / "h"))
+    page.write_text(before := f"{BEGIN}\n{END}\n")
+
+    def refuses(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuses)
+    assert main([runs, "--page", str(page)]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (
+        "",
+        f"error: {page} cannot be written: {os.strerror(number)}\n",
+    )
+    assert page.read_text() == before
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
