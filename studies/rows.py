@@ -73,6 +73,19 @@ def _read(path: Path) -> dict[str, Any]:
             raise
 
 
+def heading(rows: Rows) -> str:
+    """What they were made on, above a table of them: 'NVIDIA H200, source sd15-random'.
+
+    Raises BrokenFileError for a file without rows, or that does not say.
+    """
+    if not rows.rows:
+        raise BrokenFileError(f"{rows.path} has no rows to make a table of; {NEXT_STEP}")
+    for name in ("device", "source"):
+        if not isinstance(rows.made_on.get(name), str):
+            raise damaged_rows(rows.path, f"made_on: {wrong(rows.made_on, name, 'no text')}")
+    return "{device}, source {source}".format(**rows.made_on)
+
+
 def damaged_rows(path: Path, what: str) -> BrokenFileError:
     """The error of a file of rows in which `what` cannot be, with the next step."""
     if is_tracked(path):

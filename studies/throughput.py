@@ -15,7 +15,7 @@ from sdopt.errors import OutOfMemoryError, SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.pipelines.workload import Request, generate_batch
 from sdopt.util.progress import Progress
-from studies.rows import Row, Rows, continue_rows, latency_ms, read_rows
+from studies.rows import Row, Rows, continue_rows, heading, latency_ms, read_rows
 
 if TYPE_CHECKING:
     from sdopt.pipelines.pipeline import LevelPipeline
@@ -88,8 +88,10 @@ def _timed(pipeline: LevelPipeline, requests: Sequence[Request]) -> dict[str, An
 
 def throughput_table(rows: Sequence[Row]) -> list[str]:
     """A Markdown table, a line for each level and batch size, in the order of the ladder."""
-    ladder = list(LEVELS)
-    ordered = sorted(rows, key=lambda row: (ladder.index(row["level"]["name"]), row["batch"]))
+    place = {name: number for number, name in enumerate(LEVELS)}  # a level of old times comes last
+    ordered = sorted(
+        rows, key=lambda row: (place.get(row["level"]["name"], len(place)), row["batch"])
+    )
     return markdown_table(HEADINGS, [_cells(row) for row in ordered])
 
 
@@ -143,13 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--batches {min(options.batches)}: a batch has 1 image or more")
     try:
         rows = read_rows(options.json, *FIELDS) if options.show else _measure_all(options)
-        table = throughput_table(list(rows.rows.values()))
+        above, table = heading(rows), throughput_table(list(rows.rows.values()))
         if options.page:
             write_table(options.page, table, "throughput")
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([f"{rows.made_on['device']}, source {rows.made_on['source']}", "", *table]))
+    print("\n".join([above, "", *table]))
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdopt.bench.report.results import write_table
 from sdopt.errors import SdoptError
 from studies.peers.table import peers_page
-from studies.rows import read_rows
+from studies.rows import heading, read_rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,13 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = read_rows(options.rows, "recipe")
         costs = read_rows(options.cost, "recipe").rows if options.cost else None
-        table = peers_page(list(found.rows.values()), costs)
+        above, table = heading(found), peers_page(list(found.rows.values()), costs)
         if options.page:
             write_table(options.page, table, "peers")
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([f"{found.made_on['device']}, source {found.made_on['source']}", "", *table]))
+    print("\n".join([above, "", *table]))
     return 0
 
 

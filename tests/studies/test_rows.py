@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdopt.errors import BrokenFileError
+from studies import throughput
+from studies.peers import __main__ as peers
 from studies.rows import (
     NEXT_STEP,
+    SCHEMA,
     Rows,
     continue_rows,
     latency_ms,
@@ -144,3 +148,31 @@ def test_the_mean_ssim_is_over_the_prompts() -> None:
     assert mean_ssim({"ssim_cost": {"cat": 1.0, "dog": 0.5}}) == 0.75
     assert mean_ssim({"ssim_cost": {}}) is None
     assert mean_ssim(json.loads("{}")) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"made_on": {"device": "a card", "source": "here"}, "rows": []}, "has no rows"),
+        ({"made_on": {"source": "here"}, "rows": [{"name": "a"}]}, "made_on: device is missing"),
+        ({"made_on": {"device": "a card", "source": 3}, "rows": [{"name": "a"}]}, "source is 3"),
+    ],
+)
+@pytest.mark.parametrize("study", ["throughput", "peers"])
+def test_no_table_is_shown_of_nothing_or_of_an_unknown_machine(
+    study: str,
+    content: dict[str, Any],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "rows.json"
+    rows = [{**row, "level": {"name": "x"}, "batch": 1, "recipe": {}} for row in content["rows"]]
+    path.write_text(json.dumps({"schema": SCHEMA, **content, "rows": rows}))
+    shown = (
+        throughput.main(["--show", "--json", str(path)])
+        if study == "throughput"
+        else (peers.main([str(path)]))
+    )
+    assert shown == 2
+    assert says in capsys.readouterr().err
