@@ -88,7 +88,7 @@ def _read(path: Path, pointers: bool) -> Table:
         if not (isinstance(device := stored.get("device"), str) and device):
             raise ValueError("it does not say which 'device' it was measured on")
         for key, tile in tiles.items():
-            if not fits(key, tile, pointers):
+            if not reads_as(key, tile, pointers):
                 raise ValueError(
                     f"{key}: the tile is one that reads through "
                     f"{'descriptors' if pointers else 'pointers'}, and this card does not; the "
@@ -102,8 +102,8 @@ def _read(path: Path, pointers: bool) -> Table:
         ) from error
 
 
-def fits(key: str, tile: Tile, pointers: bool) -> bool:
-    """Whether a tile reads as a card does that reads through pointers, or not."""
+def reads_as(key: str, tile: Tile, pointers: bool) -> bool:
+    """Whether a tile reads as a card does: through pointers, or through descriptors."""
     if tile.library:
         return True
     return not (tile.boxed and pointers) if "attention" in key else tile.pointers == pointers

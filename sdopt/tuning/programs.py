@@ -25,7 +25,7 @@ import torch
 from sdopt.engine import cards
 from sdopt.engine.cards import Card, card_of
 from sdopt.engine.proof import Resources
-from sdopt.engine.tables import fits, own_table, tuned, used_table
+from sdopt.engine.tables import own_table, reads_as, tuned, used_table
 from sdopt.engine.tiles import Tile
 from sdopt.errors import SdoptError
 from sdopt.tuning import chosen
@@ -205,7 +205,7 @@ def check_machine_code(options: Tuning) -> int:
 
 def taken_by(card: Card, key: str, tile: Tile) -> bool:
     """Whether kernels of such a tile run on the card, as far as its kind decides that."""
-    return fits(key, tile, card.pointers) and (card.specialized or not tile.specialized)
+    return reads_as(key, tile, card.pointers) and (card.specialized or not tile.specialized)
 
 
 def _pairs(work: Iterable[tuple[Job, Sequence[Tile]]]) -> Iterator[tuple[Job, Tile]]:
