@@ -511,7 +511,6 @@ def sdopt_group_statistics(
     x,
     x2,
     shift,
-    sums,
     statistics,
     pixels,
     chunk_rows,
@@ -521,15 +520,14 @@ def sdopt_group_statistics(
     TOGETHER: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
-    GROUP_WIDTH: tl.constexpr,
     SHIFTED: tl.constexpr,
     DEPENDENT: tl.constexpr = False,
 ):
     """Mean and sum of squared differences from it, of TOGETHER groups in one chunk of an image.
 
     Rows of neighbouring groups are read together, so that reads are wide. Each channel's mean and
-    squares, of differences from its first pixel so that nothing cancels, go through `sums`, of
-    shape (images, chunks, 2, channels), to be put together by group (Chan, Golub and LeVeque 1983).
+    squares, of differences from its first pixel so that nothing cancels, are put together by group
+    (Chan, Golub and LeVeque 1983).
     """
     chunk = tl.program_id(1)
     image = tl.program_id(2)
@@ -545,7 +543,7 @@ def sdopt_group_statistics(
     one = first + tl.arange(0, 1)
     _wait_for_earlier(DEPENDENT)
     origin = _load_joined(x, x2, image, pixels, one, column, known[None, :], C, C2)
-    for start in range(0, rows, ROWS):
+    for start in tl.range(0, rows, ROWS, loop_unroll_factor=2):  # the loads of both at once
         row = start + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & known[None, :]
         values = _load_joined(x, x2, image, pixels, first + row, column, mask, C, C2)
@@ -558,22 +556,17 @@ def sdopt_group_statistics(
     mean = tl.sum(origin, 0) + beyond
     if SHIFTED:
         mean += tl.load(shift + column, mask=known, other=0.0).to(tl.float32)
-    place = sums + (image * tl.num_programs(1) + chunk) * 2 * channels
-    tl.store(place + column, mean, mask=known)
-    tl.store(place + channels + column, tl.sum(squares, 0) - count * beyond * beyond, mask=known)
-    tl.debug_barrier()
-    group = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
-    inside = tl.arange(0, GROUP_WIDTH)
-    member = group[:, None] * wide + inside[None, :]
-    mask = (inside < wide)[None, :] & (group < GROUPS)[:, None]
-    means = tl.load(place + member, mask=mask, other=0.0)
-    group_mean = tl.sum(means, 1) / wide
-    between = tl.where(mask, means - group_mean[:, None], 0.0)
-    spread = tl.sum(tl.load(place + channels + member, mask=mask, other=0.0), 1)
-    spread += count * tl.sum(between * between, 1)
+    spread = tl.sum(squares, 0) - count * beyond * beyond
+    nth = tl.arange(0, TOGETHER)
+    member = (within // wide)[None, :] == nth[:, None]
+    group_mean = tl.sum(tl.where(member, mean[None, :], 0.0), 1) / wide
+    between = mean - tl.sum(tl.where(member, group_mean[:, None], 0.0), 0)
+    spread += count * between * between
+    group = tl.program_id(0) * TOGETHER + nth
     home = statistics + ((image * tl.num_programs(1) + chunk) * GROUPS + group) * 2
     tl.store(home, group_mean, mask=group < GROUPS)
-    tl.store(home + 1, spread, mask=group < GROUPS)
+    spreads = tl.sum(tl.where(member, spread[None, :], 0.0), 1)
+    tl.store(home + 1, spreads, mask=group < GROUPS)
 
 
 @triton.jit

@@ -18,19 +18,20 @@ from sdopt.engine.tiles import Tile
 
 SUM_BLOCK = 1024
 EPILOGUE_BLOCK = 2048
-SMALL_NORM_ENTRIES = 32768
+SMALL_NORM_PIXELS, SMALL_NORM_ENTRIES = 256, 32768
 """Of a group, padded to powers of 2: so many fit into the registers of one program."""
-GROUPS_TOGETHER = 8
-"""Their rows are read together when statistics are made."""
-STATISTICS_PROGRAMS = 128
-"""About as many as the device has multiprocessors."""
-STATISTICS_ENTRIES, LARGE_STATISTICS_ENTRIES = 8192, 4096
-"""Loaded at a time, and where chunks are so large that programs are many anyway."""
-NORM_ENTRIES, NORM_COLUMNS = 8192, 128
+STATISTICS = (2, 2048, 2)
+"""Groups whose rows are read together, entries loaded at a time, and warps."""
+LARGE_STATISTICS = (4, 4096, 4)
+"""The same for chunks of more than CHUNK pixels."""
+CHUNK = 256
+NORM_ENTRIES, NORM_COLUMNS, NORM_WARPS = 2048, 64, 2
+LAYER_NORM_ENTRIES = 4096
 MOST_CHUNKS = 16
 """Every program that normalizes reads as many; more are put together by a kernel of their own."""
 LARGEST_CHUNK = 1024
 """Pixels of one chunk of an image so large that it has more than MOST_CHUNKS."""
+COMBINED_GROUPS = 8
 NARROW_PIXELS, NARROW_COLUMNS = 64, 64
 
 
@@ -223,7 +224,7 @@ def group_norm(
     by = 1.0 if factor is None else factor
     second, before, shifted = _or(x2, x), _or(shift, x), shift is not None
     narrow, tall = next_power_of_2(joined // groups), next_power_of_2(pixels)
-    if narrow * tall <= SMALL_NORM_ENTRIES:
+    if pixels <= SMALL_NORM_PIXELS and narrow * tall <= SMALL_NORM_ENTRIES:
         kernels.sdopt_group_norm_small[(groups, images)](
             x, second, before, weight, bias, out, pixels, channels, more, epsilon, by,
             GROUPS=groups, ROWS=tall, WIDTH=narrow, SHIFTED=shifted, SILU=silu,
@@ -231,23 +232,22 @@ def group_norm(
             **dependent.options(),
         )  # fmt: skip
         return out
-    rows = _chunk_rows(images, pixels)
+    rows = _chunk_rows(pixels)
     chunks = cdiv(pixels, rows)
     statistics = _float32(x, (images, chunks, groups, 2))
-    sums = _float32(x, (images, chunks, 2, joined))
-    across = next_power_of_2(GROUPS_TOGETHER * joined // groups)
-    entries = LARGE_STATISTICS_ENTRIES if chunks > MOST_CHUNKS else STATISTICS_ENTRIES
-    kernels.sdopt_group_statistics[(cdiv(groups, GROUPS_TOGETHER), chunks, images)](
-        x, second, before, sums, statistics, pixels, rows, channels, more, GROUPS=groups,
-        TOGETHER=GROUPS_TOGETHER, ROWS=max(1, entries // across), WIDTH=across,
-        GROUP_WIDTH=narrow, SHIFTED=shifted, num_warps=8,
+    together, entries, warps = STATISTICS if rows <= CHUNK else LARGE_STATISTICS
+    across = next_power_of_2(together * joined // groups)
+    kernels.sdopt_group_statistics[(cdiv(groups, together), chunks, images)](
+        x, second, before, statistics, pixels, rows, channels, more, GROUPS=groups,
+        TOGETHER=together, ROWS=max(1, entries // across), WIDTH=across, SHIFTED=shifted,
+        num_warps=warps,
         **dependent.options(),
     )  # fmt: skip
     if chunks > MOST_CHUNKS:
         combined = _float32(x, (images, 1, groups, 2))
-        kernels.sdopt_combine_statistics[(cdiv(groups, GROUPS_TOGETHER), images)](
+        kernels.sdopt_combine_statistics[(cdiv(groups, COMBINED_GROUPS), images)](
             statistics, combined, pixels, chunks, rows, C=joined, GROUPS=groups,
-            TOGETHER=GROUPS_TOGETHER, BLOCK=256, num_warps=8,
+            TOGETHER=COMBINED_GROUPS, BLOCK=256, num_warps=8,
             **dependent.options(),
         )  # fmt: skip
         statistics, chunks, rows = combined, 1, pixels
@@ -257,7 +257,7 @@ def group_norm(
         x, second, before, statistics, weight, bias, out, pixels, chunks, rows, channels, more,
         epsilon, by, GROUPS=groups, CHUNKS=next_power_of_2(chunks), ROWS=down, WIDTH=across,
         NEAR=next_power_of_2(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu,
-        num_warps=8,
+        num_warps=NORM_WARPS,
         **dependent.options(),
     )  # fmt: skip
     return out
@@ -272,10 +272,9 @@ def layer_norm(
     out = torch.empty_like(x, dtype=_normed(x, factor))
     by = 1.0 if factor is None else factor
     wide = next_power_of_2(channels)
-    tall = max(1, 2048 // wide)
+    tall = max(1, LAYER_NORM_ENTRIES // wide)
     kernels.sdopt_layer_norm[(cdiv(rows, tall),)](
-        x, weight, bias, out, rows, channels, epsilon, by, ROWS=tall, WIDTH=wide,
-        num_warps=1 if wide <= 512 else 4,
+        x, weight, bias, out, rows, channels, epsilon, by, ROWS=tall, WIDTH=wide, num_warps=4,
         **dependent.options(),
     )  # fmt: skip
     return out
@@ -377,14 +376,11 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     return other if tensor is None else tensor
 
 
-def _chunk_rows(images: int, pixels: int) -> int:
-    """Pixels of a chunk: as many chunks as fill the device, or chunks of LARGEST_CHUNK."""
-    if pixels > MOST_CHUNKS * LARGEST_CHUNK:
-        return LARGEST_CHUNK
-    chunks = max(1, min(MOST_CHUNKS, STATISTICS_PROGRAMS // (4 * images)))
-    return int(cdiv(pixels, chunks))
+def _chunk_rows(pixels: int) -> int:
+    """Pixels of a chunk: of MOST_CHUNKS chunks, or LARGEST_CHUNK if that is less."""
+    return min(LARGEST_CHUNK, int(cdiv(pixels, MOST_CHUNKS)))
 
 
 def _warps(entries: int) -> int:
-    """So many that a thread holds 32 entries, from 4 to 16."""
-    return max(4, min(16, entries // 1024))
+    """So many that a thread holds 16 entries, from 4 to 16."""
+    return max(4, min(16, entries // 512))

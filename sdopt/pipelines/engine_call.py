@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +13,9 @@ from diffusers import StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
+from transformers import TokenizersBackend
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils import PaddingStrategy
 
 from sdopt.engine.cuda_graphs import replaying
 from sdopt.engine.image import ImageEngine
@@ -172,10 +175,41 @@ def token_ids(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor:
     if len(tokenizer.added_tokens_encoder) > len(set(tokenizer.all_special_tokens)):
         # Textual inversions are tokens that were added; their search tokenizes every prompt twice.
         texts = [pipeline.maybe_convert_prompt(text, tokenizer) for text in texts]
-    # Lists: with return_tensors="pt" it takes twice as long.
     longest = tokenizer.model_max_length
-    encoded = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
-    for text, one in zip(texts, encoded.encodings or (), strict=False):
+    encodings, ids = _encoded(tokenizer, texts, longest)
+    for text, one in zip(texts, encodings, strict=False):
         if one.overflowing:
             logger.warning("of the prompt %r only the first %d tokens are used", text, longest)
-    return torch.tensor(encoded.input_ids)
+    return torch.tensor(ids)
+
+
+def _encoded(
+    tokenizer: Any, texts: list[str], longest: int
+) -> tuple[Sequence[Any], list[list[int]]]:
+    """Encodings, if the tokenizer has such, and ids, padded and cut to `longest`.
+
+    A stock tokenizer's call is taken apart: it encodes several texts with threads of its own, and
+    to wake them takes longer than to encode a prompt.
+    """
+    if not _is_stock_tokenizer(tokenizer):
+        encoded = tokenizer(texts, padding="max_length", max_length=longest, truncation=True)
+        return encoded.encodings or (), encoded.input_ids
+    tokenizer.set_truncation_and_padding(
+        padding_strategy=PaddingStrategy.MAX_LENGTH,
+        truncation_strategy=TruncationStrategy.LONGEST_FIRST,
+        max_length=longest,
+        stride=0,
+        pad_to_multiple_of=None,
+        padding_side=None,
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    encodings = [backend.encode(text) for text in texts]
+    return encodings, [one.ids for one in encodings]
+
+
+def _is_stock_tokenizer(tokenizer: Any) -> bool:
+    """Whether it encodes as transformers' own on the library tokenizers do."""
+    kind = type(tokenizer)
+    own = any(callable(getattr(kind, name, None)) for name in vars(tokenizer))
+    return isinstance(tokenizer, TokenizersBackend) and not own and not changed(kind)

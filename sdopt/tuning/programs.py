@@ -139,7 +139,7 @@ def _tuned(
             return 0
         compilers.check((job, tiles_to_time(job)) for job in jobs)
         print(f"compiled, {until - time.monotonic():.0f} s left", flush=True)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = False  # as while the engine generates
         here, done = circumstances(), 0
         for start in range(0, len(jobs), TOGETHER):
             found = tune(jobs[start : start + TOGETHER], until, tiles_to_time, compilers, here)

@@ -133,9 +133,9 @@ def test_attention(boxed: bool, causal: bool) -> None:
     check(found, references.attention(q, k, v, 2, causal=causal), TWICE)
 
 
-@pytest.mark.parametrize("small", [0, launch.SMALL_NORM_ENTRIES])
+@pytest.mark.parametrize("small", [0, launch.SMALL_NORM_PIXELS])
 def test_a_group_norm(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "SMALL_NORM_ENTRIES", small)
+    monkeypatch.setattr(launch, "SMALL_NORM_PIXELS", small)
     norm = torch.nn.GroupNorm(5, 40)
     norm.weight.copy_(random(40, seed=7))
     norm.bias.copy_(random(40, seed=8))

@@ -65,6 +65,7 @@ def small_kernels() -> None:
 
     launch.narrow_convolution(half(2, 64, 64, 4), half(320, 3, 3, 4), half(320))
     launch.group_norm(half(2, 8, 8, 1280), half(1280), half(1280), 32, 1e-5)
+    launch.group_norm(half(2, 64, 64, 640), half(960), half(960), 32, 1e-5, x2=half(2, 64, 64, 320))
     launch.group_norm(half(1, 512, 512, 128), half(128), half(128), 32, 1e-5, silu=True)
     launch.layer_norm(half(2, 64, 320), half(320), half(320), 1e-5)
     launch.apply_epilogue(half(2, 64, 64, 320), half(320), half(2, 64, 64, 320), relu=True)

@@ -341,8 +341,8 @@ NORMS = [
 @pytest.fixture(params=["small", "two kernels"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """One program for a group, or statistics first."""
-    if request.param == "two kernels":
-        monkeypatch.setattr(launch, "SMALL_NORM_ENTRIES", 0)
+    most = 0 if request.param == "two kernels" else 1 << 20
+    monkeypatch.setattr(launch, "SMALL_NORM_PIXELS", most)
     return str(request.param)
 
 
@@ -385,13 +385,13 @@ def test_a_group_norm_uses_its_epsilon(path: str) -> None:
 def test_statistics_of_a_large_image_are_put_together_from_chunks(
     sizes: tuple[int, int, int, int], largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "SMALL_NORM_ENTRIES", 1000)
+    monkeypatch.setattr(launch, "SMALL_NORM_PIXELS", 100)
     monkeypatch.setattr(launch, "MOST_CHUNKS", 3)
     monkeypatch.setattr(launch, "LARGEST_CHUNK", largest)
     x, x2, norm = half(*sizes) * 2 + 1, half(*sizes[:3], 24, seed=1), norm_of(12, 72)
     x[:, 8:] += 20  # chunks of different means
     pixels = sizes[1] * sizes[2]
-    assert (launch._chunk_rows(sizes[0], pixels) == largest) == (pixels > 3 * largest)
+    assert (launch._chunk_rows(pixels) == largest) == (pixels > 3 * largest)
     found = launch.group_norm(x, norm.weight, norm.bias, 12, norm.eps, x2=x2)
     assert error(found, references.group_norm(x, norm, x2)) < ROUNDED
 

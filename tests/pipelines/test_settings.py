@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sdopt.levels import BASELINE, FINAL, Level
+from sdopt.levels import BASELINE, FINAL, Level, get_level
 from sdopt.pipelines.settings import process_settings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -37,6 +37,12 @@ def test_they_hold_within_and_are_restored(level: Level, around: Level) -> None:
             assert settings() == (level.tf32,) * 3
         assert settings() == outside
     assert settings() == before
+
+
+def test_cudnn_searches_for_no_level_of_the_engine() -> None:
+    """It picks by times, so that bits would differ between processes."""
+    with process_settings(FINAL, CPU), process_settings(get_level("hoisted"), CPU):
+        assert settings() == (True, True, False)
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
