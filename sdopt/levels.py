@@ -100,6 +100,15 @@ class Level:
                         f"it is {getattr(self, other)!r}"
                     )
 
+    @property
+    def searches(self) -> bool:
+        """Whether cuDNN times its algorithms in each process and takes the fastest.
+
+        The engine does without: the few convolutions that its tables leave to cuDNN would have
+        other bits in one process than in the next.
+        """
+        return self.tf32 and not self.fused
+
     def then(self, name: str, *, why: str, **changes: Any) -> Level:
         """This level with the named changes; this level is the new one's reference."""
         return replace(self, name=name, why=why, reference=self.name, **changes)

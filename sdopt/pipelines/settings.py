@@ -35,9 +35,6 @@ def process_settings(level: Level, device: torch.device) -> Iterator[None]:
 def _cuda_switches(level: Level) -> Iterator[None]:
     """TF32 and cuDNN's algorithm search as the level wants them.
 
-    The engine does without the search, which picks by times: the few convolutions that its tables
-    leave to cuDNN would have other bits in one process than in the next.
-
     The pre-2.9 names are used on purpose: after the newer `fp32_precision` is set, Inductor's own
     reading of `allow_tf32` raises.
     """
@@ -47,7 +44,7 @@ def _cuda_switches(level: Level) -> Iterator[None]:
     before = (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark)
     try:
         matmul.allow_tf32 = cudnn.allow_tf32 = level.tf32
-        cudnn.benchmark = level.tf32 and not level.fused
+        cudnn.benchmark = level.searches
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

@@ -25,7 +25,7 @@ def search_class(device: str, level: Level) -> str:
 
     The algorithms' numbers of kernels differ: only without it is their count exact.
     """
-    return device if level.tf32 else "exact"
+    return device if level.searches else "exact"
 
 
 METRICS = (

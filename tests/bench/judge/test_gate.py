@@ -17,7 +17,7 @@ from sdopt.bench.measure import Comparison, FirstCall, Latency, Memory, Work
 from sdopt.bench.metrics.metric import Seen
 from sdopt.bench.metrics.time import LATENCY_RULE
 from sdopt.bench.metrics.work import ACCEPTED_COUNTS
-from sdopt.levels import BASELINE, LEVELS, TUNED, Level
+from sdopt.levels import BASELINE, LEVELS, TUNED, TURBO, Level
 
 FINAL = LEVELS["final"]
 DPM_20 = LEVELS["dpm-20"]
@@ -353,7 +353,7 @@ def test_a_changed_number_of_kernels_says_in_which_part() -> None:
     assert verdict.reason == "has to equal what is stored: unet 4000 -> 4001 kernels"
 
 
-@pytest.mark.parametrize(("level", "exact"), [(BASELINE, True), (TUNED, False), (FINAL, False)])
+@pytest.mark.parametrize(("level", "exact"), [(BASELINE, True), (TUNED, False), (FINAL, False), (TURBO, True)])
 def test_kernels_are_exact_without_the_search_for_algorithms_only(
     level: Level, exact: bool
 ) -> None:
