@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import Any
 
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import damaged, given, read_json, write_whole
+from sdopt.util.git import is_tracked
 
 SCHEMA = "sdopt-rows/1"
 NEXT_STEP = "give another file, or measure"
@@ -91,15 +91,6 @@ def damaged_rows(path: Path, what: str) -> BrokenFileError:
     if is_tracked(path):
         return damaged(path, f"is damaged: {what}")
     return BrokenFileError(f"{path} is damaged: {what}; {NEXT_STEP}")
-
-
-def is_tracked(path: Path) -> bool:
-    """Whether `git checkout -- PATH` would bring the file back where this process runs."""
-    command = ("git", "--literal-pathspecs", "ls-files", "--error-unmatch", "--", str(path))
-    try:
-        return not subprocess.run(command, capture_output=True, check=False).returncode
-    except OSError:  # there is no git
-        return False
 
 
 def wrong(record: Mapping[str, Any], name: str, wanted: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdopt.errors import BrokenFileError
+from sdopt.util.git import is_tracked
 from sdopt.util.whole_file import write_whole as write_whole
 
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -35,7 +36,9 @@ def damaged(path: Path, what: str) -> BrokenFileError:
 
 
 def _from_git(path: Path) -> str:
-    return f"; it was left as it is; git checkout -- {path} brings back what git has"
+    if is_tracked(path):
+        return f"; it was left as it is; git checkout -- {path} brings back what git has"
+    return "; it was left as it is; remove it, or put a sound one there"
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_what_is_wrong_with_a_named_file_is_told_with_the_next_step(
         assert "name what --benchmark-json" in told
     stored_one = next(tmp_path.glob("history/*/*/0001*.json"))
     stored_one.write_text("{")
-    assert "git checkout -- " in refusal(capsys, "report", stored_one, *given)
+    assert "; it was left as it is; " in refusal(capsys, "report", stored_one, *given)
     assert not out.exists()
 
 

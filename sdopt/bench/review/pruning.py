@@ -19,6 +19,7 @@ from sdopt.bench.stored.history import (
 )
 from sdopt.bench.stored.judging import judging
 from sdopt.errors import SdoptError
+from sdopt.util.git import is_tracked
 from sdopt.util.writing import writing
 
 
@@ -116,16 +117,9 @@ def _unsaved(paths: Sequence[Path]) -> set[Path]:
 
 
 def _is_in_git(path: Path) -> bool:
-    git = ("git", "-C", str(path.parent))
-    try:
-        known = subprocess.run(
-            (*git, "ls-files", "--error-unmatch", path.name), capture_output=True, check=False
-        )
-        changed = subprocess.run(
-            (*git, "status", "--porcelain", "--", path.name),
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:  # there is no git
+    """Whether git holds it as it is now."""
+    if not is_tracked(path, by=path.parent):
         return False
-    return known.returncode == 0 and changed.returncode == 0 and not changed.stdout.strip()
+    command = ("git", "-C", str(path.parent), "status", "--porcelain", "--", path.name)
+    changed = subprocess.run(command, capture_output=True, check=False)
+    return changed.returncode == 0 and not changed.stdout.strip()

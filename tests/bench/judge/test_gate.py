@@ -353,7 +353,9 @@ def test_a_changed_number_of_kernels_says_in_which_part() -> None:
     assert verdict.reason == "has to equal what is stored: unet 4000 -> 4001 kernels"
 
 
-@pytest.mark.parametrize(("level", "exact"), [(BASELINE, True), (TUNED, False), (FINAL, False), (TURBO, True)])
+@pytest.mark.parametrize(
+    ("level", "exact"), [(BASELINE, True), (TUNED, False), (FINAL, False), (TURBO, True)]
+)
 def test_kernels_are_exact_without_the_search_for_algorithms_only(
     level: Level, exact: bool
 ) -> None:

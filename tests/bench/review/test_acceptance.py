@@ -190,7 +190,7 @@ def test_levels_of_a_project_of_its_own_are_judged_too(root: Path, tmp_path: Pat
 def test_a_damaged_stored_image_is_never_written_over(root: Path, tmp_path: Path) -> None:
     path = root / "images/embedded/final/red-star.png"
     path.write_bytes(b"broken")
-    with pytest.raises(BrokenFileError, match=r"red-star\.png is no PNG file.*git checkout"):
+    with pytest.raises(BrokenFileError, match=r"red-star\.png is no PNG file.*remove it, or put"):
         reviewed(root, tmp_path, a_run(SAME), seed=9)
     assert path.read_bytes() == b"broken"
 

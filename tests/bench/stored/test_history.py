@@ -218,7 +218,7 @@ UNUSABLE: dict[str, tuple[bytes | str | dict[str, Any], list[str]]] = {
     ),
     "with foreign rounds": (
         {**a_run(), "benchmarks": [{"extra_info": {"level": "final"}, "stats": {"data": ["x"]}}]},
-        ["[final] a round took 'x' s", "left as it is", "git checkout -- "],
+        ["[final] a round took 'x' s", "left as it is", "remove it"],
     ),
 }
 
