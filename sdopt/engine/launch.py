@@ -19,13 +19,15 @@ from sdopt.engine.tiles import Tile
 SUM_BLOCK = 1024
 EPILOGUE_BLOCK = 2048
 SMALL_NORM_PIXELS, SMALL_NORM_ENTRIES = 256, 32768
-"""Of a group, padded to powers of 2: so many fit into the registers of one program."""
+"""Of a group, padded to powers of 2: so many fit into the registers of one program. What the norms'
+sizes cost on a card: `python -m studies.norm_sizes`."""
 STATISTICS = (2, 2048, 2)
 """Groups whose rows are read together, entries loaded at a time, and warps."""
 LARGE_STATISTICS = (4, 4096, 4)
 """The same for chunks of more than CHUNK pixels."""
 CHUNK = 256
-NORM_ENTRIES, NORM_COLUMNS, NORM_WARPS = 2048, 64, 2
+PIECES = (2048, 64, 2)
+"""Entries that one program normalizes, at most how many channels of them, and warps."""
 LAYER_NORM_ENTRIES = 4096
 MOST_CHUNKS = 16
 """Every program that normalizes reads as many; more are put together by a kernel of their own."""
@@ -251,13 +253,14 @@ def group_norm(
             **dependent.options(),
         )  # fmt: skip
         statistics, chunks, rows = combined, 1, pixels
-    across = min(next_power_of_2(joined), NORM_COLUMNS)
-    down = NORM_ENTRIES // across
+    entries, most, warps = PIECES
+    across = min(next_power_of_2(joined), most)
+    down = entries // across
     kernels.sdopt_group_norm_apply[(cdiv(pixels, down), images, cdiv(joined, across))](
         x, second, before, statistics, weight, bias, out, pixels, chunks, rows, channels, more,
         epsilon, by, GROUPS=groups, CHUNKS=next_power_of_2(chunks), ROWS=down, WIDTH=across,
         NEAR=next_power_of_2(across // (joined // groups) + 2), SHIFTED=shifted, SILU=silu,
-        num_warps=NORM_WARPS,
+        num_warps=warps,
         **dependent.options(),
     )  # fmt: skip
     return out
