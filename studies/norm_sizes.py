@@ -155,7 +155,7 @@ def matters(constant: str, pixels: int, in_use: Mapping[str, Any]) -> bool:
     small = bool(pixels <= in_use["SMALL_NORM_PIXELS"])
     in_large_chunks = bool(pixels > in_use["CHUNK"] * in_use["MOST_CHUNKS"])
     if constant == "SMALL_NORM_PIXELS":
-        return pixels <= max(VARIED["group_norm"][constant])
+        return bool(pixels <= max(VARIED["group_norm"][constant]))
     if constant in ("LARGE_STATISTICS", "LARGEST_CHUNK"):
         return not small and in_large_chunks
     if constant in ("STATISTICS", "MOST_CHUNKS"):
