@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 from torch import Tensor
 from triton import cdiv
 
 from sdopt.engine import dependent
-from sdopt.engine.cards import card_of
 from sdopt.engine.tiles import Tile
 
 LOG2_E = 1.4426950408889634
@@ -108,9 +109,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, heads: int, tile: Ti
     )  # fmt: skip
 
 
+@lru_cache
 def _multiprocessors(device: torch.device) -> int:
     """Programs of specialized attention that run at a time: one on each."""
-    return card_of(device).multiprocessors if device.type == "cuda" else 1
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def boxes(tensor: Tensor, box: list[int]) -> object:
