@@ -104,7 +104,7 @@ class Level:
     def searches(self) -> bool:
         """Whether cuDNN times its algorithms in each process and takes the fastest.
 
-        The engine does without: the few convolutions that its tables leave to cuDNN would have
+        The engine does without: the few convolutions that its tables leave to cuDNN could have
         other bits in one process than in the next.
         """
         return self.tf32 and not self.fused

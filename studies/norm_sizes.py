@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from sdopt.bench.report.results import markdown_table, write_table
+from sdopt.bench.report.results import markdown_table
 from sdopt.bench.session import RunContext, Settings
 from sdopt.engine import ops
 from sdopt.engine.cards import card_of
@@ -153,7 +153,7 @@ def others(norm: Norm, in_use: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def matters(constant: str, pixels: int, in_use: Mapping[str, Any]) -> bool:
     """Whether a GroupNorm of so many pixels depends on it, with the others as they are."""
     small = bool(pixels <= in_use["SMALL_NORM_PIXELS"])
-    in_large_chunks = bool(pixels > in_use["CHUNK"] * in_use["MOST_CHUNKS"])
+    in_large_chunks = bool(pixels > in_use["SMALL_CHUNK"] * in_use["MOST_CHUNKS"])
     if constant == "SMALL_NORM_PIXELS":
         return bool(pixels <= max(VARIED["group_norm"][constant]))
     if constant in ("LARGE_STATISTICS", "LARGEST_CHUNK"):
@@ -214,7 +214,7 @@ def _time_all(options: argparse.Namespace) -> Rows:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Time, print the table and maybe write it into a page; 2 for a mistake in the options."""
+    """Time and print the table; 2 for a mistake in the options."""
     parser = argparse.ArgumentParser(prog="python -m studies.norm_sizes", description=__doc__)
     parser.add_argument(
         "--json",
@@ -223,13 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="file of rows, all of the same machine and versions",
     )
     parser.add_argument("--show", action="store_true", help="time nothing: the rows of --json")
-    parser.add_argument("--page", type=Path, help="page to write the table into")
     options = parser.parse_args(arguments)
     try:
         rows = read_rows(options.json, *FIELDS) if options.show else _time_all(options)
         above, table = heading(rows), sizes_table(list(rows.rows.values()))
-        if options.page:
-            write_table(options.page, table, "norms")
     except SdoptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

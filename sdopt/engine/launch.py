@@ -24,8 +24,8 @@ sizes cost on a card: `python -m studies.norm_sizes`."""
 STATISTICS = (2, 2048, 2)
 """Groups whose rows are read together, entries loaded at a time, and warps."""
 LARGE_STATISTICS = (4, 4096, 4)
-"""The same for chunks of more than CHUNK pixels."""
-CHUNK = 256
+"""The same for chunks of more than SMALL_CHUNK pixels."""
+SMALL_CHUNK = 256
 PIECES = (2048, 64, 2)
 """Entries that one program normalizes, at most how many channels of them, and warps."""
 LAYER_NORM_ENTRIES = 4096
@@ -34,6 +34,7 @@ MOST_CHUNKS = 16
 LARGEST_CHUNK = 1024
 """Pixels of one chunk of an image so large that it has more than MOST_CHUNKS."""
 COMBINED_GROUPS = 8
+"""Whose chunks one program puts together."""
 NARROW_PIXELS, NARROW_COLUMNS = 64, 64
 
 
@@ -237,7 +238,7 @@ def group_norm(
     rows = _chunk_rows(pixels)
     chunks = cdiv(pixels, rows)
     statistics = _float32(x, (images, chunks, groups, 2))
-    together, entries, warps = STATISTICS if rows <= CHUNK else LARGE_STATISTICS
+    together, entries, warps = STATISTICS if rows <= SMALL_CHUNK else LARGE_STATISTICS
     across = next_power_of_2(together * joined // groups)
     kernels.sdopt_group_statistics[(cdiv(groups, together), chunks, images)](
         x, second, before, statistics, pixels, rows, channels, more, GROUPS=groups,

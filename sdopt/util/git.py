@@ -6,14 +6,16 @@ import subprocess
 from pathlib import Path
 
 
-def is_tracked(path: Path, by: Path = Path()) -> bool:
-    """Whether the repository `by` stands in has the file: by default where this process runs.
+def is_tracked(path: Path, folder: Path = Path()) -> bool:
+    """Whether git has the file, asked in that folder: by default where this process runs.
 
-    `git checkout -- PATH` there brings it back.
+    There `git checkout -- PATH` brings it back.
     """
     listed = ("--literal-pathspecs", "ls-files", "--error-unmatch", "--", str(path.absolute()))
     try:
-        found = subprocess.run(("git", "-C", str(by), *listed), capture_output=True, check=False)
+        found = subprocess.run(
+            ("git", "-C", str(folder), *listed), capture_output=True, check=False
+        )
     except OSError:  # there is no git
         return False
     return found.returncode == 0

@@ -23,10 +23,8 @@ from sdopt.tuning.jobs import (
 from sdopt.tuning.repeats import Proof
 from sdopt.tuning.table import read_table, write_table
 
-LINEAR = Job(
-    key="linear 512x5120-1280", shapes=((512, 5120), (1280, 5120), (1280,), None, (512, 1280))
-)
-GEGLU = Job(key="geglu 8192x320-1280", shapes=((8192, 320), (2560, 320), (2560,)))
+LINEAR = job_of_key("linear 512x5120-1280")
+GEGLU = job_of_key("geglu 8192x320-1280")
 SHIPPED = shipped_table(H100)
 FAST, SLOW = Tile(columns=128), Tile(columns=64)
 TIMES = {LIBRARY: 30.0, SLOW: 20.0, FAST: 10.0}

@@ -25,7 +25,6 @@ from sdopt.tuning.compiling import Compilers, make_of, shares_of
 from sdopt.tuning.jobs import (
     CONVOLUTIONS,
     PRODUCTS,
-    Job,
     job_of_key,
     uses_of,
 )
@@ -34,14 +33,8 @@ from sdopt.util.places import TILES
 from sdopt.util.precision import DTYPE
 from sdopt.util.writing import writing
 
-CONVOLUTION = Job(
-    key="conv 2x64x64x320-320",
-    shapes=((2, 64, 64, 320), (320, 3, 3, 320), (320,), (2, 64, 64, 320)),
-)
-LINEAR = Job(
-    key="linear 512x5120-1280", shapes=((512, 5120), (1280, 5120), (1280,), None, (512, 1280))
-)
-GEGLU = Job(key="geglu 8192x320-1280", shapes=((8192, 320), (2560, 320), (2560,)))
+LINEAR = job_of_key("linear 512x5120-1280")
+GEGLU = job_of_key("geglu 8192x320-1280")
 SHIPPED = shipped_table(H100)
 
 
@@ -142,7 +135,7 @@ def test_a_key_of_the_table_names_an_operation_with_operands(key: str) -> None:
 
 
 def test_a_tile_is_used_with_every_epilogue_and_without_splits_too() -> None:
-    uses = [(use.shapes[2:], use.relu) for use in uses_of(job_of_key(CONVOLUTION.key))]
+    uses = [(use.shapes[2:], use.relu) for use in uses_of(job_of_key("conv 2x64x64x320-320"))]
     bias, residual = (320,), (2, 64, 64, 320)
     assert ((None, None), False) in uses  # a plain one without a tile of its own
     assert ((bias, residual), True) in uses

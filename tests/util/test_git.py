@@ -39,7 +39,7 @@ def test_another_repository_has_nothing_of_this_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert not is_tracked(repository / "has")
-    assert is_tracked(repository / "has", by=repository)
+    assert is_tracked(repository / "has", folder=repository)
 
 
 def test_without_git_nothing_is_tracked(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def _unsaved(paths: Sequence[Path]) -> set[Path]:
 
 def _is_in_git(path: Path) -> bool:
     """Whether git holds it as it is now."""
-    if not is_tracked(path, by=path.parent):
+    if not is_tracked(path, folder=path.parent):
         return False
     command = ("git", "-C", str(path.parent), "status", "--porcelain", "--", path.name)
     changed = subprocess.run(command, capture_output=True, check=False)
