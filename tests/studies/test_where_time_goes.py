@@ -103,6 +103,7 @@ def test_each_tile_of_an_image_was_timed() -> None:
         ("sm90_xmma_fprop_implicit_gemm", BOTH),
         ("sdopt_solver_step", REST),
         ("Memcpy DtoD (Device -> Device)", REST),
+        ("memcpy32_post", REST),
     ],
 )
 def test_a_kernel_has_a_family(kernel: str, family: str) -> None:

@@ -17,7 +17,14 @@ LAUNCHES = (
 )
 GRAPH_LAUNCH = "cudaGraphLaunch"
 SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-COPIES = ("Memcpy", "Memset")
+COPIES = ("Memcpy", "Memset", "memcpy", "memset")
+"""How the names of copies begin, and of the driver's kernels that make them.
+
+A graph that was captured before the profiler was first attached shows a copy as such kernels
+(`memcpy128`, `memcpy32_post`), one captured later as a copy: an image of a process's first level
+would have two kernels more than the same image later on
+(https://github.com/pytorch/pytorch/issues/191284).
+"""
 FUSED = "triton_"
 """How the name of every kernel begins that Inductor generated."""
 OWN = "sdopt_"
@@ -52,11 +59,11 @@ class GpuCall:
 class GpuActivity:
     """One image on the GPU.
 
-    `kernel_launches` counts the kernels that ran, those inside CUDA graphs too; `gpu_busy_ms` is
-    the time in which at least one kernel or copy ran; `host_syncs` counts where the host waited for
-    the device between the first UNet call and the decoder. Of the kernels `fused_kernels` are
-    Inductor's, `own_kernels` the engine's, and `float8_kernels` its products in float8;
-    `graph_launches` counts CUDA graphs.
+    `kernel_launches` counts the kernels that ran, those inside CUDA graphs too, and no copies;
+    `gpu_busy_ms` is the time in which at least one kernel or copy ran; `host_syncs` counts where
+    the host waited for the device between the first UNet call and the decoder. Of the kernels
+    `fused_kernels` are Inductor's, `own_kernels` the engine's, and `float8_kernels` its products in
+    float8; `graph_launches` counts CUDA graphs.
     """
 
     kernel_launches: int

@@ -60,6 +60,14 @@ def test_kernels_are_counted_and_copies_only_keep_busy() -> None:
     assert activity.gpu_busy_ms == pytest.approx(3 + 1.5)
 
 
+def test_a_copy_is_no_kernel_in_a_graph_captured_before_the_profiler_either() -> None:
+    """Names as one H200 gave them of an image of a process's first level, and of its second."""
+    first = [kernel(name, 7_000_000, 7_100_000, 9) for name in ("memcpy128", "memcpy32_post")]
+    later = [kernel("Memcpy DtoD (Device -> Device)", 7_000_000, 7_100_000, 9)] * 2
+    counted = [gpu_activity([*EVENTS, *copies], MARKS).kernel_launches for copies in (first, later)]
+    assert counted == [3, 3]
+
+
 def test_the_engines_kernels_and_all_graphs_are_counted() -> None:
     names = ("sdopt_convolution", "sdopt_layer_norm", SOLVER)
     own = [kernel(name, 7_000_000, 7_100_000, 9) for name in names]
