@@ -114,10 +114,22 @@ class Missed(Exception):
 
 
 def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
-    """One item for each fault; those that share the warm pipelines come first."""
+    """One item for each fault.
+
+    Those of the harness come first. They measure in processes of their own, which refuse to beside
+    another one that uses the GPU, as this one does with its first image; the others share its warm
+    pipelines.
+    """
     own = bench.session
     level, engine_level = get_level(LEVEL), get_level(ENGINE_LEVEL)
     finders: dict[str, Callable[[], Finding]] = {}
+    for number, broken in enumerate(harness_faults()):
+        finders[broken.id] = lambda broken=broken, number=number: judge_harness_fault(  # type: ignore[misc]
+            broken, bench.folder, bench.folder.path.with_name(str(number))
+        )
+    finders["harness: two processes saving at once"] = lambda: judge_saving_at_once(
+        bench.folder, bench.folder.path.with_name("twins")
+    )
     for fault in optimization_faults():
         finders[fault.id] = lambda fault=fault: judge_optimization_fault(  # type: ignore[misc]
             fault, own, level, bench.pipeline(level)
@@ -146,13 +158,6 @@ def fault_items(session: pytest.Session, bench: Bench) -> list[pytest.Item]:
             )
     for name in (LEVEL, ENGINE_LEVEL):
         finders |= _numeric_finders(bench, get_level(name))
-    for number, broken in enumerate(harness_faults()):
-        finders[broken.id] = lambda broken=broken, number=number: judge_harness_fault(  # type: ignore[misc]
-            broken, bench.folder, bench.folder.path.with_name(str(number))
-        )
-    finders["harness: two processes saving at once"] = lambda: judge_saving_at_once(
-        bench.folder, bench.folder.path.with_name("twins")
-    )
     return [
         FaultItem.from_parent(session, name=name, bench=bench, find=find)
         for name, find in finders.items()
