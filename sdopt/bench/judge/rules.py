@@ -14,7 +14,7 @@ from sdopt.bench.judge.statistics import (
     judge_pairs,
 )
 from sdopt.bench.judge.verdict import Outcome, Verdict, fault
-from sdopt.bench.metrics.metric import Better, Pairs, Prior
+from sdopt.bench.metrics.metric import ROUNDING, Better, Pairs, Prior
 
 CHANGES = {"regression": 1, "improvement": -1, "pass": 0}
 """What a judgement of pairs says of the value: more, less, or nothing beyond chance."""
@@ -173,8 +173,7 @@ def exactly(
     if measured is None or stored is None:
         side = "measured" if measured is None else "stored"
         return fault(level, metric, f"there is no {side} value", measured, stored)
-    # Sums of exact counts in 1e12 differ in the last digits with their order.
-    same = math.isclose(measured, stored, rel_tol=1e-12)
+    same = math.isclose(measured, stored, rel_tol=ROUNDING)
     outcome = outcome_of(0 if same else -1 if measured < stored else 1, better)
     words = {
         Outcome.PASS: "equal",

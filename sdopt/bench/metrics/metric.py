@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 """What was measured of one level, by name."""
 AGAIN = "{again}  # once it is repaired"
+ROUNDING = 1e-12
+"""By which share equal counts may differ: sums of exact counts in 1e12 do, by their order."""
 
 
 class Better(enum.Enum):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdopt.bench.metrics import LIMIT_RULES
+from sdopt.bench.metrics.metric import ROUNDING
 from sdopt.bench.stored.old_names import with_current_names
 from sdopt.bench.stored.soundness import Unsound, check_limit, check_settings
 from sdopt.bench.stored.stored_image import TEXT_KEY, read_stored_image
@@ -178,9 +180,22 @@ def load_work(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def save_work(path: Path, level: str, counts: Mapping[str, Any]) -> None:
-    """Store a level's counts of work beside those of the others."""
+    """Store a level's counts of work beside those of the others.
+
+    Equal ones stay as they are, to the last digit.
+    """
     with writing(path.parent):
-        write_whole(path, work_content({**load_work(path), level: dict(counts)}))
+        levels = load_work(path)
+        if not _equal(levels.get(level), counts):
+            write_whole(path, work_content({**levels, level: dict(counts)}))
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=ROUNDING)
+    return one == other
 
 
 def work_content(levels: Mapping[str, Mapping[str, Any]]) -> bytes:

@@ -505,6 +505,20 @@ def test_a_levels_counts_replace_its_own_alone(tmp_path: Path) -> None:
     assert [row["unet_evaluations"] for row in stored.values()] == [28, 60]
 
 
+def test_counts_that_differ_by_the_order_of_their_sums_stay_as_they_are(tmp_path: Path) -> None:
+    path = work_path(tmp_path, "embedded")
+    counts = {"tflop": 31.827112763391998, "tflop_by_module": {"unet.fused": 5.9750298419200005}}
+    save_work(path, "final", counts)
+    before = path.read_bytes()
+    save_work(
+        path, "final", {"tflop": 31.827112763392, "tflop_by_module": {"unet.fused": 5.97502984192}}
+    )
+    assert path.read_bytes() == before
+    changed = {"tflop": 31.827112763392, "tflop_by_module": {"unet.fused": 5.975029842}}
+    save_work(path, "final", changed)
+    assert load_work(path) == {"final": changed}
+
+
 def test_without_stored_counts_there_are_none(tmp_path: Path) -> None:
     assert load_work(tmp_path / "embedded.json") == {}
 
