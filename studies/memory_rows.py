@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
-from studies.rows import Row, Rows, damaged_rows, read_rows, wrong
+from studies.rows import Row, Rows, damaged_rows, read_rows, wrong, wrong_numbers
 
 FIELDS = ("level", "tries", "need_mib")
 """What tells these rows from rows of anything else."""
@@ -58,7 +57,7 @@ def _faults(rows: Rows) -> Iterator[str]:
 def _of_row(row: Row) -> Iterator[str]:
     if not isinstance(row.get("done"), bool):
         yield wrong(row, "done", "neither true nor false")
-    yield from _of_numbers(row, ("need_mib", "outside_mib"))
+    yield from wrong_numbers(row, ("need_mib", "outside_mib"))
     if not isinstance(row.get("level"), dict):
         yield wrong(row, "level", "no object")
     yield from (f"level: {name} is missing" for name in LEVEL if name not in row["level"])
@@ -76,12 +75,5 @@ def _of_try(one: object, *, first: bool) -> Iterator[str]:
         yield wrong(one, "works", "as it cannot be")
     if "cap_mib" not in one or (one["cap_mib"] is None) is not first:
         yield wrong(one, "cap_mib", "and the first try alone has none")
-    yield from _of_numbers(one, () if first else ("cap_mib",))
-    yield from _of_numbers(one, WORKED if one["works"] else ())
-
-
-def _of_numbers(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        value = record.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-            yield wrong(record, name, "no number from 0 on")
+    yield from wrong_numbers(one, () if first else ("cap_mib",))
+    yield from wrong_numbers(one, WORKED if one["works"] else ())

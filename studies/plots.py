@@ -17,7 +17,8 @@ from sdopt.bench.stored.judging import read_judging_runs
 from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS
 from sdopt.util.files import write_whole
-from studies.rows import Row, latency_ms, mean_ssim, read_rows
+from studies.peers.stored import read_recipes
+from studies.rows import Row, latency_ms, mean_ssim
 
 LATENCY, QUALITY = "latency.png", "speed-quality.png"
 LABELS_AT = (12, -12, 48, -48)
@@ -140,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw_latency(bars, options.out / LATENCY)
         written.append(options.out / LATENCY)
         if options.rows:
-            costs = read_rows(options.cost).rows if options.cost else None
-            rows = read_rows(options.rows).rows
+            costs = read_recipes(options.cost).rows if options.cost else None
+            rows = read_recipes(options.rows).rows
             points = quality_points(rows, costs)
             if not points:
                 raise SdoptError(f"{options.rows} has no row with both a time and an SSIM")

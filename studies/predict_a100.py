@@ -72,7 +72,10 @@ def read_history(path: Path) -> History:
     read = [read_run(each) for each in paths]
     made_on = {(d["sdopt"]["hardware"], d["sdopt"]["baseline_set"]) for _, d in read}
     if len(made_on) > 1:
-        raise BrokenFileError(f"{path} holds runs of more than one machine or source: {made_on}")
+        kinds = ", ".join(f"{source} on {hardware}" for hardware, source in sorted(made_on))
+        raise BrokenFileError(
+            f"{path} holds runs of more than one machine or source: {kinds}; give a folder of one"
+        )
     found: dict[str, list[Mapping[str, Any]]] = {}
     for run, _ in read:
         for level, metrics in run.metrics.items():
@@ -80,7 +83,10 @@ def read_history(path: Path) -> History:
                 found[level] = []  # it moved the baseline: earlier runs are of other code
             found.setdefault(level, []).append(metrics)
     hardware, baseline_set = made_on.pop()
-    levels = {level: _medians(path, level, runs) for level, runs in found.items()}
+    known = {level: runs for level, runs in found.items() if level in LEVELS}
+    if not known:
+        raise BrokenFileError(f"{path} holds no level of this ladder, only {', '.join(found)}")
+    levels = {level: _medians(path, level, runs) for level, runs in known.items()}
     return History(hardware=hardware, baseline_set=baseline_set, levels=levels)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -99,6 +99,18 @@ def wrong(record: Mapping[str, Any], name: str, wanted: str) -> str:
         return f"{name} is missing"
     text = json.dumps(record[name], ensure_ascii=False)
     return f"{name} is {text if len(text) <= SHOWN else text[:SHOWN] + '...'}, {wanted}"
+
+
+def wrong_numbers(record: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
+    """Of these fields, those that are no number from 0 on."""
+    for name in names:
+        if not is_number_from_0(record.get(name)):
+            yield wrong(record, name, "no number from 0 on")
+
+
+def is_number_from_0(value: object) -> bool:
+    """As every time, size and count is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _faults(data: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,10 +40,11 @@ from sdopt.engine.unet import FusedUNet
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.levels import LEVELS, Level, get_level
 from sdopt.tuning.jobs import CONVOLUTIONS, job_of_key
-from sdopt.util.files import read_json, write_whole
+from sdopt.util.files import given, read_json, write_whole
 from sdopt.util.replaced import replaced
 from sdopt.weights import sd15
 from studies.predict_a100 import MEASURED_ON, Peak
+from studies.rows import wrong
 
 SCHEMA = "sdopt-profile/1"
 MARK = "where-time-goes"
@@ -268,12 +270,39 @@ def kernels_of(events: Sequence[Any]) -> dict[str, list[float]]:
     return found
 
 
+RECORD = "`record` writes one, on a GPU"
+
+
 def read_profile(path: Path) -> dict[str, Any]:
     """What `record` wrote. Raises BrokenFileError for anything else."""
-    data: dict[str, Any] = read_json(path)
-    if data.get("schema") != SCHEMA or not isinstance(data.get("levels"), dict):
-        raise BrokenFileError(f"{path} is no profile; `record` writes one, on a GPU")
+    with given(path, RECORD):
+        data: dict[str, Any] = read_json(path)
+    if data.get("schema") != SCHEMA:
+        raise BrokenFileError(f"{path} is no profile; {RECORD}")
+    for what in _faults(data):
+        raise BrokenFileError(f"{path} is damaged: {what}; {RECORD}")
     return data
+
+
+def _faults(data: Mapping[str, Any]) -> Iterator[str]:
+    """What cannot be in a profile, by its field; only the first one is sure."""
+    if not isinstance(data.get("device"), str):
+        yield wrong(data, "device", "no text")
+    if not isinstance(data.get("levels"), dict) or not data["levels"]:
+        yield wrong(data, "levels", "no object with levels")
+    for level, kernels in data["levels"].items():
+        if not isinstance(kernels, dict) or not kernels:
+            yield f"levels: {wrong(data['levels'], level, 'no object with kernels')}"
+        for name, measured in kernels.items():
+            if not _is_measured(measured):
+                yield f"{level}: {wrong(kernels, name, 'not a count and microseconds')}"
+
+
+def _is_measured(found: object) -> bool:
+    if not isinstance(found, list) or len(found) != 2:
+        return False
+    count, us = found
+    return type(count) is int and count > 0 and type(us) in (int, float) and 0 <= us < math.inf
 
 
 def peak_of(device: str) -> Peak:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sdopt.bench.report.results import write_table
 from sdopt.errors import SdoptError
+from studies.peers.stored import read_recipes
 from studies.peers.table import peers_page
-from studies.rows import heading, read_rows
+from studies.rows import heading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="page to write the table into")
     options = parser.parse_args(arguments)
     try:
-        found = read_rows(options.rows, "recipe")
-        costs = read_rows(options.cost, "recipe").rows if options.cost else None
+        found = read_recipes(options.rows)
+        costs = read_recipes(options.cost).rows if options.cost else None
         above, table = heading(found), peers_page(list(found.rows.values()), costs)
         if options.page:
             write_table(options.page, table, "peers")

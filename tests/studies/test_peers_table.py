@@ -123,6 +123,40 @@ def test_the_page_is_written_between_its_own_marks(
     assert capsys.readouterr().out.startswith("a GPU, source micro\n\n| recipe |")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("recipe", 3, "recipe is 3, no text"),
+        ("ground", None, "ground is null, no text"),
+        ("work", [], "work is [], no text"),
+        ("version", 1, "version is 1, no text"),
+        ("error", 3, "error is 3, no text"),
+        ("rounds_ms", "much", 'rounds_ms is "much", no list of milliseconds'),
+        ("rounds_ms", [], "rounds_ms is [], no list of milliseconds"),
+        ("rounds_ms", [1.0, "a"], "no list of milliseconds"),
+        ("first_call_s", None, "first_call_s is null, no number from 0 on"),
+        ("peak_allocated_mib", "x", 'peak_allocated_mib is "x", no number from 0 on'),
+        ("faults", [], "faults is [], no texts by prompt"),
+        ("ssim_cost", 0.9, "ssim_cost is 0.9, no numbers by prompt"),
+        ("ssim_cost", {"a": "b"}, "no numbers by prompt"),
+    ],
+)
+def test_a_damaged_row_is_named_by_its_field(
+    field: str, value: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = Rows(path=tmp_path / "rows.json", made_on={"device": "a GPU", "source": "micro"})
+    rows.put({**ROWS[2], field: value})
+    assert main([str(rows.path)]) == 2
+    told = f"{rows.path} is damaged: row 'DeepCache (dpm-solver++2m, 20)': "
+    said = capsys.readouterr().err
+    assert told in said
+    assert says in said
+    sound = Rows(path=tmp_path / "sound.json", made_on=rows.made_on)
+    sound.put(ROWS[2])
+    assert main([str(sound.path), "--cost", str(rows.path)]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.json")]) == 2
     assert "none.json is missing" in capsys.readouterr().err

@@ -141,9 +141,21 @@ def test_runs_of_another_dtype_or_of_two_machines_are_refused(
     stored(tmp_path / "b", "0001_a", 100.0)
     stored(tmp_path / "b", "0002_b", 100.0, hardware="another")
     assert predict_a100.main(["--history", str(tmp_path / "b")]) == 2
-    assert "more than one machine" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"more than one machine or source: {SET} on another, {SET} on {KEY}; give a" in said
     (tmp_path / "c").mkdir()
     assert predict_a100.main(["--history", str(tmp_path / "c")]) == 2
+
+
+def test_levels_of_another_ladder_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(tmp_path / "a", "0001_a", 100.0, info={"level": "own"})
+    assert predict_a100.main(["--history", str(tmp_path / "a")]) == 2
+    assert "holds no level of this ladder, only own" in capsys.readouterr().err
+    stored(tmp_path / "a", "0002_b", 100.0)
+    assert predict_a100.main(["--history", str(tmp_path / "a")]) == 0
+    assert "`hoisted`" in capsys.readouterr().out
 
 
 def test_the_page_has_every_level_of_a_real_history(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def test_no_table_is_shown_of_nothing_or_of_an_unknown_machine(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "rows.json"
-    rows = [{**row, "level": {"name": "x"}, "batch": 1, "recipe": {}} for row in content["rows"]]
+    recipe = {"recipe": "one", "ground": "here", "work": "all of it", "error": "it ended"}
+    rows = [{**row, "level": {"name": "x"}, "batch": 1, **recipe} for row in content["rows"]]
     path.write_text(json.dumps({"schema": SCHEMA, **content, "rows": rows}))
     shown = (
         throughput.main(["--show", "--json", str(path)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -136,8 +137,40 @@ def test_a_profile_is_recorded_and_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "levels", "says"),
+    [
+        ("NVIDIA H200", {}, "levels is {}, no object with levels"),
+        (3, {"turbo": {"k": [1, 2.0]}}, "device is 3, no text"),
+        (None, {"turbo": {"k": [1, 2.0]}}, "device is null, no text"),
+        ("NVIDIA H200", {"turbo": []}, "turbo is [], no object with kernels"),
+        ("NVIDIA H200", {"turbo": {}}, "turbo is {}, no object with kernels"),
+        *(
+            ("NVIDIA H200", {"turbo": {"k": wrong}}, "turbo: k is ")
+            for wrong in (3, [1], [1, 2, 3], ["a", 1.0], [1, "a"], [1.5, 2.0], [1, float("nan")])
+        ),
+    ],
+)
+def test_a_damaged_profile_is_named_and_no_page_changed(
+    device: Any, levels: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, page = tmp_path / "profile.json", tmp_path / "page.md"
+    content = {"schema": where_time_goes.SCHEMA, "device": device, "levels": levels}
+    file.write_text(json.dumps(content))
+    before = "<!-- where-time-goes: begin -->\nold\n<!-- where-time-goes: end -->\n"
+    page.write_text(before)
+    assert main(["page", "--profile", str(file), "--page", str(page)]) == 2
+    said = capsys.readouterr().err
+    assert f"{file} is damaged: " in said
+    assert says in said
+    assert "`record` writes one" in said
+    assert page.read_text() == before
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["page", "--profile", "none.json"], "none.json is missing; `record` writes one, on a GPU"),
+        (["page", "--profile", "docs"], "cannot be read: Is a directory; `record` writes one"),
         (["record", "turbo", "--json", "x.json"], "record needs a CUDA device"),
         (["page", "--levels", "final"], "choose one of hoisted"),
         (["page", "--levels", "tubro"], "did you mean 'turbo'"),

@@ -72,7 +72,7 @@ class Folder:
     def pytest(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Run the latency and the work benchmarks of one level, to the end; or another `-k`."""
         process = self.start(*options)
-        output, _ = process.communicate(timeout=TIMEOUT_S)
+        (output,) = outputs_of(process)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def start(self, *options: str, **variables: str) -> subprocess.Popen[str]:
@@ -96,6 +96,20 @@ class Folder:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+
+
+def outputs_of(*processes: subprocess.Popen[str]) -> list[str]:
+    """What each wrote, when all have ended; none is left if this one is interrupted.
+
+    It would go on, and write into a folder that is removed.
+    """
+    try:
+        return [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+    except BaseException:
+        for process in processes:
+            process.kill()
+            process.communicate()
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +305,7 @@ def judge_saving_at_once(template: Folder, folder: Path) -> Finding:
     shutil.rmtree(copy.path / "baselines")
     options = ("--benchmark-save=twin", "-k", f"[{LEVEL}] and latency")
     both = [copy.start(*options, CUDA_VISIBLE_DEVICES="") for _ in range(2)]
-    outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in both]
+    outputs = outputs_of(*both)
     files = sorted(copy.path.glob("baselines/history/*/*/*"))
     numbers = {match.group(1) for path in files if (match := RUN_NAME.fullmatch(path.name))}
     whole = all(_is_whole(path) for path in files)

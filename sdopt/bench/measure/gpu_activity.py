@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -20,8 +20,8 @@ SYNCHRONIZATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEvent
 COPIES = ("Memcpy", "Memset", "memcpy", "memset")
 """How the names of copies begin, and of the driver's kernels that make them.
 
-A graph that was captured before the profiler was first attached shows a copy as such kernels
-(`memcpy128`, `memcpy32_post`), one captured later as a copy: an image of a process's first level
+A graph that was captured before the profiler was first attached shows such kernels (`memcpy128`,
+`memcpy32_post`), one captured later copies in their place: an image of a process's first level
 would have two kernels more than the same image later on
 (https://github.com/pytorch/pytorch/issues/191284).
 """
@@ -87,7 +87,7 @@ def gpu_activity(events: Sequence[Event], marks: Sequence[tuple[str, int, int]])
         gpu_busy_ms=busy_ns((event.start, event.end) for event in device) / 1e6,
         host_syncs=_host_syncs(events, marks),
         calls=tuple(
-            _call(part, launches[bisect_left(starts, begin) : bisect_right(starts, end)], kernels)
+            _call(part, launches[bisect_left(starts, begin) : bisect_left(starts, end)], kernels)
             for part, begin, end in marks
         ),
         fused_kernels=sum(kernel.name.startswith(FUSED) for kernel in kernels),

@@ -62,6 +62,7 @@ class Bench:
         self.findings: list[Finding] = []
         self._stack = ExitStack()
         self._folder: Folder | None = None
+        self._no_folder: Exception | None = None
 
     def pipeline(self, level: Level) -> LevelPipeline:
         """The level's pipeline, warm."""
@@ -69,12 +70,18 @@ class Bench:
 
     @property
     def folder(self) -> Folder:
-        """A folder with benchmarks and one stored run."""
+        """A folder with benchmarks and one stored run; where none can be made, it is tried once."""
+        if self._no_folder is not None:
+            raise self._no_folder
         if self._folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="sdopt-selftest-")
             root = Path(self._stack.enter_context(temporary))
-            with self.session.run.progress.during("a folder with one stored run"):
-                self._folder = prepared(root / "template", self.benchmarks)
+            try:
+                with self.session.run.progress.during("a folder with one stored run"):
+                    self._folder = prepared(root / "template", self.benchmarks)
+            except Exception as error:
+                self._no_folder = error
+                raise
         return self._folder
 
     def close(self) -> None:
@@ -92,7 +99,14 @@ class FaultItem(pytest.Item):
 
     def runtest(self) -> None:
         """Fail if the fault was not caught, or a control was."""
-        finding = self.find()
+        try:
+            finding = self.find()
+        except Exception as error:
+            told = Finding(
+                id=self.name, caught=False, expected="a verdict", seen=_first_line(error)
+            )
+            self.bench.findings.append(told)
+            raise
         self.bench.findings.append(finding)
         self.user_properties.append(("sdopt caught", finding.caught))
         if not finding.caught:
@@ -107,6 +121,10 @@ class FaultItem(pytest.Item):
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where pytest says that this fault stands."""
         return self.config.rootpath, None, self.name
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class Missed(Exception):

@@ -15,7 +15,7 @@ from sdopt.bench.judge.gate import Gate
 from sdopt.bench.measure.quality import compare, compare_latents
 from sdopt.bench.metrics.metric import Subject
 from sdopt.bench.review.submission import Kept, Submission
-from sdopt.bench.stored.baselines import image_path, read_image
+from sdopt.bench.stored.baselines import equal_counts, image_path, read_image
 from sdopt.bench.stored.latents import FLOAT64, SAME, latents_path, read_latents
 from sdopt.levels import changed_settings
 
@@ -101,11 +101,11 @@ def changed_counts(stored: Mapping[str, Mapping[str, Any]], given: Submission) -
         before = stored.get(level)
         if before is None:
             changes[level] = "new"
-        elif dict(before) != dict(row):
+        elif not equal_counts(before, row):
             told = changed_work(before, row) or [
                 f"{name} {before.get(name)} -> {value}"
                 for name, value in row.items()
-                if before.get(name) != value
+                if not equal_counts(before.get(name), value)
             ]
             changes[level] = ", ".join(told) or "fewer details"
     return changes

@@ -186,13 +186,15 @@ def save_work(path: Path, level: str, counts: Mapping[str, Any]) -> None:
     """
     with writing(path.parent):
         levels = load_work(path)
-        if not _equal(levels.get(level), counts):
+        if not equal_counts(levels.get(level), counts):
             write_whole(path, work_content({**levels, level: dict(counts)}))
 
 
-def _equal(one: object, other: object) -> bool:
+def equal_counts(one: object, other: object) -> bool:
+    """Whether two levels' counts, or two of their values, differ by rounding at most."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+        same = one.keys() == other.keys()
+        return same and all(equal_counts(one[key], other[key]) for key in one)
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=ROUNDING)
     return one == other

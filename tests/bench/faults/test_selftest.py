@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +28,7 @@ from sdopt.bench.faults.between import (
 )
 from sdopt.bench.faults.engine import engine_faults, float8_faults
 from sdopt.bench.faults.fault import Fault, Faulty, Finding
-from sdopt.bench.faults.harness import Folder, HarnessFault, harness_faults
+from sdopt.bench.faults.harness import Folder, HarnessFault, harness_faults, outputs_of
 from sdopt.bench.faults.images import image_faults
 from sdopt.bench.faults.judging import (
     finding,
@@ -403,3 +408,25 @@ def test_a_fault_of_the_harness_changes_files_or_options(
     changed = contents() != before
     by_option = fault.options != ("--benchmark-compare",)
     assert (changed or by_option) is (fault.code is not ExitCode.PASS)
+
+
+def test_an_interrupted_harness_run_leaves_no_process() -> None:
+    """It would go on, and write into a folder that is removed."""
+    code = "import time; print('begun', flush=True); time.sleep(600)"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+
+    def interrupt() -> None:
+        for process in both:
+            assert process.stdout is not None
+            process.stdout.readline()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asked = threading.Thread(target=interrupt)
+    asked.start()
+    with pytest.raises(KeyboardInterrupt):
+        outputs_of(*both)
+    asked.join()
+    assert [process.returncode for process in both] == [-signal.SIGKILL] * 2

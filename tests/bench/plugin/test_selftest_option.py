@@ -33,6 +33,24 @@ def test_a_missed_fault_fails(
         result.stdout.fnmatch_lines(["a fault: expected exit 2, seen exit 0"])
 
 
+def test_a_folder_that_cannot_be_made_is_tried_once_and_its_faults_were_not_caught(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+
+    def failing(folder: Any, benchmarks: Any) -> Any:
+        tried.append(folder)
+        raise RuntimeError("the run failed:\nwith much output")
+
+    monkeypatch.setattr(selftest, "prepared", failing)
+    result = project.run("--sdopt-selftest", "-k", "empty or removed")
+    assert result.ret == 1
+    for name in ("a benchmark removed", "an empty history"):
+        result.stdout.fnmatch_lines([f"| harness: {name} | a verdict | *no* | the run failed: |"])
+    result.stdout.fnmatch_lines(["harness: 0 of 2 right*"])
+    assert len(tried) == 1
+
+
 class Folder:
     def __init__(self, path: Any) -> None:
         self.path = path

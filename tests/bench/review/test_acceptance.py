@@ -29,7 +29,7 @@ from sdopt.bench.review.changelog import with_line
 from sdopt.bench.review.submission import read_submission
 from sdopt.bench.session.leftovers import tidy
 from sdopt.bench.stored.accepting import digest
-from sdopt.bench.stored.baselines import load_work, work_path
+from sdopt.bench.stored.baselines import load_work, save_work, work_path
 from sdopt.bench.stored.history import read_run, run_paths
 from sdopt.bench.stored.judging import read_judging_runs
 from sdopt.errors import BrokenFileError, SdoptError, UnknownNameError
@@ -116,6 +116,21 @@ def test_another_image_another_count_and_other_latents_are_told_and_stored(
     assert counts == {"baseline": COUNTS, "final": more}
     assert "2 images of final" in line(found, "meant")
     assert "counts of final" in line(found, "meant")
+
+
+def test_counts_that_differ_by_the_order_of_their_sums_are_the_same(
+    root: Path, tmp_path: Path
+) -> None:
+    path = work_path(root, "embedded")
+    exact = {**COUNTS, "tflop": 31.827112763392, "tflop_by_module": {"unet.fused": 5.97502984192}}
+    summed = {"tflop": 31.827112763391998, "tflop_by_module": {"unet.fused": 5.9750298419200005}}
+    save_work(path, "final", {**exact, **summed})
+    before = path.read_bytes()
+    given = a_run({"final": 100.0}, tflop=exact["tflop"])
+    found = reviewed(root, tmp_path, given, levels=("final",), counts=exact)
+    assert (dict(found.counts), found.needs_reason) == ({}, False)
+    accept(found, "", None)
+    assert path.read_bytes() == before
 
 
 def test_the_first_run_is_new_and_no_fault(tmp_path: Path) -> None:
