@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -241,6 +242,14 @@ def test_a_writer_that_never_ends_is_named(tmp_path: Path) -> None:
     said = r"another process writes into .*\.lock"
     with writing(tmp_path), pytest.raises(BusyError, match=said), writing(tmp_path, patience_s=0):
         pass
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of somebody")
+    said = f"{tmp_path / 'file' / 'work'} cannot be written: Not a directory; make it writable"
+    with pytest.raises(SdoptError, match=re.escape(said)), writing(tmp_path / "file" / "work"):
+        raise AssertionError
+    assert (tmp_path / "file").read_text() == "of somebody"
 
 
 def test_limits_are_not_measured_from_a_mixture(
