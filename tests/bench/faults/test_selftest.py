@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 import torch
 from project import BENCHMARKS
 
+from sdopt.bench.faults import harness
 from sdopt.bench.faults.between import (
     judge_request_fault,
     judge_round_fault,
@@ -28,7 +27,7 @@ from sdopt.bench.faults.between import (
 )
 from sdopt.bench.faults.engine import engine_faults, float8_faults
 from sdopt.bench.faults.fault import Fault, Faulty, Finding
-from sdopt.bench.faults.harness import Folder, HarnessFault, harness_faults, outputs_of
+from sdopt.bench.faults.harness import Folder, HarnessFault, harness_faults
 from sdopt.bench.faults.images import image_faults
 from sdopt.bench.faults.judging import (
     finding,
@@ -410,23 +409,14 @@ def test_a_fault_of_the_harness_changes_files_or_options(
     assert (changed or by_option) is (fault.code is not ExitCode.PASS)
 
 
-def test_an_interrupted_harness_run_leaves_no_process() -> None:
+def test_a_harness_run_that_is_given_up_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would go on, and write into a folder that is removed."""
-    code = "import time; print('begun', flush=True); time.sleep(600)"
+    monkeypatch.setattr(harness, "TIMEOUT_S", 0.1)
+    code = "import time; time.sleep(600)"
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-
-    def interrupt() -> None:
-        for process in both:
-            assert process.stdout is not None
-            process.stdout.readline()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    asked = threading.Thread(target=interrupt)
-    asked.start()
-    with pytest.raises(KeyboardInterrupt):
-        outputs_of(*both)
-    asked.join()
+    with pytest.raises(subprocess.TimeoutExpired):
+        harness.outputs_of(*both)
     assert [process.returncode for process in both] == [-signal.SIGKILL] * 2
