@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from sdopt.bench.stored.soundness import is_number
 from sdopt.errors import BrokenFileError
 from sdopt.util.files import damaged, given, read_json, write_whole
 from sdopt.util.git import is_tracked
@@ -108,9 +109,9 @@ def wrong_numbers(record: Mapping[str, Any], names: Iterable[str]) -> Iterator[s
             yield wrong(record, name, "no number from 0 on")
 
 
-def is_number_from_0(value: object) -> bool:
+def is_number_from_0(value: Any) -> bool:
     """As every time, size and count is."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return is_number(value) and value >= 0
 
 
 def _faults(data: Mapping[str, Any]) -> Iterator[str]:

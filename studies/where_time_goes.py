@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ from sdopt.util.files import given, read_json, write_whole
 from sdopt.util.replaced import replaced
 from sdopt.weights import sd15
 from studies.predict_a100 import MEASURED_ON, Peak
-from studies.rows import wrong
+from studies.rows import is_number_from_0, wrong
 
 SCHEMA = "sdopt-profile/1"
 MARK = "where-time-goes"
@@ -298,11 +297,9 @@ def _faults(data: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{level}: {wrong(kernels, name, 'not a count and microseconds')}"
 
 
-def _is_measured(found: object) -> bool:
-    if not isinstance(found, list) or len(found) != 2:
-        return False
-    count, us = found
-    return type(count) is int and count > 0 and type(us) in (int, float) and 0 <= us < math.inf
+def _is_measured(found: Any) -> bool:
+    pair = isinstance(found, list) and len(found) == 2 and all(map(is_number_from_0, found))
+    return pair and isinstance(found[0], int)
 
 
 def peak_of(device: str) -> Peak:
