@@ -56,6 +56,27 @@ def warm_up_stream() -> Iterator[None]:
 
 
 @contextmanager
+def captured(graph: torch.cuda.CUDAGraph, pool: Any, **options: Any) -> Iterator[None]:
+    """What runs in here is captured, with the workspaces of cuBLAS in the graph's own memory.
+
+    PyTorch keeps one workspace for each stream, where the first that needed it had its memory, and
+    frees them all when anybody asks (`torch.compile`'s own graphs do). A graph that was given one
+    of another graph that is gone by then would write to memory that is not its own. So no graph
+    finds one here, or leaves one behind.
+    """
+    _drop_workspaces()
+    try:
+        with torch.cuda.graph(graph, pool=pool, **options):
+            yield
+    finally:
+        _drop_workspaces()
+
+
+def _drop_workspaces() -> None:
+    torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
 def beside(first: Callable[[], None]) -> Iterator[None]:
     """In a capture: `first` runs beside what is captured in here, from where it begins."""
     with _side_stream() as side:
@@ -181,7 +202,7 @@ class GraphedFunction:
             for _ in range(WARMUP_CALLS):
                 self.function(*args, **kwargs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with captured(graph, pool):
             outputs = self.function(*args, **kwargs)
         inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
         return _Captured(graph=graph, inputs=inputs, outputs=outputs)

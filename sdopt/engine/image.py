@@ -209,7 +209,7 @@ class ImageEngine:
                 looked.record()
 
             with (
-                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+                cuda_graphs.captured(graph, pool, capture_error_mode="thread_local"),
                 cuda_graphs.beside(look),
             ):
                 image = self._run(static, kind, ticks)

@@ -153,10 +153,12 @@ def slug(text: str) -> str:
 
 
 def free_memory(device: torch.device) -> None:
-    """Collect cycles (a compiled UNet is one) and give cached device memory back."""
+    """Collect cycles (a compiled UNet is one) and give cached device memory back.
+
+    Not the workspaces of cuBLAS: a CUDA graph that somebody captured may use them.
+    """
     import torch
 
     gc.collect()
     if device.type == "cuda":
-        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,47 @@ def test_after_its_weights_moved_a_function_is_captured_anew() -> None:
         torch.testing.assert_close(graphed(x), layer(x))
         layer.weight.data = layer.weight.data * 2
     assert len(graphed.graphs) == 1
+
+
+@needs_cuda
+@torch.no_grad()
+def test_a_graph_keeps_the_workspace_that_it_was_captured_with() -> None:
+    """Freed elsewhere, it became other tensors' memory, which replays wrote to."""
+    rows, inner = 64, 1 << 16  # a sum so long that cuBLAS splits it
+    weight = torch.randn(inner, rows, device="cuda", dtype=torch.float16)
+    x = torch.randn(rows, inner, device="cuda", dtype=torch.float16)
+    first, second = (GraphedFunction(lambda x: x @ weight, [weight]) for _ in range(2))
+    first(x)
+    expected = second(x)
+    first.forget()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    free = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    taken = [torch.ones(1 << 20, device="cuda") for _ in range(64 + (free >> 22))]
+    assert torch.equal(second(x), expected)
+    assert all(bool((one == 1).all()) for one in taken)
+
+
+def test_no_workspace_of_cublas_is_found_or_left_by_a_capture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    @contextmanager
+    def graph(*_: Any, **options: Any) -> Iterator[None]:
+        done.append(f"begin {options}")
+        yield
+        done.append("end")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(
+        torch._C, "_cuda_clearCublasWorkspaces", lambda: done.append("clear"), raising=False
+    )
+    captured: Any = object()
+    with suppress(RuntimeError), cuda_graphs.captured(captured, "pool", mode="any"):
+        done.append("captured")
+        raise RuntimeError
+    assert done == ["clear", "begin {'pool': 'pool', 'mode': 'any'}", "captured", "clear"]
 
 
 @needs_cuda

@@ -32,7 +32,11 @@ class Memory:
 
 
 def allocated_mib(device: torch.device) -> float:
-    """What tensors hold at this moment, cuBLAS's workspaces left out; 0 on the CPU."""
+    """What tensors hold at this moment; 0 on the CPU.
+
+    The workspaces of cuBLAS are freed before. A graph that somebody else captured may use them, so
+    no pipeline may be in use.
+    """
     if device.type != "cuda":
         return 0.0
     torch._C._cuda_clearCublasWorkspaces()

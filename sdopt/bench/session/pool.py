@@ -32,6 +32,7 @@ class PipelinePool:
     run: RunContext
     fault: str | None = None
     _kept: dict[str, LevelPipeline] = field(default_factory=dict)
+    _warm: int = 0
     _stack: ExitStack = field(default_factory=ExitStack)
     _generated: dict[str, Generated] = field(default_factory=dict)
 
@@ -59,32 +60,43 @@ class PipelinePool:
     def warm(self, level: Level) -> Iterator[tuple[LevelPipeline, FirstCall]]:
         """The level's pipeline after its first image; freed on exit.
 
-        Raises MemoryLeftError if freeing it leaves device memory allocated.
+        Raises MemoryLeftError if freeing it leaves device memory allocated. That is not measured
+        beside another warm pipeline, which measuring could disturb.
         """
         from sdopt.bench.measure import first_call
         from sdopt.bench.measure.cuda_memory import allocated_mib
 
         run = self.run
-        before_mib = allocated_mib(run.device)
-        with run.progress.during(f"[{level.name}] loading PyTorch, diffusers and the weights"):
-            pipeline = self.build(level)
-        what = "first image, compiling" if level.compiled else "first image"
-        with run.progress.during(f"[{level.name}] {what}"):
-            first = first_call(pipeline, run.workload.requests[0])
-        carried = ExitStack()
-        if self.fault:
-            carried.callback(self._carry(pipeline, self.fault))
-        # Not in a `finally`: after an error, what its traceback holds says which level it was.
-        yield pipeline, first
-        carried.close()
-        self.free(pipeline)
-        left_mib = allocated_mib(run.device) - before_mib
+        with self._counted() as alone:
+            before_mib = allocated_mib(run.device) if alone else None
+            with run.progress.during(f"[{level.name}] loading PyTorch, diffusers and the weights"):
+                pipeline = self.build(level)
+            what = "first image, compiling" if level.compiled else "first image"
+            with run.progress.during(f"[{level.name}] {what}"):
+                first = first_call(pipeline, run.workload.requests[0])
+            carried = ExitStack()
+            if self.fault:
+                carried.callback(self._carry(pipeline, self.fault))
+            # Not in a `finally`: after an error, what its traceback holds says which level it was.
+            yield pipeline, first
+            carried.close()
+            self.free(pipeline)
+        left_mib = 0.0 if before_mib is None else allocated_mib(run.device) - before_mib
         if left_mib > MEMORY_LEFT_MIB:
             raise MemoryLeftError(
                 f"[{level.name}] {left_mib:.1f} MiB stay allocated on {run.device} after its "
                 f"pipeline was freed, {MEMORY_LEFT_MIB:g} MiB are allowed; something still refers "
                 "to it"
             )
+
+    @contextmanager
+    def _counted(self) -> Iterator[bool]:
+        """Yields whether no other pipeline is warm."""
+        self._warm += 1
+        try:
+            yield self._warm == 1
+        finally:
+            self._warm -= 1
 
     def _carry(self, pipeline: LevelPipeline, fault: str) -> Callable[[], None]:
         """Put the fault in; it goes with what takes it out, so somebody has to hold that."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from sdopt.bench.measure import cuda_memory
 from sdopt.bench.measure.timing import image_ms
 from sdopt.bench.session import Session
 from sdopt.levels import LEVELS
@@ -39,6 +41,29 @@ def test_a_kept_pipeline_is_one_for_all_until_the_pool_is_closed(session: Sessio
     unet = weakref.ref(pipeline.unet)
     session.pool.close()
     assert (unet(), vars(pipeline)) == (None, {})
+
+
+def test_memory_is_measured_beside_no_other_pipeline(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It frees workspaces of cuBLAS, which the other one's graphs may use."""
+    measured: list[int] = []
+    warm: list[str] = []
+
+    def allocated(device: torch.device) -> float:
+        measured.append(len(warm))
+        return 0.0
+
+    monkeypatch.setattr(cuda_memory, "allocated_mib", allocated)
+    with pytest.raises(RuntimeError), session.pool.warm(LEVELS["baseline"]):
+        raise RuntimeError
+    for _ in range(2):
+        with session.pool.warm(LEVELS["baseline"]):
+            warm.append("baseline")
+            with session.pool.warm(LEVELS["tuned"]):
+                pass
+            warm.clear()
+    assert measured == [0] * 5
 
 
 def test_images_are_generated_once(session: Session) -> None:
