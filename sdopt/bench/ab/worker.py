@@ -102,7 +102,7 @@ class Station:
         return {"work": asdict(measure.work_of(self.pipeline, seen))}
 
     def free(self) -> dict[str, Any]:
-        """Give the pipeline's memory back, as the suite does between levels."""
+        """Give the pipeline's memory back; no other one is in this process."""
         import torch
 
         self.pipeline.__dict__.clear()
