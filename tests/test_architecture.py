@@ -173,6 +173,18 @@ def test_only_the_plugin_imports_pytest() -> None:
     assert {place(file, 2) for file in found} == {"plugin"}
 
 
+def test_graphs_are_captured_in_one_place() -> None:
+    """PyTorch's own way may take another graph's workspace: `sdopt.engine.cuda_graphs.captured`."""
+    plain = "torch.cuda.graph"
+    nodes = {
+        file: [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        for file, tree in MODULES.items()
+    }
+    assert {file for file, names in nodes.items() if plain in names} == {
+        "sdopt/engine/cuda_graphs.py"
+    }
+
+
 @pytest.mark.parametrize("file", BENCH)
 def test_what_is_too_large_is_split(file: str) -> None:
     """A module has 350 lines at most, a function 60, a class 15 methods."""

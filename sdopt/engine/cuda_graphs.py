@@ -56,13 +56,14 @@ def warm_up_stream() -> Iterator[None]:
 
 
 @contextmanager
-def captured(graph: torch.cuda.CUDAGraph, pool: Any, **options: Any) -> Iterator[None]:
+def captured(graph: torch.cuda.CUDAGraph, pool: Any = None, **options: Any) -> Iterator[None]:
     """What runs in here is captured, with the workspaces of cuBLAS in the graph's own memory.
 
-    PyTorch keeps one workspace for each stream, where the first that needed it had its memory, and
-    frees them all when anybody asks (`torch.compile`'s own graphs do). A graph that was given one
-    of another graph that is gone by then would write to memory that is not its own. So no graph
-    finds one here, or leaves one behind.
+    PyTorch keeps one workspace for each stream, in the memory of the first graph that needed it.
+    It frees all of them when anybody asks (`torch.compile`'s own graphs do), newer versions those
+    of a stream whenever a graph that was captured on it goes (pytorch/pytorch issue 193402).
+    Another graph that uses one would then write to memory that is not its own. So no graph finds
+    one here, or leaves one behind.
     """
     _drop_workspaces()
     try:

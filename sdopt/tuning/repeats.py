@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdopt.engine import cuda_graphs
 from sdopt.engine.float8 import Rounded
 from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.tuning.jobs import Job, Operands, computed, operand_dtype, random_operands
@@ -109,7 +110,7 @@ def differing_repeats(
         return int(count)
     together = min(IN_GRAPH, repeats)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with cuda_graphs.captured(graph):
         for _ in range(together):
             once()
     count.zero_()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sdopt.engine import dependent, ops
+from sdopt.engine import cuda_graphs, dependent, ops
 from sdopt.engine.cards import card_of
 from sdopt.engine.tiles import Tile
 from sdopt.tuning.jobs import MOST_TURNS, operand_dtype
@@ -52,7 +52,7 @@ def _chain_us(compute: Callable[[int], Any], rounds: int) -> float:
     between()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with cuda_graphs.captured(graph):
         for turn in range(MOST_TURNS):
             between()
             compute(turn)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from sdopt.engine import cuda_graphs
 from sdopt.util.files import write_whole
 from studies.training.stages import Stage
 
@@ -112,7 +113,7 @@ class Trainer:
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
         # One launch per step: run one by one, the kernels wait for the host most of the time.
-        with torch.cuda.graph(graph):
+        with cuda_graphs.captured(graph):
             self._step()
         return graph.replay
 

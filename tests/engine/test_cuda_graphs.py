@@ -160,16 +160,19 @@ def test_a_graph_keeps_the_workspace_that_it_was_captured_with() -> None:
     assert all(bool((one == 1).all()) for one in taken)
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError])
 def test_no_workspace_of_cublas_is_found_or_left_by_a_capture(
-    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
 
     @contextmanager
     def graph(*_: Any, **options: Any) -> Iterator[None]:
         done.append(f"begin {options}")
-        yield
-        done.append("end")
+        try:
+            yield
+        finally:
+            done.append("end")
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(
@@ -178,8 +181,9 @@ def test_no_workspace_of_cublas_is_found_or_left_by_a_capture(
     captured: Any = object()
     with suppress(RuntimeError), cuda_graphs.captured(captured, "pool", mode="any"):
         done.append("captured")
-        raise RuntimeError
-    assert done == ["clear", "begin {'pool': 'pool', 'mode': 'any'}", "captured", "clear"]
+        if error:
+            raise error
+    assert done == ["clear", "begin {'pool': 'pool', 'mode': 'any'}", "captured", "end", "clear"]
 
 
 @needs_cuda

@@ -34,8 +34,8 @@ class Memory:
 def allocated_mib(device: torch.device) -> float:
     """What tensors hold at this moment; 0 on the CPU.
 
-    The workspaces of cuBLAS are freed before. A graph that somebody else captured may use them, so
-    no pipeline may be in use.
+    The workspaces of cuBLAS are freed before. Graphs that were captured otherwise than here may
+    use them, so no pipeline may be warm.
     """
     if device.type != "cuda":
         return 0.0

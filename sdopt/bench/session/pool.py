@@ -81,8 +81,9 @@ class PipelinePool:
             yield pipeline, first
             carried.close()
             self.free(pipeline)
-        left_mib = 0.0 if before_mib is None else allocated_mib(run.device) - before_mib
-        if left_mib > MEMORY_LEFT_MIB:
+        if before_mib is None or self._warm:
+            return
+        if (left_mib := allocated_mib(run.device) - before_mib) > MEMORY_LEFT_MIB:
             raise MemoryLeftError(
                 f"[{level.name}] {left_mib:.1f} MiB stay allocated on {run.device} after its "
                 f"pipeline was freed, {MEMORY_LEFT_MIB:g} MiB are allowed; something still refers "

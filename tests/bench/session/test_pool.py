@@ -12,7 +12,9 @@ import torch
 from sdopt.bench.measure import cuda_memory
 from sdopt.bench.measure.timing import image_ms
 from sdopt.bench.session import Session
+from sdopt.errors import MemoryLeftError
 from sdopt.levels import LEVELS
+from sdopt.util.hardware import free_memory
 
 
 @pytest.mark.parametrize("name", ["baseline", "tuned"])
@@ -64,6 +66,47 @@ def test_memory_is_measured_beside_no_other_pipeline(
                 pass
             warm.clear()
     assert measured == [0] * 5
+    first, second = (session.pool.warm(LEVELS[name]) for name in ("baseline", "tuned"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert measured == [0] * 6
+
+
+def test_what_a_level_leaves_is_told_with_its_name(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [10.0]
+    monkeypatch.setattr(cuda_memory, "allocated_mib", lambda device: held[0])
+    with session.pool.warm(LEVELS["baseline"]):
+        held[0] += 1.0
+    told = r"\[tuned\] 1\.5 MiB stay allocated .* 1 MiB are allowed"
+    with pytest.raises(MemoryLeftError, match=told), session.pool.warm(LEVELS["tuned"]):
+        held[0] += 1.5
+    with session.pool.warm(LEVELS["tuned"]):
+        pass
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of a CUDA device's allocator."""
+    found: list[str] = []
+    clear = "_cuda_clearCublasWorkspaces"
+    monkeypatch.setattr(torch._C, clear, lambda: found.append("clear workspaces"), raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: found.append("empty cache"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 << 20)
+    return found
+
+
+def test_workspaces_of_cublas_do_not_count_as_left(done: list[str]) -> None:
+    assert cuda_memory.allocated_mib(torch.device("cuda")) == 3.0
+    assert done == ["clear workspaces"]
+
+
+def test_graphs_of_others_keep_their_workspaces_when_memory_is_given_back(done: list[str]) -> None:
+    free_memory(torch.device("cuda"))
+    assert done == ["empty cache"]
 
 
 def test_images_are_generated_once(session: Session) -> None:
