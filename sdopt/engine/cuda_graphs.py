@@ -56,7 +56,7 @@ def warm_up_stream() -> Iterator[None]:
 
 
 @contextmanager
-def captured(graph: torch.cuda.CUDAGraph, pool: Any = None, **options: Any) -> Iterator[None]:
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any = None, **options: Any) -> Iterator[None]:
     """What runs in here is captured, with the workspaces of cuBLAS in the graph's own memory.
 
     PyTorch keeps one workspace for each stream, in the memory of the first graph that needed it.
@@ -203,7 +203,7 @@ class GraphedFunction:
             for _ in range(WARMUP_CALLS):
                 self.function(*args, **kwargs)
         graph = torch.cuda.CUDAGraph()
-        with captured(graph, pool):
+        with capturing(graph, pool):
             outputs = self.function(*args, **kwargs)
         inputs = [leaf for leaf in static if isinstance(leaf, Tensor)]
         return _Captured(graph=graph, inputs=inputs, outputs=outputs)

@@ -209,7 +209,7 @@ class ImageEngine:
                 looked.record()
 
             with (
-                cuda_graphs.captured(graph, pool, capture_error_mode="thread_local"),
+                cuda_graphs.capturing(graph, pool, capture_error_mode="thread_local"),
                 cuda_graphs.beside(look),
             ):
                 image = self._run(static, kind, ticks)

@@ -110,7 +110,7 @@ def differing_repeats(
         return int(count)
     together = min(IN_GRAPH, repeats)
     graph = torch.cuda.CUDAGraph()
-    with cuda_graphs.captured(graph):
+    with cuda_graphs.capturing(graph):
         for _ in range(together):
             once()
     count.zero_()

@@ -52,7 +52,7 @@ def _chain_us(compute: Callable[[int], Any], rounds: int) -> float:
     between()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with cuda_graphs.captured(graph):
+    with cuda_graphs.capturing(graph):
         for turn in range(MOST_TURNS):
             between()
             compute(turn)

@@ -113,7 +113,7 @@ class Trainer:
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
         # One launch per step: run one by one, the kernels wait for the host most of the time.
-        with cuda_graphs.captured(graph):
+        with cuda_graphs.capturing(graph):
             self._step()
         return graph.replay
 

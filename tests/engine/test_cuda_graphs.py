@@ -178,8 +178,8 @@ def test_no_workspace_of_cublas_is_found_or_left_by_a_capture(
     monkeypatch.setattr(
         torch._C, "_cuda_clearCublasWorkspaces", lambda: done.append("clear"), raising=False
     )
-    captured: Any = object()
-    with suppress(RuntimeError), cuda_graphs.captured(captured, "pool", mode="any"):
+    own: Any = object()
+    with suppress(RuntimeError), cuda_graphs.capturing(own, "pool", mode="any"):
         done.append("captured")
         if error:
             raise error
