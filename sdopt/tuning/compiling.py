@@ -7,9 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from math import inf
 from typing import Any
 
 from sdopt.engine import dependent, proof
@@ -163,11 +164,13 @@ class Compilers:
         self,
         work: Iterable[tuple[Job, Sequence[Tile]]],
         advance: Callable[[], None] = lambda: None,
+        until: float = inf,
     ) -> Verdicts:
         """The verdict of each kernel; of those that are known already, that one.
 
-        `advance` is called as often as `distinct` has parts. Raises SdoptError if a process that
-        compiles ends by itself.
+        `advance` is called as often as `distinct` has parts. What no process has begun when
+        time.monotonic() is `until` is left out. Raises SdoptError if a process that compiles ends
+        by itself.
         """
         unknown = (
             (job, [tile for tile in tiles if make_of(job, tile) not in self.verdicts])
@@ -179,6 +182,12 @@ class Compilers:
         ]
         try:
             for answer in answers:
+                wait([answer], None if until == inf else max(0.0, until - time.monotonic()))
+                if time.monotonic() >= until:
+                    for one in answers:  # all at once: a process is given the next ones early
+                        one.cancel()
+                if answer.cancelled():
+                    continue
                 for make, reason, taken in answer.result():
                     self.verdicts[make], self.taken[make] = reason, taken
                 advance()
@@ -188,6 +197,10 @@ class Compilers:
                 "or in the compiler (see above); try again with --processes 1"
             ) from error
         return self.verdicts
+
+    def knows(self, job: Job, tiles: Iterable[Tile]) -> bool:
+        """Whether there is a verdict of every kernel of these tiles."""
+        return all(make_of(job, tile) in self.verdicts for tile in tiles)
 
     def of(self, job: Job, tile: Tile) -> str:
         """Why this tile must not be stored for this operation, in any of its uses; '' if it may."""

@@ -41,6 +41,9 @@ from sdopt.util.writing import writing
 LEVELS = ("hoisted", "express")
 TOGETHER = 8
 """Shapes that are stored together."""
+COMPILING = 0.5
+"""The part of the time in which kernels are compiled: compiled ones stay in Triton's cache, so a
+second run has the more for timing."""
 
 
 def usual_processes() -> int:
@@ -96,7 +99,7 @@ def this_card() -> Card:
 def tune_levels(options: Tuning) -> int:
     """Measure what was asked for and write the table as it grows; 0 when it is whole, else 1.
 
-    Killed or out of time, it is continued by the same command. Raises SdoptError without a GPU,
+    Killed or out of time, it is continued by another run. Raises SdoptError without a GPU,
     BusyError while another one writes there.
     """
     until = time.monotonic() + options.seconds
@@ -137,27 +140,48 @@ def _tuned(
         print(f"{card}: {len(jobs)} shapes to measure, into {out}", flush=True)
         if not jobs:
             return 0
-        compilers.check((job, tiles_to_time(job)) for job in jobs)
-        print(f"compiled, {until - time.monotonic():.0f} s left", flush=True)
+        begun = time.monotonic()
+        compilers.check(
+            ((job, tiles_to_time(job)) for job in jobs),
+            until=begun + (until - begun) * COMPILING,
+        )
+        ready = [job for job in jobs if compilers.knows(job, tiles_to_time(job))]
+        left = until - time.monotonic()
+        print(f"{len(ready)} of {len(jobs)} shapes compiled, {left:.0f} s left", flush=True)
         torch.backends.cudnn.benchmark = False  # as while the engine generates
         here, done = circumstances(), 0
-        for start in range(0, len(jobs), TOGETHER):
-            found = tune(jobs[start : start + TOGETHER], until, tiles_to_time, compilers, here)
+        for start in range(0, len(ready), TOGETHER):
+            found = tune(ready[start : start + TOGETHER], until, tiles_to_time, compilers, here)
+            if not found:
+                break
             before = write_table(out, before, found)
             done += len(found)
             print(f"{done} of {len(jobs)} shapes stored", flush=True)
     if done < len(jobs):
-        print(f"the time is over: {len(jobs) - done} shapes are left; run the same command again")
+        print(f"the time is over: {len(jobs) - done} shapes are left; {_next_step(options, done)}")
         return 1
     taken = "; pipelines of this user take it on this card from now on"
     print(f"{out} is whole{taken if out == own_table(card) else ''}")
     return 0
 
 
+def _continues(options: Tuning) -> bool:
+    """Whether the table that is there is added to."""
+    return options.missing or options.known or (options.out is None and not options.anew)
+
+
+def _next_step(options: Tuning, done: int) -> str:
+    """How to measure the shapes that are left, of which some were stored."""
+    if options.known and not options.missing:
+        return "all are measured anew each time: give more --seconds"
+    if _continues(options) or not done:
+        return "run the same command again"
+    return f"run it again with --missing{' instead of --force' * options.anew}"
+
+
 def _begun(out: Path, options: Tuning) -> dict[str, Any]:
     """What an own table has already, unless it is to be measured anew."""
-    continued = options.missing or options.known or (options.out is None and not options.anew)
-    if continued and out.exists():
+    if _continues(options) and out.exists():
         return read_table(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     return {"tiles": {}, "measured": {}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,20 +16,21 @@ import torch
 
 from sdopt.cli.app import main
 from sdopt.engine.cards import H100
-from sdopt.engine.tables import shipped_table, tuned
+from sdopt.engine.tables import own_table, shipped_table, tuned
 from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.errors import BrokenFileError, BusyError, SdoptError
-from sdopt.tuning import programs
+from sdopt.tuning import compiling, programs
 from sdopt.tuning.candidates import candidates
 from sdopt.tuning.chosen import by_rule, stored, together
 from sdopt.tuning.compiling import Compilers, make_of, shares_of
 from sdopt.tuning.jobs import (
     CONVOLUTIONS,
     PRODUCTS,
+    Job,
     job_of_key,
     uses_of,
 )
-from sdopt.tuning.table import read_table, row
+from sdopt.tuning.table import NUMBERS, read_table, row, tiles_of
 from sdopt.util.places import TILES
 from sdopt.util.precision import DTYPE
 from sdopt.util.writing import writing
@@ -36,6 +38,7 @@ from sdopt.util.writing import writing
 LINEAR = job_of_key("linear 512x5120-1280")
 GEGLU = job_of_key("geglu 8192x320-1280")
 SHIPPED = shipped_table(H100)
+EMPTY: dict[str, Any] = {"tiles": {}, "measured": {}}
 
 
 def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
@@ -285,6 +288,82 @@ def test_a_compiler_that_dies_is_told_in_one_line() -> None:
         compilers._pool.submit(os._exit, 1)
         with pytest.raises(SdoptError, match="ended by itself, out of memory or in the compiler"):
             compilers.check([(LINEAR, [Tile()])])
+
+
+def compiled_slowly(job: Job, tiles: Sequence[Tile], card: object) -> list[Any]:
+    time.sleep(0.2)
+    return [(make_of(job, tile), "", []) for tile in tiles]
+
+
+def test_what_is_not_compiled_in_time_is_left_out_and_compiled_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiling, "_all_compiled", compiled_slowly)
+    tiles = [Tile(columns=16 * number) for number in range(1, 129)]
+    with Compilers(1, H100) as compilers:
+        begun = len(compilers.check([(LINEAR, tiles)], until=time.monotonic() + 0.1))
+        assert 0 < begun < len(tiles)
+        assert compilers.knows(LINEAR, tiles[:begun])
+        assert not compilers.knows(LINEAR, tiles)
+        compilers.check([(LINEAR, tiles)])
+        assert compilers.knows(LINEAR, tiles)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stored", "next_step"),
+    [
+        ({}, 8, "run the same command again"),
+        ({"anew": True}, 0, "run the same command again"),
+        ({"anew": True}, 8, "run it again with --missing instead of --force"),
+        ({"out": "new.json"}, 8, "run it again with --missing"),
+        ({"out": "old.json", "missing": True}, 8, "run the same command again"),
+        (
+            {"out": "old.json", "known": True},
+            8,
+            "all are measured anew each time: give more --seconds",
+        ),
+    ],
+)
+def test_a_search_that_runs_out_of_time_stores_what_it_measured(
+    arguments: dict[str, Any],
+    stored: int,
+    next_step: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever it compiled by then is timed, though not all is, and it says how to go on."""
+    jobs = [job_of_key(key) for key in list(tiles_of(read_table(SHIPPED)))[:20]]
+    before = {"tiles": {job.key: vars(Tile()) for job in jobs}, "measured": {}}
+    (tmp_path / "old.json").write_text(json.dumps(before if "known" in arguments else EMPTY))
+    asked: list[list[Job]] = []
+
+    def found(some: Sequence[Job], *_: object) -> dict[str, Any]:
+        asked.append([*some])
+        one = {"tile": vars(Tile()), "proof": None, **dict.fromkeys(NUMBERS, 1.0)}
+        return {job.key: one for job in some} if len(asked) * 8 <= stored else {}
+
+    monkeypatch.setattr(programs, "this_card", lambda: H100)
+    monkeypatch.setattr(programs, "jobs_of_levels", lambda *_: jobs)
+    monkeypatch.setattr(programs.Compilers, "check", lambda *_, **__: None)
+    monkeypatch.setattr(programs.Compilers, "knows", lambda _, job, __: job is not jobs[-1])
+    monkeypatch.setattr(programs, "circumstances", dict)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(programs, "tune", found)
+    monkeypatch.setenv(TILES, str(tmp_path))
+    if "out" in arguments:
+        arguments = {**arguments, "out": tmp_path / arguments["out"]}
+    assert programs.tune_levels(programs.Tuning(processes=1, **arguments)) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"the time is over: {20 - stored} shapes are left; {next_step}"
+    assert sum("shapes stored" in line for line in told) == stored // 8
+    assert len(asked) == stored // 8 + 1  # after one without a result none is begun
+    assert all(jobs[-1] not in some for some in asked)
+    out = arguments.get("out", own_table(H100))
+    assert (len(tiles_of(read_table(out))) if out.exists() else 0) == (
+        20 if "known" in arguments else stored
+    )
 
 
 def test_compilers_end_with_the_process_that_they_work_for(tmp_path: Path) -> None:
