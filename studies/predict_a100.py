@@ -66,7 +66,7 @@ METRICS = ("latency_ms", "gpu_busy_ms", "tflop")
 
 def read_history(path: Path) -> History:
     """A stored run, or a folder of them. Raises BrokenFileError for runs that say nothing here."""
-    paths = run_paths(path) if path.is_dir() else [path]
+    paths = run_paths(path) if path.is_dir() else [path] if path.exists() else []
     if not paths:
         raise BrokenFileError(f"{path} holds no stored run; give history/<hardware>/<source>")
     read = [read_run(each) for each in paths]

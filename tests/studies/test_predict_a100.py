@@ -147,6 +147,11 @@ def test_runs_of_another_dtype_or_of_two_machines_are_refused(
     assert predict_a100.main(["--history", str(tmp_path / "c")]) == 2
 
 
+def test_what_is_not_there_holds_no_run(tmp_path: Path) -> None:
+    with pytest.raises(SdoptError, match="none holds no stored run; give history/"):
+        predict_a100.read_history(tmp_path / "none")
+
+
 def test_levels_of_another_ladder_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,6 +138,7 @@ def load_limits(path: Path) -> dict[str, dict[str, float]]:
 def read_limits(path: Path) -> dict[str, Any]:
     """The whole file of limits, each value of it checked. Raises BrokenFileError naming one."""
     data = read_json(path)
+    _check_schema(path, data)
     levels = data.get("levels")
     if not isinstance(levels, dict):
         raise damaged(path, "is incomplete: it holds no levels with their limits")
@@ -159,6 +160,12 @@ def read_limits(path: Path) -> dict[str, Any]:
     return data
 
 
+def _check_schema(path: Path, content: Mapping[str, Any]) -> None:
+    """What another version wrote may mean something else. Raises BrokenFileError."""
+    if (found := content.get("schema", SCHEMA)) != SCHEMA:
+        raise damaged(path, f"is of schema {found!r}, and this version reads {SCHEMA}")
+
+
 def work_path(root: Path, baseline_set: str) -> Path:
     """Where the counts of work of each level are kept, which are the same on every machine."""
     return root / "work" / f"{baseline_set}.json"
@@ -168,7 +175,9 @@ def load_work(path: Path) -> dict[str, dict[str, Any]]:
     """The stored counts of work by level; empty if the file does not exist."""
     if not path.exists():
         return {}
-    levels = read_json(path).get("levels")
+    content = read_json(path)
+    _check_schema(path, content)
+    levels = content.get("levels")
     if not isinstance(levels, dict) or not all(isinstance(row, dict) for row in levels.values()):
         raise damaged(path, "holds no counts by level")
     for level, row in levels.items():
