@@ -23,6 +23,10 @@ HEADINGS = (
     "clients, cpu ms / image",
 )
 NOT_YET = "not measured yet"
+TOO_FEW = (
+    "too few images were generated at once for a rate with {processes}: "
+    "give more --captions (--scenes of embedded), and another --json and --out."
+)
 
 
 def shown(found: Mapping[str, Any]) -> list[str]:
@@ -55,6 +59,9 @@ def _of_levels(
     lines = []
     for level in dict.fromkeys(row["level"] for row in rows):
         ours = [row for row in rows if (row["level"], row["processes"]) == (level, processes)]
+        if ours and ours[0]["images_per_s"] is None:
+            lines.append(f"- `{level}`: {TOO_FEW.format(processes=processes)}")
+            continue
         factor = ours[0]["factor"] if ours else None
         line = f"- `{level}`: {_verdict(factor, processes)}"
         if factor is not None and factor < goal_of(processes) and ours[0].get("host"):

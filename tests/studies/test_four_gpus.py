@@ -144,6 +144,14 @@ def test_a_missed_goal_names_the_largest_share_of_the_host(evaluated: list[str])
     assert "- it lost one" in text
 
 
+def test_an_evaluation_too_short_for_a_rate_says_so(evaluated: list[str]) -> None:
+    found = json.loads(Path(evaluated[evaluated.index("--json") + 1]).read_text())
+    without = {"images_per_s": None, "factor": None, "efficiency": None}
+    found["evaluation"]["rows"][1] |= without
+    text = "\n".join(four_gpus_table.shown(found))
+    assert "`turbo`: too few images were generated at once for a rate with 2: give more " in text
+
+
 def test_fewer_gpus_than_asked_are_refused_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
