@@ -81,8 +81,8 @@ def tune(
 ) -> int:
     """Measure how each operation's work is best cut on this GPU, and store the proved tiles.
 
-    Your own table is in the cache folder and used from then on. It is continued; with --force it is
-    measured anew.
+    Your own table is in the cache folder and used from then on, before the tiles that ship. It is
+    continued; with --force its shapes are measured anew, and keep their tiles until then.
     """
     modes = {"--missing": missing, "--known": known, "--prove": prove, "--static": static}
     given = [name for name, wanted in modes.items() if wanted]

@@ -1,7 +1,8 @@
 """Which tile a shape has on a card: one measured there, one of a card like it, or one by rule.
 
 A user's own table, which `sdopt tune` writes, comes before the one that ships with the engine for
-the card's family, which another card of it was measured for.
+the card's family, which another card of it was measured for. That has the shapes that the own one
+lacks.
 """
 
 from __future__ import annotations
@@ -65,20 +66,25 @@ def shipped_table(card: Card) -> Path:
 
 
 def used_table(card: Card) -> Path:
-    """The one that the card's tiles are of; its own even if there is none."""
+    """The one that the card's tiles are of first; its own even if there is none."""
     table = table_of(card)
     return own_table(card) if table is None else table.path
 
 
 def table_of(card: Card) -> Table | None:
-    """The table that is used on this card; None if it is cut by rule."""
-    for path in (own_table(card), shipped_table(card)):
-        if path.exists():
-            return _read(path, card.pointers)
-    return None
+    """The card's own table, with the tiles that ship where it has none; None if cut by rule."""
+    paths = tuple(path for path in (own_table(card), shipped_table(card)) if path.exists())
+    return _together(paths, card.pointers) if paths else None
 
 
 @lru_cache
+def _together(paths: tuple[Path, ...], pointers: bool) -> Table:
+    """The first table, with the tiles of the others for shapes that it lacks."""
+    tables = [_read(path, pointers) for path in paths]
+    tiles = {key: tile for table in reversed(tables) for key, tile in table.tiles.items()}
+    return replace(tables[0], tiles=tiles)
+
+
 def _read(path: Path, pointers: bool) -> Table:
     """A file's table, for cards that read so. Raises BrokenFileError for any other file."""
     try:
@@ -145,7 +151,8 @@ def described(card: Card) -> str:
             "which is right but slower; run `sdopt tune` on it"
         )
     if table.path == own_table(card):
-        return f"{card}: tiles of {table.path}"
+        others = ", and those that ship where it has none" * shipped_table(card).exists()
+        return f"{card}: tiles of {table.path}{others}"
     if card.name.startswith(table.device):
         return f"{card}: tiles measured on such a card"
     return f"{card}: tiles measured on {table.device}; `sdopt tune` measures those of this card"

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from math import inf
@@ -146,7 +146,7 @@ class Compilers:
     """Processes that compile; begin before this one touches the device, since they are forks."""
 
     def __init__(self, processes: int, card: Card) -> None:
-        self.card = card
+        self.card, self._processes = card, processes
         self.verdicts: dict[Make, str] = {}
         self.taken: dict[Make, list[proof.Resources]] = {}
         self._pool = ProcessPoolExecutor(
@@ -168,29 +168,35 @@ class Compilers:
     ) -> Verdicts:
         """The verdict of each kernel; of those that are known already, that one.
 
-        `advance` is called as often as `distinct` has parts. What no process has begun when
-        time.monotonic() is `until` is left out. Raises SdoptError if a process that compiles ends
-        by itself.
+        `advance` is called after each of the parts that `distinct` has. None is given to a process
+        when time.monotonic() is `until`: those under way are waited for, the others left out.
+        Raises SdoptError if a process that compiles ends by itself.
         """
         unknown = (
             (job, [tile for tile in tiles if make_of(job, tile) not in self.verdicts])
             for job, tiles in work
         )
-        answers = [
-            self._pool.submit(_all_compiled, job, tiles, self.card)
-            for job, tiles in distinct(unknown)
-        ]
+        parts = iter(distinct(unknown))
+        answers: list[Future[list[Compiled]]] = []
+        left: set[Future[list[Compiled]]] = set()
         try:
+            while True:
+                while (
+                    len(left) <= self._processes  # one more, for who ends first
+                    and time.monotonic() < until
+                    and (part := next(parts, None))
+                ):
+                    answers.append(self._pool.submit(_all_compiled, *part, self.card))
+                    left.add(answers[-1])
+                if not left:
+                    break
+                done, left = wait(left, return_when=FIRST_COMPLETED)
+                for answer in done:
+                    answer.result()
+                    advance()
             for answer in answers:
-                wait([answer], None if until == inf else max(0.0, until - time.monotonic()))
-                if time.monotonic() >= until:
-                    for one in answers:  # all at once: a process is given the next ones early
-                        one.cancel()
-                if answer.cancelled():
-                    continue
                 for make, reason, taken in answer.result():
                     self.verdicts[make], self.taken[make] = reason, taken
-                advance()
         except BrokenProcessPool as error:
             raise SdoptError(
                 f"a process that compiled kernels for {self.card} ended by itself, out of memory "

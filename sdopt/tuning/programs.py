@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -27,7 +28,7 @@ from sdopt.engine.cards import Card, card_of
 from sdopt.engine.proof import Resources
 from sdopt.engine.tables import own_table, reads_as, tuned, used_table
 from sdopt.engine.tiles import Tile
-from sdopt.errors import SdoptError
+from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.tuning import chosen
 from sdopt.tuning.candidates import candidates, near
 from sdopt.tuning.choosing import tune
@@ -56,9 +57,10 @@ class Tuning:
     """What is asked for: the levels whose shapes are measured, and the table `out`.
 
     Shapes are those of calls for so many `images`, in `sizes` (width and height; none is the
-    source's own). Without `out` it is this user's own table of this card, which is continued unless
-    `anew`. `missing` measures only shapes that the table lacks, `known` only the tiles in it; both,
-    such shapes with the tiles that this card has for others of their kind, which is far quicker.
+    source's own). Without `out` it is this user's own table of this card. A table is continued, and
+    `anew` measures shapes again that it has. `missing` measures only shapes that the table lacks,
+    `known` only the tiles in it; both, such shapes with the tiles that this card has for others of
+    their kind, which is far quicker.
     `cards` are those that kernels are only compiled for.
     """
 
@@ -113,7 +115,7 @@ def tune_levels(options: Tuning) -> int:
 def _tuned(
     options: Tuning, card: Card, out: Path, given: dict[str, Any] | None, until: float
 ) -> int:
-    before = given or _begun(out, options)
+    before = given or _begun(out, options, card)
     own = {key: [tile] for key, tile in tiles_of(before).items() if not tile.library}
 
     def tiles_to_time(job: Job) -> list[Tile]:
@@ -126,8 +128,9 @@ def _tuned(
         return possible if now.library else list(dict.fromkeys([now, *possible]))
 
     def is_asked_for(job: Job) -> bool:
-        lacking = job.key not in before["tiles"]
-        return lacking if options.missing or not options.known else job.key in own
+        if options.known and not options.missing:
+            return job.key in own
+        return job.key not in before["tiles"] or (options.anew and not options.missing)
 
     if options.known and not options.missing and not own:
         raise SdoptError(
@@ -158,33 +161,42 @@ def _tuned(
             done += len(found)
             print(f"{done} of {len(jobs)} shapes stored", flush=True)
     if done < len(jobs):
-        print(f"the time is over: {len(jobs) - done} shapes are left; {_next_step(options, done)}")
+        have_tiles = all(job.key in before["tiles"] for job in jobs[done:])
+        step = _next_step(options, done, have_tiles)
+        print(f"the time is over: {len(jobs) - done} shapes are left; {step}")
         return 1
     taken = "; pipelines of this user take it on this card from now on"
     print(f"{out} is whole{taken if out == own_table(card) else ''}")
     return 0
 
 
-def _continues(options: Tuning) -> bool:
-    """Whether the table that is there is added to."""
-    return options.missing or options.known or (options.out is None and not options.anew)
-
-
-def _next_step(options: Tuning, done: int) -> str:
-    """How to measure the shapes that are left, of which some were stored."""
-    if options.known and not options.missing:
-        return "all are measured anew each time: give more --seconds"
-    if _continues(options) or not done:
+def _next_step(options: Tuning, done: int, have_tiles: bool) -> str:
+    """How to measure the shapes that are left, when some were stored; they may have old tiles."""
+    if not done:
+        given = f"{options.seconds:g} s"
+        return f"none was timed in {given}; what was compiled is kept: give more --seconds"
+    if have_tiles:
+        return "they keep their tiles; all are measured anew each time: give more --seconds"
+    if options.missing or (options.out is None and not options.anew):
         return "run the same command again"
     return f"run it again with --missing{' instead of --force' * options.anew}"
 
 
-def _begun(out: Path, options: Tuning) -> dict[str, Any]:
-    """What an own table has already, unless it is to be measured anew."""
-    if _continues(options) and out.exists():
-        return read_table(out)
+def _begun(out: Path, options: Tuning, card: Card) -> dict[str, Any]:
+    """What a table has already: it loses no shape that is not measured, whatever ends the search.
+
+    Of another card none is kept.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    return {"tiles": {}, "measured": {}}
+    table: dict[str, Any] = {"tiles": {}, "measured": {}}
+    if not out.exists():
+        return table
+    if not options.anew:
+        return read_table(out)
+    with suppress(BrokenFileError):
+        before = read_table(out)
+        table = before if before.get("device") == card.name else table
+    return table
 
 
 def check_machine_code(options: Tuning) -> int:

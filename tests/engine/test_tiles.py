@@ -415,8 +415,24 @@ def test_a_table_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     tiles = {"linear 64x64-64": asdict(tile)}
     path.write_text(json.dumps({"device": A100.name, "tiles": tiles, "measured": {}}))
     assert product_tile(64, 64, 64, "linear", A100) == tile
-    assert str(path) in described(A100)
+    assert described(A100).endswith(f"tiles of {path}")
     assert tuned(KNOWN["L4"]) == {}
+
+
+def test_what_ships_is_used_where_ones_own_table_has_no_tile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who tunes one level, or runs out of time, has no slower kernels for the others."""
+    shipped, key = dict(tuned()), "linear 512x5120-1280"
+    monkeypatch.setenv(TILES, str(tmp_path))
+    tile = replace(shipped[key], stages=shipped[key].stages + 1)
+    table = {"device": H100.name, "tiles": {key: asdict(tile)}, "measured": {}}
+    own_table(H100).write_text(json.dumps(table))
+    assert tuned() == {**shipped, key: tile}
+    assert product_tile(512, 5120, 1280, "linear", H100) == tile
+    told = f"tiles of {own_table(H100)}, and those that ship where it has none"
+    assert described(H100).endswith(told)
+    assert noted(H100).startswith("own ")
 
 
 @pytest.mark.parametrize(

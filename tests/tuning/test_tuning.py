@@ -38,7 +38,8 @@ from sdopt.util.writing import writing
 LINEAR = job_of_key("linear 512x5120-1280")
 GEGLU = job_of_key("geglu 8192x320-1280")
 SHIPPED = shipped_table(H100)
-EMPTY: dict[str, Any] = {"tiles": {}, "measured": {}}
+SHIPPED_KEYS = [*tuned()]
+FOUND = Tile(columns=128)
 
 
 def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
@@ -309,23 +310,31 @@ def test_what_is_not_compiled_in_time_is_left_out_and_compiled_later(
         assert compilers.knows(LINEAR, tiles)
 
 
+ANEW_EACH_TIME = "they keep their tiles; all are measured anew each time: give more --seconds"
+NONE_IN_TIME = "none was timed in 300 s; what was compiled is kept: give more --seconds"
+AGAIN = "run the same command again"
+INSTEAD = "run it again with --missing instead of --force"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "stored", "next_step"),
+    ("arguments", "known", "stored", "next_step"),
     [
-        ({}, 8, "run the same command again"),
-        ({"anew": True}, 0, "run the same command again"),
-        ({"anew": True}, 8, "run it again with --missing instead of --force"),
-        ({"out": "new.json"}, 8, "run it again with --missing"),
-        ({"out": "old.json", "missing": True}, 8, "run the same command again"),
-        (
-            {"out": "old.json", "known": True},
-            8,
-            "all are measured anew each time: give more --seconds",
-        ),
+        ({}, 0, 8, AGAIN),
+        ({}, 0, 0, NONE_IN_TIME),
+        ({"anew": True}, 0, 8, INSTEAD),
+        ({"out": "a card's.json"}, 0, 8, "run it again with --missing"),
+        ({"out": "a card's.json", "missing": True}, 0, 8, AGAIN),
+        ({"out": "a card's.json", "known": True}, 20, 8, ANEW_EACH_TIME),
+        ({"out": "a card's.json", "anew": True}, 20, 8, ANEW_EACH_TIME),
+        ({"out": "a card's.json", "anew": True}, 12, 8, INSTEAD),
+        ({"out": "another's.json", "anew": True}, 20, 8, INSTEAD),
+        ({"out": "broken.json", "anew": True}, 20, 8, INSTEAD),
+        ({"out": "broken.json", "anew": True}, 20, 0, NONE_IN_TIME),
     ],
 )
-def test_a_search_that_runs_out_of_time_stores_what_it_measured(
+def test_a_search_that_runs_out_of_time_stores_what_it_measured_and_loses_nothing(
     arguments: dict[str, Any],
+    known: int,
     stored: int,
     next_step: str,
     tmp_path: Path,
@@ -333,14 +342,18 @@ def test_a_search_that_runs_out_of_time_stores_what_it_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whatever it compiled by then is timed, though not all is, and it says how to go on."""
-    jobs = [job_of_key(key) for key in list(tiles_of(read_table(SHIPPED)))[:20]]
-    before = {"tiles": {job.key: vars(Tile()) for job in jobs}, "measured": {}}
-    (tmp_path / "old.json").write_text(json.dumps(before if "known" in arguments else EMPTY))
+    jobs = sorted(map(job_of_key, SHIPPED_KEYS[:20]), key=lambda job: -job.flop)
+    had = {job.key: vars(Tile()) for job in jobs[:known]}
+    name = arguments.get("out", "")
+    device = "a card" if name == "another's.json" else H100.name
+    table = json.dumps({"device": device, "tiles": had, "measured": {}})
+    if name and (known or "missing" in arguments):
+        (tmp_path / name).write_text("{" if name == "broken.json" else table)
     asked: list[list[Job]] = []
 
     def found(some: Sequence[Job], *_: object) -> dict[str, Any]:
         asked.append([*some])
-        one = {"tile": vars(Tile()), "proof": None, **dict.fromkeys(NUMBERS, 1.0)}
+        one = {"tile": vars(FOUND), "proof": None, **dict.fromkeys(NUMBERS, 1.0)}
         return {job.key: one for job in some} if len(asked) * 8 <= stored else {}
 
     monkeypatch.setattr(programs, "this_card", lambda: H100)
@@ -348,22 +361,25 @@ def test_a_search_that_runs_out_of_time_stores_what_it_measured(
     monkeypatch.setattr(programs.Compilers, "check", lambda *_, **__: None)
     monkeypatch.setattr(programs.Compilers, "knows", lambda _, job, __: job is not jobs[-1])
     monkeypatch.setattr(programs, "circumstances", dict)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: H100.name)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(programs, "tune", found)
     monkeypatch.setenv(TILES, str(tmp_path))
-    if "out" in arguments:
-        arguments = {**arguments, "out": tmp_path / arguments["out"]}
+    if name:
+        arguments = {**arguments, "out": tmp_path / name}
     assert programs.tune_levels(programs.Tuning(processes=1, **arguments)) == 1
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == f"the time is over: {20 - stored} shapes are left; {next_step}"
     assert sum("shapes stored" in line for line in told) == stored // 8
     assert len(asked) == stored // 8 + 1  # after one without a result none is begun
     assert all(jobs[-1] not in some for some in asked)
+    new = {job.key: FOUND for job in jobs[:stored]}
+    kept = {key: Tile() for key in had} if name == "a card's.json" else {}
     out = arguments.get("out", own_table(H100))
-    assert (len(tiles_of(read_table(out))) if out.exists() else 0) == (
-        20 if "known" in arguments else stored
-    )
+    if stored:
+        assert tiles_of(read_table(out)) == kept | new
+    else:
+        assert not out.exists() or out.read_text() == "{"
 
 
 def test_compilers_end_with_the_process_that_they_work_for(tmp_path: Path) -> None:

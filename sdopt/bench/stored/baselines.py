@@ -163,7 +163,9 @@ def read_limits(path: Path) -> dict[str, Any]:
 def _check_schema(path: Path, content: Mapping[str, Any]) -> None:
     """What another version wrote may mean something else. Raises BrokenFileError."""
     if (found := content.get("schema", SCHEMA)) != SCHEMA:
-        raise damaged(path, f"is of schema {found!r}, and this version reads {SCHEMA}")
+        raise damaged(
+            path, f"is of schema {found!r}, which another sdopt wrote: this one reads {SCHEMA}"
+        )
 
 
 def work_path(root: Path, baseline_set: str) -> Path:

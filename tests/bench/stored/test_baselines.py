@@ -454,7 +454,10 @@ def test_a_source_without_limits_has_none(tmp_path: Path) -> None:
             ["'final': drift.measured is '0.9'"],
         ),
         ({"levels": {"final": {}}}, ["'final'", "drift"]),
-        ({"schema": "1", "levels": {}}, ["is of schema '1', and this version reads 1"]),
+        (
+            {"schema": "1", "levels": {}},
+            ["is of schema '1', which another sdopt wrote: this one reads 1"],
+        ),
         ({"levels": {"final": {"cost": {"limit": 0.9}}}}, ["'final'", "['cost']"]),
         (
             {"levels": {"final": {"drift": {"limit": 0.9}, "drfit": {"limit": 0.9}}}},
@@ -550,7 +553,10 @@ BROKEN_WORK: list[tuple[str | dict[str, Any], str]] = [
     ('{"levels": {"final": ', "cannot be read"),
     ("[]", "holds no JSON object"),
     ({}, "holds no counts by level"),
-    ({"schema": 2, "levels": {"final": {}}}, "is of schema 2, and this version reads 1"),
+    (
+        {"schema": 2, "levels": {"final": {}}},
+        "is of schema 2, which another sdopt wrote: this one reads 1",
+    ),
     ({"levels": ["final"]}, "holds no counts by level"),
     ({"levels": {"final": 29}}, "holds no counts by level"),
 ]
