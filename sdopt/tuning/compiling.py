@@ -20,14 +20,13 @@ from sdopt.errors import MissingToolError, SdoptError
 from sdopt.tuning.jobs import Job, computed, empty_operands, uses_of
 
 FORK = multiprocessing.get_context("fork")
-TOGETHER = 8
-"""Kernels of one operation that a process gets at a time."""
 MOST_SPILLED = 32
 """Bytes a thread of a tile by rule, which nobody measured: 8 registers of 255."""
 PRODUCTS = ("sdopt_convolution", "sdopt_matrix_product")
 WIDE = frozenset({16})
 """Bytes of each asynchronous copy of a product, the most that one has."""
 
+Compiled = tuple[str, list[proof.Resources]]
 Make = tuple[Any, ...]
 Verdicts = Mapping[Make, str]
 """Why a kernel cannot be used, '' if it can."""
@@ -47,18 +46,13 @@ def make_of(job: Job, tile: Tile) -> Make:
     return kind, job.float8, ends, made_for, tuple(fields.items())
 
 
-def distinct(work: Iterable[tuple[Job, Sequence[Tile]]]) -> list[tuple[Job, list[Tile]]]:
-    """Each kernel once, a few of one operation together."""
-    seen: set[Make] = set()
-    parts = []
+def distinct(work: Iterable[tuple[Job, Sequence[Tile]]]) -> dict[Make, tuple[Job, Tile]]:
+    """Each kernel once, with the first operation that launches it."""
+    found: dict[Make, tuple[Job, Tile]] = {}
     for job, tiles in work:
-        new = []
         for tile in tiles:
-            if (make := make_of(job, tile)) not in seen:
-                seen.add(make)
-                new.append(tile)
-        parts += [(job, new[start : start + TOGETHER]) for start in range(0, len(new), TOGETHER)]
-    return parts
+            found.setdefault(make_of(job, tile), (job, tile))
+    return found
 
 
 def shares_of(tile: Tile) -> tuple[Tile, ...]:
@@ -78,7 +72,7 @@ def verdict(job: Job, tile: Tile, card: Card) -> str:
     return compiled(job, tile, card)[0]
 
 
-def compiled(job: Job, tile: Tile, card: Card) -> tuple[str, list[proof.Resources]]:
+def compiled(job: Job, tile: Tile, card: Card) -> Compiled:
     """The verdict of a tile, and what its kernels take.
 
     An error, a race in machine code, or more of the card than there is, or than is fast.
@@ -118,13 +112,6 @@ def unfit(kernels: Sequence[proof.Resources], card: Card) -> str:
         if card.pointers and one.kernel in PRODUCTS and one.copies != WIDE:
             return f"narrow: asynchronous copies of {sorted(one.copies) or 'no'} bytes, not 16"
     return ""
-
-
-Compiled = tuple[Make, str, list[proof.Resources]]
-
-
-def _all_compiled(job: Job, tiles: Sequence[Tile], card: Card) -> list[Compiled]:
-    return [(make_of(job, tile), *compiled(job, tile, card)) for tile in tiles]
 
 
 def _begun() -> None:
@@ -168,35 +155,35 @@ class Compilers:
     ) -> Verdicts:
         """The verdict of each kernel; of those that are known already, that one.
 
-        `advance` is called after each of the parts that `distinct` has. None is given to a process
-        when time.monotonic() is `until`: those under way are waited for, the others left out.
-        Raises SdoptError if a process that compiles ends by itself.
+        `advance` is called after each that was compiled. None is given to a process when
+        time.monotonic() is `until`: those under way are waited for, the others left out. Raises
+        SdoptError if a process that compiles ends by itself.
         """
         unknown = (
-            (job, [tile for tile in tiles if make_of(job, tile) not in self.verdicts])
-            for job, tiles in work
+            (make, operation)
+            for make, operation in distinct(work).items()
+            if make not in self.verdicts
         )
-        parts = iter(distinct(unknown))
-        answers: list[Future[list[Compiled]]] = []
-        left: set[Future[list[Compiled]]] = set()
+        answers: dict[Make, Future[Compiled]] = {}
+        left: set[Future[Compiled]] = set()
         try:
             while True:
                 while (
                     len(left) <= self._processes  # one more, for who ends first
                     and time.monotonic() < until
-                    and (part := next(parts, None))
+                    and (one := next(unknown, None))
                 ):
-                    answers.append(self._pool.submit(_all_compiled, *part, self.card))
-                    left.add(answers[-1])
+                    make, operation = one
+                    answers[make] = self._pool.submit(compiled, *operation, self.card)
+                    left.add(answers[make])
                 if not left:
                     break
                 done, left = wait(left, return_when=FIRST_COMPLETED)
                 for answer in done:
                     answer.result()
                     advance()
-            for answer in answers:
-                for make, reason, taken in answer.result():
-                    self.verdicts[make], self.taken[make] = reason, taken
+            for make, answer in answers.items():
+                self.verdicts[make], self.taken[make] = answer.result()
         except BrokenProcessPool as error:
             raise SdoptError(
                 f"a process that compiled kernels for {self.card} ended by itself, out of memory "

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -291,21 +292,22 @@ def test_a_compiler_that_dies_is_told_in_one_line() -> None:
             compilers.check([(LINEAR, [Tile()])])
 
 
-def compiled_slowly(job: Job, tiles: Sequence[Tile], card: object) -> list[Any]:
-    time.sleep(0.2)
-    return [(make_of(job, tile), "", []) for tile in tiles]
+def compiled_at_once(job: Job, tile: Tile, card: object) -> tuple[str, list[Any]]:
+    return "", []
 
 
 def test_what_is_not_compiled_in_time_is_left_out_and_compiled_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiling, "_all_compiled", compiled_slowly)
-    tiles = [Tile(columns=16 * number) for number in range(1, 129)]
+    monkeypatch.setattr(compiling, "compiled", compiled_at_once)
+    tiles = [Tile(columns=16 * number) for number in range(1, 17)]
+    asked_for_the_time = iter(range(1, 100))
     with Compilers(1, H100) as compilers:
-        begun = len(compilers.check([(LINEAR, tiles)], until=time.monotonic() + 0.1))
-        assert 0 < begun < len(tiles)
-        assert compilers.knows(LINEAR, tiles[:begun])
-        assert not compilers.knows(LINEAR, tiles)
+        clock = SimpleNamespace(monotonic=lambda: next(asked_for_the_time))
+        monkeypatch.setattr(compiling, "time", clock)
+        compilers.check([(LINEAR, tiles)], until=3)
+        assert compilers.knows(LINEAR, tiles[:2])  # its process had one, and the next at hand
+        assert len(compilers.verdicts) == 2
         compilers.check([(LINEAR, tiles)])
         assert compilers.knows(LINEAR, tiles)
 
