@@ -65,15 +65,14 @@ def shipped_table(card: Card) -> Path:
     return SHIPPED / f"{card.family}.json"
 
 
-def used_table(card: Card) -> Path:
-    """The one that the card's tiles are of first; its own even if there is none."""
-    table = table_of(card)
-    return own_table(card) if table is None else table.path
+def used_tables(card: Card) -> tuple[Path, ...]:
+    """Those that there are of the card's own one and the one that ships, in order of precedence."""
+    return tuple(path for path in (own_table(card), shipped_table(card)) if path.exists())
 
 
 def table_of(card: Card) -> Table | None:
     """The card's own table, with the tiles that ship where it has none; None if cut by rule."""
-    paths = tuple(path for path in (own_table(card), shipped_table(card)) if path.exists())
+    paths = used_tables(card)
     return _together(paths, card.pointers) if paths else None
 
 

@@ -13,8 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -26,7 +25,7 @@ import torch
 from sdopt.engine import cards
 from sdopt.engine.cards import Card, card_of
 from sdopt.engine.proof import Resources
-from sdopt.engine.tables import own_table, reads_as, tuned, used_table
+from sdopt.engine.tables import own_table, reads_as, tuned, used_tables
 from sdopt.engine.tiles import Tile
 from sdopt.errors import BrokenFileError, SdoptError
 from sdopt.tuning import chosen
@@ -42,9 +41,6 @@ from sdopt.util.writing import writing
 LEVELS = ("hoisted", "express")
 TOGETHER = 8
 """Shapes that are stored together."""
-COMPILING = 0.5
-"""The part of the time in which kernels are compiled: compiled ones stay in Triton's cache, so a
-second run has the more for timing."""
 
 
 def usual_processes() -> int:
@@ -60,8 +56,7 @@ class Tuning:
     source's own). Without `out` it is this user's own table of this card. A table is continued, and
     `anew` measures shapes again that it has. `missing` measures only shapes that the table lacks,
     `known` only the tiles in it; both, such shapes with the tiles that this card has for others of
-    their kind, which is far quicker.
-    `cards` are those that kernels are only compiled for.
+    their kind, which is far quicker. `cards` are those that kernels are only compiled for.
     """
 
     levels: Sequence[str] = LEVELS
@@ -143,40 +138,49 @@ def _tuned(
         print(f"{card}: {len(jobs)} shapes to measure, into {out}", flush=True)
         if not jobs:
             return 0
-        begun = time.monotonic()
-        compilers.check(
-            ((job, tiles_to_time(job)) for job in jobs),
-            until=begun + (until - begun) * COMPILING,
-        )
-        ready = [job for job in jobs if compilers.knows(job, tiles_to_time(job))]
-        left = until - time.monotonic()
-        print(f"{len(ready)} of {len(jobs)} shapes compiled, {left:.0f} s left", flush=True)
-        torch.backends.cudnn.benchmark = False  # as while the engine generates
-        here, done = circumstances(), 0
-        for start in range(0, len(ready), TOGETHER):
-            found = tune(ready[start : start + TOGETHER], until, tiles_to_time, compilers, here)
-            if not found:
-                break
+        stored = set[str]()
+        for found in _found_in_time(jobs, until, tiles_to_time, compilers):
             before = write_table(out, before, found)
-            done += len(found)
-            print(f"{done} of {len(jobs)} shapes stored", flush=True)
-    if done < len(jobs):
-        have_tiles = all(job.key in before["tiles"] for job in jobs[done:])
-        step = _next_step(options, done, have_tiles)
-        print(f"the time is over: {len(jobs) - done} shapes are left; {step}")
+            stored |= set(found)
+            print(f"{len(stored)} of {len(jobs)} shapes stored", flush=True)
+    if waiting := {job.key for job in jobs} - stored:
+        step = _next_step(options, bool(stored), bool(waiting & set(before["tiles"])))
+        print(f"the time is over: {len(waiting)} shapes are left; {step}")
         return 1
     taken = "; pipelines of this user take it on this card from now on"
     print(f"{out} is whole{taken if out == own_table(card) else ''}")
     return 0
 
 
-def _next_step(options: Tuning, done: int, have_tiles: bool) -> str:
-    """How to measure the shapes that are left, when some were stored; they may have old tiles."""
-    if not done:
+def _found_in_time(
+    jobs: Sequence[Job],
+    until: float,
+    tiles_to_time: Callable[[Job], list[Tile]],
+    compilers: Compilers,
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """What `tune` found of a few shapes at a time, whose kernels are all compiled.
+
+    Compiling has half of the time that is left, then what is ready is timed, and so on.
+    """
+    torch.backends.cudnn.benchmark = False  # as while the engine generates
+    here, waiting = circumstances(), [*jobs]
+    while waiting and (left_s := until - time.monotonic()) > 0:
+        compilers.check(((job, tiles_to_time(job)) for job in waiting), until=until - left_s / 2)
+        ready = [job for job in waiting if compilers.knows(job, tiles_to_time(job))]
+        waiting = [job for job in waiting if job not in ready]
+        for start in range(0, len(ready), TOGETHER):
+            found = tune(ready[start : start + TOGETHER], until, tiles_to_time, compilers, here)
+            if found:
+                yield found
+
+
+def _next_step(options: Tuning, any_stored: bool, have_tiles: bool) -> str:
+    """How to measure the shapes that are left; they may have tiles from before."""
+    if not any_stored:
         given = f"{options.seconds:g} s"
         return f"none was timed in {given}; what was compiled is kept: give more --seconds"
     if have_tiles:
-        return "they keep their tiles; all are measured anew each time: give more --seconds"
+        return "tiles of before stay; all are measured anew each time: give more --seconds"
     if options.missing or (options.out is None and not options.anew):
         return "run the same command again"
     return f"run it again with --missing{' instead of --force' * options.anew}"
@@ -185,18 +189,22 @@ def _next_step(options: Tuning, done: int, have_tiles: bool) -> str:
 def _begun(out: Path, options: Tuning, card: Card) -> dict[str, Any]:
     """What a table has already: it loses no shape that is not measured, whatever ends the search.
 
-    Of another card none is kept.
+    A file of another card, or of no table, is begun anew if `out` names it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    table: dict[str, Any] = {"tiles": {}, "measured": {}}
+    if options.out is None:
+        tuned(card)  # raises for a broken one, which no pipeline could use
     if not out.exists():
-        return table
-    if not options.anew:
-        return read_table(out)
-    with suppress(BrokenFileError):
+        return {"tiles": {}, "measured": {}}
+    try:
         before = read_table(out)
-        table = before if before.get("device") == card.name else table
-    return table
+        if options.out is None or before.get("device") == card.name:
+            return before
+        reason = f"it is of {before.get('device')}"
+    except BrokenFileError as error:
+        reason = str(error)
+    print(f"nothing of {out} is kept: {reason}", flush=True)
+    return {"tiles": {}, "measured": {}}
 
 
 def check_machine_code(options: Tuning) -> int:
@@ -272,25 +280,35 @@ def matrix(taken: Sequence[tuple[str, Resources]]) -> list[str]:
 
 
 def prove_stored(options: Tuning) -> int:
-    """Check and repeat every tile of the table on this GPU, store how; 1 if one fails, by name.
+    """Check and repeat every tile that is used on this GPU, or of `out`; 1 if one fails, by name.
 
-    Raises SdoptError without a GPU, BusyError while another one writes there.
+    How it went is stored in the table that has the tile. Raises SdoptError without a GPU or a
+    table, BusyError while another one writes there.
     """
     given = options.out and read_table(options.out)
     card = this_card()
-    out = options.out or used_table(card)
-    with writing(out.parent, patience_s=0):
-        return _proved(options, card, out, given or read_table(out))
+    paths = [options.out] if options.out else used_tables(card)
+    if not paths:
+        raise SdoptError(f"{card} has no table of tiles to prove; run `sdopt tune` first")
+    failed, proved = 0, set[str]()
+    for path in paths:
+        with writing(path.parent, patience_s=0):
+            table = given or read_table(path)
+            jobs = {
+                job_of_key(key): tile
+                for key, tile in tiles_of(table).items()
+                if not tile.library and taken_by(card, key, tile) and key not in proved
+            }
+            failed += _proved(options, card, path, table, jobs)
+            proved |= set(tiles_of(table))
+    return 1 if failed else 0
 
 
-def _proved(options: Tuning, card: Card, out: Path, table: dict[str, Any]) -> int:
-    failed = 0
-    stored, proofs = tiles_of(table), {**table.get("proof", {})}
-    jobs = {
-        job_of_key(key): tile
-        for key, tile in stored.items()
-        if not tile.library and taken_by(card, key, tile)
-    }
+def _proved(
+    options: Tuning, card: Card, out: Path, table: dict[str, Any], jobs: Mapping[Job, Tile]
+) -> int:
+    """How many of a table's tiles fail."""
+    failed, proofs = 0, {**table.get("proof", {})}
     with Compilers(options.processes, card) as compilers:
         compilers.check(
             (use, [share]) for job, tile in jobs.items() for use, share in uses(job, tile)
@@ -306,5 +324,5 @@ def _proved(options: Tuning, card: Card, out: Path, table: dict[str, Any]) -> in
                 proofs[job.key] = {**proof.fields(), **here}
             print(f"{job.key:34s} {'ok    ' if passed else 'FAILED'} {proof} {reason}", flush=True)
     store(out, {**table, "proof": proofs})
-    print(f"{len(jobs)} tiles, {failed} failed; without a tile: what the library computes")
-    return 1 if failed else 0
+    print(f"{out}: {len(jobs)} tiles, {failed} failed; without a tile: what the library computes")
+    return failed
