@@ -58,7 +58,10 @@ def tune(
     ] = False,
     prove: Annotated[
         bool,
-        typer.Option("--prove", help="Repeat the tiles in --out and store how it went, no timing."),
+        typer.Option(
+            "--prove",
+            help="Repeat the tiles of --out (default: all in use), no timing; store how it went.",
+        ),
     ] = False,
     static: Annotated[
         bool,

@@ -150,7 +150,7 @@ def described(card: Card) -> str:
             "which is right but slower; run `sdopt tune` on it"
         )
     if table.path == own_table(card):
-        others = ", and those that ship where it has none" * shipped_table(card).exists()
+        others = ", and those that ship where it has none" * (len(used_tables(card)) > 1)
         return f"{card}: tiles of {table.path}{others}"
     if card.name.startswith(table.device):
         return f"{card}: tiles measured on such a card"

@@ -182,7 +182,7 @@ class Compilers:
                 for answer in done:
                     answer.result()
                     advance()
-            for make, answer in answers.items():
+            for make, answer in answers.items():  # in the order of the work, whoever ended first
                 self.verdicts[make], self.taken[make] = answer.result()
         except BrokenProcessPool as error:
             raise SdoptError(

@@ -2,7 +2,7 @@
 
 Generates an image with the engine's levels to see which shapes there are, then times every sensible
 tile and the library, weights cold in the cache as they are inside an image. Kernels are compiled
-beforehand by processes beside this one, and none is timed whose machine code has a race. The
+by processes beside this one, never while one is timed, and none whose machine code has a race. The
 fastest tile is repeated 200 times, alone and beside other work, and stored in a table if all
 bits agree and its error is like the library's; otherwise the next one is tried.
 """
@@ -291,38 +291,36 @@ def prove_stored(options: Tuning) -> int:
     if not paths:
         raise SdoptError(f"{card} has no table of tiles to prove; run `sdopt tune` first")
     failed, proved = 0, set[str]()
-    for path in paths:
-        with writing(path.parent, patience_s=0):
-            table = given or read_table(path)
-            jobs = {
-                job_of_key(key): tile
-                for key, tile in tiles_of(table).items()
-                if not tile.library and taken_by(card, key, tile) and key not in proved
-            }
-            failed += _proved(options, card, path, table, jobs)
-            proved |= set(tiles_of(table))
+    with Compilers(options.processes, card) as compilers:  # for all, before the device is used
+        for path in paths:
+            with writing(path.parent, patience_s=0):
+                table = given or read_table(path)
+                jobs = {
+                    job_of_key(key): tile
+                    for key, tile in tiles_of(table).items()
+                    if not tile.library and taken_by(card, key, tile) and key not in proved
+                }
+                failed += _proved(compilers, path, table, jobs)
+                proved |= set(tiles_of(table))
     return 1 if failed else 0
 
 
 def _proved(
-    options: Tuning, card: Card, out: Path, table: dict[str, Any], jobs: Mapping[Job, Tile]
+    compilers: Compilers, out: Path, table: dict[str, Any], jobs: Mapping[Job, Tile]
 ) -> int:
     """How many of a table's tiles fail."""
     failed, proofs = 0, {**table.get("proof", {})}
-    with Compilers(options.processes, card) as compilers:
-        compilers.check(
-            (use, [share]) for job, tile in jobs.items() for use, share in uses(job, tile)
-        )
-        here = circumstances()
-        for job, tile in jobs.items():
-            reason = compilers.of(job, tile)
-            proof = prove(job, tile, torch.device("cuda"))
-            passed = proof.passed and not reason
-            failed += not passed
-            proofs.pop(job.key, None)
-            if passed:
-                proofs[job.key] = {**proof.fields(), **here}
-            print(f"{job.key:34s} {'ok    ' if passed else 'FAILED'} {proof} {reason}", flush=True)
+    compilers.check((use, [share]) for job, tile in jobs.items() for use, share in uses(job, tile))
+    here = circumstances()
+    for job, tile in jobs.items():
+        reason = compilers.of(job, tile)
+        proof = prove(job, tile, torch.device("cuda"))
+        passed = proof.passed and not reason
+        failed += not passed
+        proofs.pop(job.key, None)
+        if passed:
+            proofs[job.key] = {**proof.fields(), **here}
+        print(f"{job.key:34s} {'ok    ' if passed else 'FAILED'} {proof} {reason}", flush=True)
     store(out, {**table, "proof": proofs})
     print(f"{out}: {len(jobs)} tiles, {failed} failed; without a tile: what the library computes")
     return failed
