@@ -36,7 +36,8 @@ from studies.quality_runs import SCALED, counts_of
 from studies.service_load import so_far
 
 SCHEMA = "sdopt-four-gpus/1"
-MARK = "four-gpus"
+MARK = "gpus-{}"
+"""Of the block in a page that holds the tables of so many."""
 LIMITS_S = {EVALUATION: 360.0, SERVICE: 150.0, ONE: 75.0}
 LEAST_S = 20.0
 """A part is not begun with less."""
@@ -224,7 +225,7 @@ def told(run: Run) -> list[str]:
     """The tables of what is there; in the page too, which is so found wanting before it counts."""
     lines = shown(run.found)
     if run.options.page:
-        write_table(run.options.page, lines, MARK)
+        write_table(run.options.page, lines, MARK.format(run.found["asked"]["processes"]))
     return lines
 
 

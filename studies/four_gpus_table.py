@@ -7,6 +7,7 @@ from typing import Any
 
 from sdopt.bench.report.results import markdown_table
 from studies.quality_gpus import goal_of, scaling_table
+from studies.service_clients import LOOP
 
 EVALUATION, SERVICE, ONE = "evaluation", "service", "service of one"
 HEADINGS = (
@@ -20,6 +21,7 @@ HEADINGS = (
     "p50, ms",
     "p95, ms",
     "front, cpu ms / image",
+    "of which its event loop",
     "clients, cpu ms / image",
 )
 NOT_YET = "not measured yet"
@@ -110,6 +112,7 @@ def _cells(workers: int, row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['p50_ms']:.1f}",
         f"{row['p95_ms']:.1f}",
         f"{1e3 * host['front']:.1f}",
+        f"{1e3 * host[LOOP]:.1f}" if LOOP in host else "-",
         f"{1e3 * host['clients']:.1f}",
     )
 
@@ -122,10 +125,10 @@ def _of_service(found: Mapping[str, Any], processes: int) -> str:
     most, factor = rows[-1], rows[-1]["images_per_s"] / alone[-1]["images_per_s"]
     line = f"{most['clients']} clients: {_verdict(factor, processes)}"
     if factor < goal_of(processes):
-        shares = {
-            f"the {name}": most["images_per_s"] * most["cpu_s_per_image"][name]
-            for name in ("front", "clients")
-        }
-        each = most["images_per_s"] * most["cpu_s_per_image"]["workers"] / processes
-        line += f" Of one core, {_most(shares)}; a worker {100 * each:.1f} %."
+        cores = {name: most["images_per_s"] * s for name, s in most["cpu_s_per_image"].items()}
+        shares = {"the clients": cores["clients"], "a worker": cores["workers"] / processes}
+        if LOOP in cores:
+            shares["the front's event loop"] = cores[LOOP]
+        whole = 100 * cores["front"] / found["cores"]
+        line += f" Of one core, {_most(shares)}. The front, {whole:.1f} % of all cores."
     return line

@@ -36,6 +36,7 @@ HEADINGS = (
     "level",
     "processes",
     "images / s",
+    "of each process",
     "times one process",
     "efficiency",
     "cpu s / image",
@@ -47,6 +48,7 @@ GOALS = {1: 1.0, 2: 1.9}
 EFFICIENCY = 0.925
 """Of more than two: 3.7 times with four."""
 MOST_THREADS = 4
+UNKNOWN = {"images_per_s": None, "images_per_s_of_each": None}
 
 
 def command(processes: int, arguments: Sequence[str]) -> list[str]:
@@ -110,7 +112,7 @@ def scaled(out: Path, processes: int) -> dict[str, Any]:
         for row in rates(summary):
             # A launch that went on may have had too little left for all processes.
             whole = row["processes"] == count
-            rows.append(row if whole else {**row, "processes": count, "images_per_s": None})
+            rows.append(row if whole else {**row, "processes": count, **UNKNOWN})
     add_factors(rows)
     return {
         "schema": SCHEMA,
@@ -147,6 +149,7 @@ def rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "level": level,
             **{key: told["rate"][key] for key in ("processes", "images_per_s")},
+            "images_per_s_of_each": told["rate"].get("images_per_s_of_each"),
             "host": told["rate"].get("host"),
         }
         for level, told in summary["levels"].items()
@@ -163,8 +166,8 @@ def add_factors(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    host = row.get("host") or {}
-    figures = (
+    host, each = row.get("host") or {}, row.get("images_per_s_of_each") or ()
+    rate, *figures = (
         (row["images_per_s"], 1, ".2f"),
         (row["factor"], 1, ".2f"),
         (row.get("efficiency"), 1, ".3f"),
@@ -175,8 +178,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"`{row['level']}`",
         str(row["processes"]),
-        *("-" if value is None else f"{times * value:{form}}" for value, times, form in figures),
+        _figure(*rate),
+        ", ".join(_figure(one, 1, ".2f") for one in each) or "-",
+        *(_figure(*figure) for figure in figures),
     )
+
+
+def _figure(value: float | None, times: float, form: str) -> str:
+    return "-" if value is None else f"{times * value:{form}}"
 
 
 def lossy(options: argparse.Namespace) -> list[str]:

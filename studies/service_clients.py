@@ -32,6 +32,8 @@ SETTLED = 0.2
 TAIL_BYTES = 4000
 BESIDE_OTHERS = "other batch-mates, another place"
 TRIES = 20
+LOOP = "front_loop"
+"""The front's first thread, its event loop, which has one core at most; the others encode."""
 
 
 @dataclass(kw_only=True)
@@ -84,12 +86,18 @@ class Served:
         }
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor time so far: of the front, of all workers, and of these clients."""
-        found = {"front": 0.0, "workers": 0.0, "clients": time.process_time()}
+        """Processor time so far: of the front, its event loop, all workers, and these clients."""
+        found = {"front": 0.0, LOOP: 0.0, "workers": 0.0, "clients": time.process_time()}
         for pid, name in self.pids().items():
             with suppress(psutil.Error):
-                times = psutil.Process(pid).cpu_times()
+                process = psutil.Process(pid)
+                times = process.cpu_times()
                 found["front" if name == "front" else "workers"] += times.user + times.system
+                if name == "front":
+                    threads = process.threads()
+                    found[LOOP] = sum(
+                        one.user_time + one.system_time for one in threads if one.id == pid
+                    )
         return found
 
     def sample(self) -> None:

@@ -25,6 +25,7 @@ from sdopt.errors import SdoptError
 from sdopt.pipelines.engine_request import EngineRequest, ModelSize, parse_request
 
 logger = logging.getLogger(__name__)
+TRUNCATED = "of the prompt %r only the first %d tokens are used"
 
 CALLED = ("prepare_latents", "run_safety_checker")
 """Methods of a pipeline that the engine calls as diffusers does."""
@@ -179,7 +180,7 @@ def token_ids(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor:
     encodings, ids = _encoded(tokenizer, texts, longest)
     for text, one in zip(texts, encodings, strict=False):
         if one.overflowing:
-            logger.warning("of the prompt %r only the first %d tokens are used", text, longest)
+            logger.warning(TRUNCATED, text, longest)
     return torch.tensor(ids)
 
 

@@ -14,7 +14,7 @@ from sdopt.engine.tiles import LIBRARY, Tile
 from sdopt.tuning.compiling import Compilers, make_of, uses
 from sdopt.tuning.jobs import Job, operation
 from sdopt.tuning.repeats import Proof, prove
-from sdopt.tuning.table import row
+from sdopt.tuning.table import cut_of, row
 from sdopt.tuning.timing import time_us, times_us
 
 Compute = Callable[[Tile, int], Any]
@@ -28,7 +28,7 @@ def try_tile(compute: Compute, tile: Tile) -> str:
     try:
         compute(tile, 0)
     except (TritonError, RuntimeError) as error:  # the latter of a launch that CUDA refuses
-        print(f"{tile}: {error}", file=sys.stderr)
+        print(f"{cut_of(asdict(tile))}: {error}", file=sys.stderr)
         return str(error)
     return ""
 
@@ -36,10 +36,11 @@ def try_tile(compute: Compute, tile: Tile) -> str:
 def clear_tiles(job: Job, tiles: Sequence[Tile], verdicts: Mapping[Any, str]) -> list[Tile]:
     """Those whose kernel compiled to machine code without a race; of the others one is told."""
     reasons = {tile: verdicts[make_of(job, tile)] for tile in tiles}
-    left_out = [f"{tile} {reason}" for tile, reason in reasons.items() if reason]
+    left_out = [f"{cut_of(asdict(tile))} {why}" for tile, why in reasons.items() if why]
     if left_out:
         print(
-            f"{job.key}: {len(left_out)} of {len(tiles)} tiles are not timed: {left_out[0]}",
+            f"{job.key}: {len(left_out)} of {len(tiles)} tiles are not timed, the first of them "
+            f"{left_out[0]}",
             file=sys.stderr,
         )
     return [tile for tile, reason in reasons.items() if not reason]
@@ -90,13 +91,14 @@ def chosen(
     for tile in sorted(times, key=lambda one: times[one]):
         if tile.library:
             break
+        cut = cut_of(asdict(tile))
         if reason := race_of(tile):
-            tell(f"  {tile} is left out: {reason}")
+            tell(f"  {cut} is left out: {reason}")
             continue
         proof = proof_of(tile)
         if proof.passed:
             return tile, proof
-        tell(f"  {tile} is left out: {proof}")
+        tell(f"  {cut} is left out: {proof}")
     return LIBRARY, None
 
 

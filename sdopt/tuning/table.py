@@ -83,17 +83,26 @@ def circumstances() -> dict[str, str]:
     }
 
 
+def cut_of(tile: Mapping[str, Any]) -> str:
+    """A tile's fields in short: a program's share, stages, how x comes, and splits of the sum."""
+    if tile["library"]:
+        return "the library"
+    comes = "w{warps}"
+    if tile["stationary"]:
+        comes = "weights stay"
+    elif tile["specialized"]:
+        comes = "2 boxes"
+    elif tile["boxed"]:
+        comes = "w{warps} boxed"
+    more = [name for name in ("ahead", "pointers") if tile[name]]
+    more += ["polynomial {polynomial}"] if tile["polynomial"] else []
+    form = "{images}x{height}x{width}x{columns}+{extra}x{depth} s{stages} " + comes + " /{splits}"
+    return " ".join([form, *more]).format(**tile)
+
+
 def row(key: str, found: Mapping[str, Any]) -> str:
     """A line for the terminal: both times and the fastest own cut."""
-    own = found["own"]
-    cut = "{images}x{height}x{width}x{columns}+{extra}x{depth} s{stages} w{warps} /{splits}".format(
-        **own
-    )
-    if own["stationary"]:
-        cut = cut.replace(f"w{own['warps']}", "weights stay")
-    elif own["specialized"]:
-        cut = cut.replace(f"w{own['warps']}", "2 boxes")
     return (
         f"{key:34s} {found['us']:8.1f} us {found['tflops']:6.0f} TFLOP/s"
-        f"  library {found['library_us']:8.1f}  own {found['own_us']:8.1f}  {cut}"
+        f"  library {found['library_us']:8.1f}  own {found['own_us']:8.1f}  {cut_of(found['own'])}"
     )

@@ -14,7 +14,7 @@ import pytest
 from sdopt.bench.report.results import marks
 from sdopt.errors import SdoptError
 from studies import service_clients, service_load
-from studies.service_clients import Load, Memory, load_of
+from studies.service_clients import LOOP, Load, Memory, load_of
 from studies.service_engine import batch_of, devices_of
 
 ROOT = Path(service_load.__file__).parents[1]
@@ -49,6 +49,8 @@ def test_a_short_load_of_the_embedded_model(
     assert found["made_on"]["source"] == "embedded"
     assert {one["name"] for one in found["memory"]} == {"front", "worker 0", "worker 1"}
     assert found["options"]["devices"] == "cpu,cpu"
+    names = {"front", LOOP, "workers", "clients"}
+    assert all({*row["cpu_s_per_image"]} == names for row in found["rows"])
     assert all(min(row["cpu_s_per_image"].values()) > 0 for row in found["rows"])
     assert [*tmp_path.iterdir()] == [file]
     assert found["alike"]["alone again"] == "the same bits"

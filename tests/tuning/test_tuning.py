@@ -28,7 +28,7 @@ from sdopt.tuning.jobs import (
     job_of_key,
     uses_of,
 )
-from sdopt.tuning.table import read_table, row
+from sdopt.tuning.table import cut_of, read_table, row
 from sdopt.util.places import TILES
 from sdopt.util.precision import DTYPE
 from sdopt.util.writing import writing
@@ -48,6 +48,20 @@ def test_a_row_tells_the_shape_both_times_and_the_cut() -> None:
     keeping = next(tile for tile in candidates(GEGLU) if tile.stationary)
     line = row(GEGLU.key, {**found, "own": vars(keeping)})
     assert "1x64x1x128+128x64 s7 weights stay /1" in line
+
+
+def test_each_candidate_of_an_operation_has_a_name_of_its_own() -> None:
+    jobs = [
+        LINEAR,
+        GEGLU,
+        job_of_key("conv 2x64x64x320-320"),
+        job_of_key("attention 2x4096x4096-8x40"),
+    ]
+    for job in jobs:
+        tiles = candidates(job)
+        names = {cut_of(vars(tile)) for tile in tiles}
+        assert len(names) == len(set(tiles)) > 1
+    assert cut_of(vars(LIBRARY)) == "the library"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"tiles": {}}'])

@@ -187,20 +187,25 @@ class Rates:
         if not totals:
             return {}
         chosen = max(totals, key=lambda session: totals[session])
-        ours = [one for (session, _), one in self.seen.items() if session == chosen]
-        steady = [one.steady_count / one.steady_s for one in ours if one.steady_s > 0]
+        ours = {process: one for (session, process), one in self.seen.items() if session == chosen}
+        steady = {
+            process: one.steady_count / one.steady_s
+            for process, one in sorted(ours.items())
+            if one.steady_s > 0
+        }
         whole = len(steady) == len(ours)
         told: dict[str, Any] = {
             "processes": len(ours),
-            "images": sum(one.count for one in ours),
-            "images_per_s": sum(steady) if whole else None,
+            "images": sum(one.count for one in ours.values()),
+            "images_per_s": sum(steady.values()) if whole else None,
+            "images_per_s_of_each": list(steady.values()) if whole else None,
             "images_per_s_of_pipelines": sum(
-                one.count / one.generate_s for one in ours if one.generate_s > 0
+                one.count / one.generate_s for one in ours.values() if one.generate_s > 0
             ),
         }
-        host = sum((one.host_s for one in ours), np.zeros(len(HOST)))
+        host = sum((one.host_s for one in ours.values()), np.zeros(len(HOST)))
         if whole and np.isfinite(host).all():
-            images = sum(one.steady_count for one in ours)
+            images = sum(one.steady_count for one in ours.values())
             told["host"] = dict(zip(HOST, (host / images).tolist(), strict=True))
         return told
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,12 +45,22 @@ MOST_WAITING = 2
 @contextmanager
 def pipeline_of(source: Source, device: torch.device, level: Level) -> Iterator[Generate]:
     """The images of a level, until it is left."""
+    from sdopt.bench.evaluation.truncation import truncation_told_once
+    from sdopt.pipelines.engine_call import token_ids
     from sdopt.pipelines.pipeline import build
     from sdopt.util.hardware import free_memory
 
     pipeline = build(source, level, device)
+
+    def generate(requests: Sequence[Request]) -> NDArray[np.float32]:
+        if pipeline.engine is None:  # which looks itself
+            texts = ([one.negative_prompt, one.prompt] for one in requests)
+            token_ids(pipeline, [text for both in texts for text in both])
+        return generate_batch(pipeline, requests)
+
     try:
-        yield partial(generate_batch, pipeline)
+        with truncation_told_once(level.name):
+            yield generate
     finally:
         pipeline.__dict__.clear()
         free_memory(device)

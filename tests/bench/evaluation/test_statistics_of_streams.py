@@ -103,10 +103,21 @@ def test_a_rate_is_that_of_the_processes_of_one_session_after_their_first_part()
     assert Rates().told() == {}
 
 
+def test_the_rate_of_each_process_is_told_in_their_order() -> None:
+    rates = Rates()
+    for process, seconds in ((1, 1.0), (0, 2.0)):
+        for part in range(3):
+            rates.add(made("one", process, seconds * part), 8)
+    told = rates.told()
+    assert told["images_per_s_of_each"] == pytest.approx([4.0, 8.0])
+    assert told["images_per_s"] == pytest.approx(12.0)
+
+
 def test_a_rate_of_a_single_part_is_unknown() -> None:
     rates = Rates()
     rates.add(made("one", 0, 1.0, cpu_s=1, scorers_cpu_s=1, png_s=1, score_s=1, write_s=1), 8)
     assert rates.told()["images_per_s"] is None
+    assert rates.told()["images_per_s_of_each"] is None
     assert "host" not in rates.told()
 
 

@@ -1,0 +1,60 @@
+"""Prompts of more tokens than the text encoder takes, told once for a level: not in each batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sdopt.pipelines.engine_call import TRUNCATED
+from sdopt.pipelines.engine_call import logger as engine_logger
+
+UNSAID = {
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion": (
+        "input was truncated because CLIP"  # and all that was, with each shorter prompt's end marks
+    ),
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
+}
+"""Loggers, and the words of what they say of long prompts."""
+
+logger = logging.getLogger(__name__)
+
+
+class Truncated:
+    """The prompts that were cut, in place of the warnings that say so."""
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+        self.longest: object = 0
+        self.texts: dict[str, None] = {}
+
+    def keeps(self, record: logging.LogRecord) -> bool:
+        """A filter of logs: notes a warning that it leaves out."""
+        if record.msg == TRUNCATED and isinstance(record.args, tuple):
+            text, longest = record.args
+            self.texts[str(text)], self.longest = None, longest
+            return False
+        return UNSAID.get(record.name, TRUNCATED) not in record.getMessage()
+
+    def tell(self) -> None:
+        """How many, and the first."""
+        if self.texts:
+            first, *others = self.texts
+            more = f" and of {len(others)} more" if others else ""
+            words = "%s: of the prompt %r%s only the first %d tokens are used"
+            logger.warning(words, self.level, first, more, self.longest)
+
+
+@contextmanager
+def truncation_told_once(level: str) -> Iterator[None]:
+    """Inside, neither diffusers nor `engine_call.token_ids` says what is cut; at the end this."""
+    found = Truncated(level)
+    loggers = [engine_logger, *map(logging.getLogger, UNSAID)]
+    for one in loggers:
+        one.addFilter(found.keeps)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeFilter(found.keeps)
+        found.tell()
