@@ -31,7 +31,7 @@ from sdopt.errors import SdoptError
 from sdopt.util.children import python_path
 from sdopt.util.files import read_json, write_whole
 from studies.four_gpus_table import EVALUATION, ONE, SERVICE, shown
-from studies.quality_gpus import scaled
+from studies.quality_gpus import check_gpus, scaled
 from studies.quality_runs import SCALED, counts_of
 from studies.service_load import so_far
 
@@ -39,6 +39,8 @@ SCHEMA = "sdopt-four-gpus/1"
 MARK = "gpus-{}"
 """Of the block in a page that holds the tables of so many."""
 LIMITS_S = {EVALUATION: 360.0, SERVICE: 150.0, ONE: 75.0}
+TRIAL = "--source embedded --processes 2 --levels turbo --steps 2 --size 64x64"
+"""What can be run without a GPU."""
 LEAST_S = 20.0
 """A part is not begun with less."""
 END_S = 30.0
@@ -109,30 +111,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def check_gpus(processes: int, source: str) -> list[str]:
-    """The names of the GPUs, none for a trial on a CPU. Raises SdoptError if there are too few."""
-    import torch
-
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if processes < 1:
-        raise SdoptError(f"--processes is {processes}; give 1 or more")
-    if not there and source != "embedded":
-        raise SdoptError(
-            f"{processes} GPUs were asked for, and there is none here; run it on a host with "
-            f"{processes}, or try it on this CPU: --source embedded --processes 2 --levels turbo "
-            "--steps 2 --size 64x64"
-        )
-    if 0 < there < processes:
-        raise SdoptError(
-            f"{processes} GPUs were asked for, and there are {there} here; give "
-            f"--processes {there}, or run it on a host with {processes}"
-        )
-    return [torch.cuda.get_device_name(number) for number in range(min(there, processes))]
-
-
 def begun(options: argparse.Namespace) -> Run:
     """New, or as `--json` holds it. Raises SdoptError for another run's."""
-    gpus = check_gpus(options.processes, options.source)
+    gpus = check_gpus(options.processes, options.source, TRIAL)
     asked = json.loads(json.dumps({name: getattr(options, name) for name in KEPT}))
     found: dict[str, Any] = {
         "schema": SCHEMA,

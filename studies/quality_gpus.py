@@ -48,6 +48,8 @@ GOALS = {1: 1.0, 2: 1.9}
 EFFICIENCY = 0.925
 """Of more than two: 3.7 times with four."""
 MOST_THREADS = 4
+TRIAL = "--source embedded --levels turbo --steps 2 --scenes 128"
+"""What can be run without a GPU."""
 UNKNOWN = {"images_per_s": None, "images_per_s_of_each": None}
 
 
@@ -78,6 +80,26 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
     }
 
 
+def check_gpus(processes: int, source: str, trial: str) -> list[str]:
+    """The names of the GPUs, none for a trial on a CPU. Raises SdoptError if there are too few."""
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if processes < 1:
+        raise SdoptError(f"--processes is {processes}; give 1 or more")
+    if not there and source != "embedded":
+        raise SdoptError(
+            f"{processes} GPUs were asked for, and there is none here; run it on a host with "
+            f"{processes}, or try it on this CPU: {trial}"
+        )
+    if 0 < there < processes:
+        raise SdoptError(
+            f"{processes} GPUs were asked for, and there are {there} here; give "
+            f"--processes {there}, or run it on a host with {processes}"
+        )
+    return [torch.cuda.get_device_name(number) for number in range(min(there, processes))]
+
+
 def launch(processes: int, arguments: Sequence[str], options: argparse.Namespace) -> None:
     """Run it with that many processes. Raises WorkerError if it does not end well."""
     given = command(processes, [*arguments, "--out", str(options.out)])
@@ -94,6 +116,7 @@ def launch(processes: int, arguments: Sequence[str], options: argparse.Namespace
 
 def scaling(options: argparse.Namespace) -> list[str]:
     """Rates with one process and with several, as rows; written as JSON."""
+    check_gpus(options.processes, options.source, TRIAL)
     launch(options.processes, [SCALING, *_scaling_arguments(options)], options)
     content = scaled(options.out, options.processes)
     write_whole(options.json, json.dumps(content, indent=1).encode() + b"\n")

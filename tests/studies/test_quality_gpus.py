@@ -14,9 +14,10 @@ import stub_evaluation as stub
 from sdopt.bench.evaluation import evaluate as module
 from sdopt.bench.evaluation.here import Here
 from sdopt.bench.report.results import marks
+from sdopt.errors import SdoptError
 from sdopt.levels import LEVELS, cost_is_comparable
 from studies import quality_gpus, quality_runs
-from studies.quality_gpus import add_factors, command, main
+from studies.quality_gpus import add_factors, check_gpus, command, main
 from studies.quality_runs import LOSSY, SCALED, Few, counts_of
 
 LOSSY_FIELDS = ("decoder", "cfg_cutoff", "feature_cache", "full_share", "float8")
@@ -107,6 +108,29 @@ def test_a_factor_is_of_the_same_level() -> None:
     assert list(map(quality_gpus.goal_of, (2, 4))) == [1.9, 3.7]
 
 
+def test_fewer_gpus_than_asked_are_refused_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    with pytest.raises(SdoptError, match=r"4 GPUs were asked for, and there is none here.*: less$"):
+        check_gpus(4, "sd15-random", "less")
+    assert check_gpus(2, "embedded", "") == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"card {number}")
+    with pytest.raises(SdoptError, match="there are 2 here; give --processes 2"):
+        check_gpus(4, "sd15-random", "less")
+    assert check_gpus(2, "sd15-random", "") == ["card 0", "card 1"]
+
+
+def test_scaling_needs_as_many_gpus_as_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = here(monkeypatch)
+    assert main(["scaling", "--out", str(tmp_path), "--json", str(tmp_path / "none.json")]) == 2
+    assert "2 GPUs were asked for, and there is none here" in capsys.readouterr().err
+    assert asked == [*tmp_path.iterdir()] == []
+
+
 def test_lossy_keeps_each_summary_and_warms_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +183,7 @@ def test_a_launch_that_fails_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here(monkeypatch, code=7)
-    assert main(["scaling", "--out", str(tmp_path)]) == 2
+    assert main(["scaling", "--source", "embedded", "--out", str(tmp_path)]) == 2
     assert "ended with 7" in capsys.readouterr().err
 
 
