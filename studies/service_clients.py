@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import http.client
 import io
 import json
@@ -32,6 +33,8 @@ SETTLED = 0.2
 TAIL_BYTES = 4000
 BESIDE_OTHERS = "other batch-mates, another place"
 TRIES = 20
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when the thread that started it ends."""
 LOOP = "front_loop"
 """The front's first thread, its event loop, which has one core at most; the others encode."""
 
@@ -82,7 +85,7 @@ class Served:
         _, body = self.get("/healthz")
         workers = json.loads(body)["workers"]
         return {self.process.pid: "front"} | {
-            one["pid"]: f"worker {one['worker']}" for one in workers
+            one["pid"]: f"worker {one['worker']}" for one in workers if one["pid"] is not None
         }
 
     def cpu_s(self) -> dict[str, float]:
@@ -129,7 +132,12 @@ def served(
     """A service from when it is ready to its orderly end. Raises SdoptError with its log's end."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=dict(environment)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=dict(environment),
+            preexec_fn=_end_with_this,
         )
         service = None
         try:
@@ -144,6 +152,12 @@ def served(
                 service.exit_code = code
                 for memory in service.memory.values():
                     memory.summarize()
+
+
+def _end_with_this() -> None:
+    """In the new process: if this one is killed, nothing below ends the service."""
+    with suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _ready(process: subprocess.Popen[str], timeout_s: float) -> Served:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from sdopt.bench.report.results import markdown_table, write_table
+from sdopt.bench.report.results import filled, markdown_table, read_page, write_table
 from sdopt.errors import SdoptError
 from sdopt.service import server
 from sdopt.service.queueing import Kind
 from sdopt.service.settings import Facts, Settings, Shape
 from sdopt.service.worker import Finish, Pixels, Wanted
 from sdopt.util.children import python_path
-from sdopt.util.files import read_json, write_whole
+from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.text import counted
 from studies.service_clients import LOOP, served, under_load
 
 SCHEMA = "sdopt-service-front/1"
@@ -33,7 +35,12 @@ MARK = "service-front"
 MAX_BATCH = 4
 SIZE_PX = 512
 IMAGES_A_CLIENT = 8
-TIMEOUT_S = 300.0
+MOST_IMAGES = 10**6
+MOST_CLIENTS = 512
+"""Connections that the service keeps open."""
+STARTS_S = 120.0
+SLOWER = 10
+"""Than the workers: a load that takes longer than so many times as long is given up."""
 HEADINGS = (
     "workers",
     "clients",
@@ -99,16 +106,19 @@ def serve(options: argparse.Namespace) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One row. Raises SdoptError if an answer was lost."""
+    batch = min(MAX_BATCH, options.clients // options.workers)
+    rate = options.workers * batch * 1e3 / options.ms
     given = {"--workers": options.workers, "--clients": options.clients, "--ms": options.ms}
     command = [sys.executable, "-m", "studies.service_front", "--serve"]
     for name, value in given.items():
         command += [name, str(value)]
     environment = {**os.environ, "PYTHONPATH": python_path()}
     images = max(options.images, IMAGES_A_CLIENT * options.clients)
-    with served(command, environment, TIMEOUT_S) as service:
-        under_load(service, {"prompt": "warm"}, options.clients, 2 * options.clients, TIMEOUT_S)
+    limit_s = STARTS_S + SLOWER * images / rate
+    with served(command, environment, STARTS_S) as service:
+        under_load(service, {"prompt": "warm"}, options.clients, 2 * options.clients, limit_s)
         before = service.cpu_s()
-        seen = under_load(service, {"prompt": "noise"}, options.clients, images, TIMEOUT_S)
+        seen = under_load(service, {"prompt": "noise"}, options.clients, images, limit_s)
         after = service.cpu_s()
     if seen.lost:
         raise SdoptError(f"{seen.lost} of {images} requests were lost: {', '.join(seen.errors)}")
@@ -116,7 +126,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "workers": options.workers,
         "clients": options.clients,
         "batch_ms": options.ms,
-        "workers_images_per_s": options.workers * MAX_BATCH * 1e3 / options.ms,
+        "workers_images_per_s": rate,
         "images_per_s": seen.images_per_s,
         "cpu_s_per_image": {name: (after[name] - before[name]) / images for name in after},
     }
@@ -125,13 +135,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def told(found: Mapping[str, Any]) -> list[str]:
     """The table, and what the event loop alone would allow."""
     rows = found["rows"]
-    lowest, highest = (of(row["cpu_s_per_image"][LOOP] for row in rows) for of in (min, max))
-    return [
-        *markdown_table(HEADINGS, [_cells(row) for row in rows]),
-        "",
-        f"{found['cores']} cores, {SIZE_PX} x {SIZE_PX}. The event loop alone would allow "
-        f"{1 / highest:.0f} to {1 / lowest:.0f} images a second.",
-    ]
+    lines = markdown_table(HEADINGS, [_cells(row) for row in rows])
+    line = f"{found['cores']} cores, {SIZE_PX} x {SIZE_PX}."
+    most = max((row["cpu_s_per_image"][LOOP] for row in rows), default=0)
+    if most > 0:  # in a short run the clock may not have ticked
+        line += f" The event loop alone would allow {1 / most:.0f} images a second or more."
+    return [*lines, "", line]
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -145,15 +154,17 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too few; give 1 or more")
-    return value
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_IMAGES:
+        raise argparse.ArgumentTypeError(f"{text} is no count; give 1 to {MOST_IMAGES}")
+    return int(text)
 
 
 def _milliseconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 1 <= value <= 1e4:
         raise argparse.ArgumentTypeError(f"{text} ms is no batch's time; give 1 to 10000")
     return value
@@ -162,10 +173,10 @@ def _milliseconds(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m studies.service_front", description=__doc__)
     add = parser.add_argument
-    add("--workers", type=_positive, nargs="+", default=[1, 2, 4], help="(1 2 4)")
-    add("--clients", type=_positive, default=16, help="of each worker (16)")
+    add("--workers", type=_count, nargs="+", default=[1, 2, 4], help="(1 2 4)")
+    add("--clients", type=_count, default=16, help="of each worker (16)")
     add("--ms", type=_milliseconds, default=80.0, help="a batch of 4 takes (80: turbo on an H200)")
-    add("--images", type=_positive, default=400, help="at least, for each row (400)")
+    add("--images", type=_count, default=400, help="at least, for each row (400)")
     add("--json", type=Path, help="file to write the rows into")
     add("--show", action="store_true", help="measure nothing: what --json holds")
     add("--page", type=Path, help="page to write the table into")
@@ -178,28 +189,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.serve:
         return serve(_of(options, options.workers[0], options.clients))
+    code, rows = 0, list[dict[str, Any]]()
+    found: dict[str, Any] = {"schema": SCHEMA, "cores": len(os.sched_getaffinity(0)), "rows": rows}
     try:
-        if options.show and options.json is None:
-            raise SdoptError("--show needs --json FILE, what to show")
-        found = read_json(options.json) if options.show else _measured(options)
-        lines = told(found)
-        if options.json and not options.show:
-            write_whole(options.json, json.dumps(found, indent=1).encode() + b"\n")
+        check(options)
+        if options.show:
+            found = stored(options.json)
+        else:
+            _measured(options, found)
         if options.page:
-            write_table(options.page, lines, MARK)
-    except (SdoptError, OSError) as error:
+            write_table(options.page, told(found), MARK)
+    except (SdoptError, OSError, subprocess.TimeoutExpired) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(lines))
-    return 0
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    if found["rows"]:  # those of before a fault count
+        print("\n".join(told(found)))
+    return code
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
-    rows = []
+def check(options: argparse.Namespace) -> None:
+    """Raise SdoptError for what would fail only after minutes of measuring."""
+    most = MOST_CLIENTS // max(options.workers)
+    if options.clients > most:
+        raise SdoptError(
+            f"{max(options.workers)} workers with {counted(options.clients, 'client')} each are "
+            f"more than the {MOST_CLIENTS} connections of a service; give --clients {most} or less"
+            if most
+            else f"--workers {max(options.workers)} is too many; give {MOST_CLIENTS} or less"
+        )
+    if options.show and options.json is None:
+        raise SdoptError("--show needs --json FILE, what to show")
+    if options.json and options.json.is_dir():
+        raise SdoptError(f"--json {options.json} is a folder; name a file")
+    if options.page:
+        filled(options.page, read_page(options.page), [], MARK)
+
+
+def stored(file: Path) -> dict[str, Any]:
+    """The rows of a file that this wrote. Raises BrokenFileError for another one."""
+    found: dict[str, Any] = read_json(file)
+    if found.get("schema") != SCHEMA:
+        raise damaged(file, f"holds no {SCHEMA}, which `python -m studies.service_front` writes")
+    return found
+
+
+def _measured(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Add a row for each number of workers, and keep it as soon as it is there."""
     for workers in options.workers:
-        print(f"{workers} workers ...", file=sys.stderr, flush=True)
-        rows.append(measure(_of(options, workers, workers * options.clients)))
-    return {"schema": SCHEMA, "cores": len(os.sched_getaffinity(0)), "rows": rows}
+        print(f"{counted(workers, 'worker')} ...", file=sys.stderr, flush=True)
+        found["rows"].append(measure(_of(options, workers, workers * options.clients)))
+        if options.json:
+            write_whole(options.json, json.dumps(found, indent=1).encode() + b"\n")
 
 
 def _of(options: argparse.Namespace, workers: int, clients: int) -> argparse.Namespace:

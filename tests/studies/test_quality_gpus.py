@@ -53,7 +53,9 @@ def test_scaling_compares_one_process_with_all_of_them(
     given = ["--out", str(tmp_path / "out"), "--json", str(file), "--page", str(page)]
     more = ["--processes", "1", "--source", "embedded", "--scenes", "40"]
     assert main(["scaling", *given, *more]) == 0
-    assert "| `turbo` | 1 |" in page.read_text()
+    rates = [row["images_per_s"] for row in json.loads(file.read_text())["rows"]]
+    for level, rate in zip(("turbo", "final"), rates, strict=True):
+        assert f"| `{level}` | 1 | {rate:.2f} | {rate:.2f} | 1.00 |" in page.read_text()
     assert "cpu s / image | PNG ms / image | ms to write an image's part |" in page.read_text()
     assert len(asked) == 1
     rows = json.loads(file.read_text())["rows"]
@@ -129,6 +131,35 @@ def test_scaling_needs_as_many_gpus_as_processes(
     assert main(["scaling", "--out", str(tmp_path), "--json", str(tmp_path / "none.json")]) == 2
     assert "2 GPUs were asked for, and there is none here" in capsys.readouterr().err
     assert asked == [*tmp_path.iterdir()] == []
+
+
+def told(rate: dict[str, Any]) -> dict[str, Any]:
+    return {"levels": {"turbo": {"rate": rate}}}
+
+
+def test_the_rate_of_each_process_is_that_of_the_summary_where_it_has_one() -> None:
+    [row] = quality_gpus.rates(
+        told({"processes": 2, "images_per_s": 7.0, "images_per_s_of_each": [3.0, 4.0]})
+    )
+    add_factors([row])
+    assert "| 7.00 | 3.00, 4.00 | - |" in quality_gpus.scaling_table([row])[-1]
+    [older] = quality_gpus.rates(told({"processes": 2, "images_per_s": 7.0}))
+    add_factors([older])
+    assert "| 7.00 | - | - |" in quality_gpus.scaling_table([older])[-1]
+
+
+def test_a_launch_of_too_few_processes_has_no_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that went on with what was left may have had work for one of two."""
+    rate = {"processes": 1, "images_per_s": 7.0, "images_per_s_of_each": [7.0]}
+    monkeypatch.setattr(quality_gpus, "read_summary", lambda file: {"run": {}, **told(rate)})
+    for count in (1, 2):
+        (tmp_path / f"scaling-{count}").mkdir()
+        (tmp_path / f"scaling-{count}" / "summary.json").touch()
+    one, two = quality_gpus.scaled(tmp_path, 2)["rows"]
+    assert (one["images_per_s"], one["images_per_s_of_each"]) == (7.0, [7.0])
+    assert (two["processes"], two["images_per_s"], two["images_per_s_of_each"]) == (2, None, None)
 
 
 def test_lossy_keeps_each_summary_and_warms_beside(

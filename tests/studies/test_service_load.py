@@ -7,6 +7,7 @@ import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,34 @@ import pytest
 from sdopt.bench.report.results import marks
 from sdopt.errors import SdoptError
 from studies import service_clients, service_load
-from studies.service_clients import LOOP, Load, Memory, load_of
+from studies.service_clients import LOOP, Load, Memory, Served, load_of
 from studies.service_engine import batch_of, devices_of
 
 ROOT = Path(service_load.__file__).parents[1]
+
+
+def test_the_event_loop_is_the_first_thread_of_the_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    def thread(number: int, user: float, system: float) -> SimpleNamespace:
+        return SimpleNamespace(id=number, user_time=user, system_time=system)
+
+    threads = {7: [thread(7, 1.0, 0.5), thread(8, 4.0, 2.0)], 9: [thread(9, 3.0, 1.0)]}
+
+    def process(pid: int) -> SimpleNamespace:
+        times = SimpleNamespace(
+            user=sum(one.user_time for one in threads[pid]),
+            system=sum(one.system_time for one in threads[pid]),
+        )
+        return SimpleNamespace(cpu_times=lambda: times, threads=lambda: threads[pid])
+
+    def health(self: object, path: str) -> tuple[int, str]:
+        rows = [{"pid": 9, "worker": "0"}, {"pid": None, "worker": "1"}]
+        return 200, json.dumps({"workers": rows})
+
+    monkeypatch.setattr(service_clients.psutil, "Process", process)
+    monkeypatch.setattr(Served, "get", health)
+    front: Any = SimpleNamespace(pid=7)
+    spent = Served(host="", port=0, process=front).cpu_s()
+    assert (spent["front"], spent[LOOP], spent["workers"]) == (7.5, 1.5, 4.0)
 
 
 def test_a_short_load_of_the_embedded_model(

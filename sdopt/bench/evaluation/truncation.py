@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from sdopt.pipelines.engine_call import TRUNCATED
 from sdopt.pipelines.engine_call import logger as engine_logger
+from sdopt.util.text import shown
 
 UNSAID = {
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion": (
@@ -16,6 +17,9 @@ UNSAID = {
     "transformers.tokenization_utils_base": "Token indices sequence length is longer",
 }
 """Loggers, and the words of what they say of long prompts."""
+
+SHOWN = 120
+"""Characters of the first."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +38,15 @@ class Truncated:
             text, longest = record.args
             self.texts[str(text)], self.longest = None, longest
             return False
-        return UNSAID.get(record.name, TRUNCATED) not in record.getMessage()
+        return UNSAID.get(record.name, TRUNCATED) not in str(record.msg)
 
     def tell(self) -> None:
         """How many, and the first."""
         if self.texts:
             first, *others = self.texts
-            more = f" and of {len(others)} more" if others else ""
-            words = "%s: of the prompt %r%s only the first %d tokens are used"
-            logger.warning(words, self.level, first, more, self.longest)
+            many = f"{len(self.texts)} prompts are" if others else "a prompt is"
+            words = "%s: %s longer than the %d tokens that are used: %s"
+            logger.warning(words, self.level, many, self.longest, shown(first, SHOWN))
 
 
 @contextmanager

@@ -45,7 +45,6 @@ MOST_WAITING = 2
 @contextmanager
 def pipeline_of(source: Source, device: torch.device, level: Level) -> Iterator[Generate]:
     """The images of a level, until it is left."""
-    from sdopt.bench.evaluation.truncation import truncation_told_once
     from sdopt.pipelines.engine_call import token_ids
     from sdopt.pipelines.pipeline import build
     from sdopt.util.hardware import free_memory
@@ -53,14 +52,14 @@ def pipeline_of(source: Source, device: torch.device, level: Level) -> Iterator[
     pipeline = build(source, level, device)
 
     def generate(requests: Sequence[Request]) -> NDArray[np.float32]:
-        if pipeline.engine is None:  # which looks itself
+        images = generate_batch(pipeline, requests)
+        if pipeline.engine is None:  # which says itself which are too long
             texts = ([one.negative_prompt, one.prompt] for one in requests)
             token_ids(pipeline, [text for both in texts for text in both])
-        return generate_batch(pipeline, requests)
+        return images
 
     try:
-        with truncation_told_once(level.name):
-            yield generate
+        yield generate
     finally:
         pipeline.__dict__.clear()
         free_memory(device)
@@ -136,6 +135,8 @@ class Worker:
 
     def work(self, missing: dict[str, list[int]], ours: Sequence[int], batch: int) -> None:
         """Make the missing parts of our blocks, level after level: the reference comes first."""
+        from sdopt.bench.evaluation.truncation import truncation_told_once
+
         seeing = processes(self.threads) if self.device == "cuda" else nullcontext(see)
         with seeing as by, ThreadPoolExecutor(self.threads) as threads:
 
@@ -148,8 +149,14 @@ class Worker:
                 lacking = set(missing[level.name])
                 blocks = [block for block in ours if block in lacking]
                 if blocks:
+                    if not self.process:  # of all that begin it one says so
+                        slow = ", then compiling for its first images" if level.compiled else ""
+                        self.say(f"{level.name}: loading{slow}")
                     most = min(batch, self.evaluation.part)
-                    with Batches(self.build, level, most, self.say) as batches:
+                    with (
+                        truncation_told_once(level.name),
+                        Batches(self.build, level, most, self.say) as batches,
+                    ):
                         self._level(level, blocks, batches, score)
 
     def _level(self, level: Level, blocks: Sequence[int], batches: Batches, score: Score) -> None:

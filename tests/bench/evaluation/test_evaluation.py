@@ -187,6 +187,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_filled_up(tmp_path: Path) -> No
 
     stub.run(stub.of(10, part=10, batch=8), tmp_path, Hungry, say=said.append)
     assert sizes[:9] == [8, -1, 4, -1, 2, 2, 2, 2, 2]
+    assert [line for line in said if "loading" in line] == ["hoisted: loading", "turbo: loading"]
     assert "turbo: out of memory, going on in batches of 4" in said
     with pytest.raises(OutOfMemoryError):
         stub.run(

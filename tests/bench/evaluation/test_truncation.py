@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sdopt.bench.evaluation.truncation import UNSAID, truncation_told_once
 from sdopt.bench.evaluation.work import pipeline_of
+from sdopt.errors import SdoptError
 from sdopt.levels import get_level
 from sdopt.pipelines.engine_call import TRUNCATED
 from sdopt.pipelines.engine_call import logger as engine_logger
@@ -17,6 +19,7 @@ from sdopt.weights.sources import resolve
 
 LONG = "a large red circle at the center on a blue background " * 9
 OTHER = "a small green ring at the top left on a white background " * 9
+NEGATIVE = "a large blue square at the bottom left on a yellow background " * 9
 SHORT = "a large red star on a blue background"
 
 
@@ -29,14 +32,44 @@ def test_two_batches_of_long_prompts_are_told_in_one_line(
     level: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = resolve("embedded")
-    with pipeline_of(source, torch.device("cpu"), get_level(level)) as generate:
-        for _ in range(2):
-            assert generate(requests_of(LONG, OTHER, SHORT)).shape[0] == 3
-    told = [record.getMessage() for record in caplog.records if "tokens" in record.getMessage()]
-    longest = f"of the prompt {LONG!r} and of 1 more only the first 32 tokens are used"
-    assert told == [f"{level}: {longest}"]
-    told = capfd.readouterr().err
-    assert not any(words in told for words in ("<|endoftext|>", "indexing errors"))
+    with (
+        truncation_told_once(level),
+        pipeline_of(source, torch.device("cpu"), get_level(level)) as generate,
+    ):
+        assert generate(requests_of(LONG, OTHER, SHORT)).shape[0] == 3
+        negative = [replace(one, negative_prompt=NEGATIVE) for one in requests_of(LONG, SHORT)]
+        assert generate(negative).shape[0] == 2
+    [told] = [record.getMessage() for record in caplog.records if "tokens" in record.getMessage()]
+    assert told.startswith(f"{level}: 3 prompts are longer than the 32 tokens that are used: ")
+    assert len(told) < 200
+    said = capfd.readouterr().err
+    assert not any(words in said for words in ("<|endoftext|>", "indexing errors"))
+
+
+def test_nothing_is_told_of_prompts_that_were_refused(caplog: pytest.LogCaptureFixture) -> None:
+    source = resolve("embedded")
+    with (
+        pytest.raises(SdoptError, match="unknown prompt word"),
+        truncation_told_once("tuned"),
+        pipeline_of(source, torch.device("cpu"), get_level("tuned")) as generate,
+    ):
+        generate(requests_of(LONG + "zebra"))
+    assert caplog.records == []
+
+
+def test_one_is_told_by_its_beginning_and_its_own_limit(caplog: pytest.LogCaptureFixture) -> None:
+    with truncation_told_once("final"):
+        for _ in range(3):
+            engine_logger.warning(TRUNCATED, LONG, 77)
+    told = f"final: a prompt is longer than the 77 tokens that are used: {LONG[:117]}..."
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_a_warning_that_cannot_be_formatted_is_no_fault_of_the_evaluation() -> None:
+    logger = logging.getLogger(next(iter(UNSAID)))
+    with truncation_told_once("final"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "raiseExceptions", False)  # as handlers then treat it
+        logger.warning("odd", FutureWarning)
 
 
 def test_short_prompts_and_other_warnings_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
