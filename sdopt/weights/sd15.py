@@ -109,7 +109,8 @@ def _seeded(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(SEED)
         module = make()
-    return module.to(dtype).eval().requires_grad_(False)
+    # Not by diffusers' own `to`, which warns of parts to be kept in float32 and then names none.
+    return torch.nn.Module.to(module, dtype).eval().requires_grad_(False)
 
 
 def tokenizer() -> CLIPTokenizer:
