@@ -22,6 +22,7 @@ import numpy as np
 from sdopt.bench.report.results import filled, markdown_table, read_page, write_table
 from sdopt.errors import SdoptError
 from sdopt.service import server
+from sdopt.service.connection import most_connections
 from sdopt.service.queueing import Kind
 from sdopt.service.settings import Facts, Settings, Shape
 from sdopt.service.worker import Finish, Pixels, Wanted
@@ -36,8 +37,6 @@ MAX_BATCH = 4
 SIZE_PX = 512
 IMAGES_A_CLIENT = 8
 MOST_IMAGES = 10**6
-MOST_CLIENTS = 512
-"""Connections that the service keeps open."""
 STARTS_S = 120.0
 SLOWER = 10
 """Than the workers: a load that takes longer than so many times as long is given up."""
@@ -212,13 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Raise SdoptError for what would fail only after minutes of measuring."""
-    most = MOST_CLIENTS // max(options.workers)
+    open_at_once = most_connections(max(options.workers))
+    most = open_at_once // max(options.workers)
     if options.clients > most:
         raise SdoptError(
             f"{max(options.workers)} workers with {counted(options.clients, 'client')} each are "
-            f"more than the {MOST_CLIENTS} connections of a service; give --clients {most} or less"
+            f"more than the {open_at_once} connections of a service; give --clients {most} or less"
             if most
-            else f"--workers {max(options.workers)} is too many; give {MOST_CLIENTS} or less"
+            else f"--workers {max(options.workers)} is too many; give {open_at_once} or less"
         )
     if options.show and options.json is None:
         raise SdoptError("--show needs --json FILE, what to show")

@@ -134,6 +134,7 @@ def test_what_would_fail_later_is_refused_at_once(
     given: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(service_front, "measure", None)
+    monkeypatch.setattr(service_front, "most_connections", lambda workers: 512)
     assert main(given) == 2
     assert says in capsys.readouterr().err
 
