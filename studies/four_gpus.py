@@ -29,11 +29,12 @@ import psutil
 from sdopt.bench.report.results import write_table
 from sdopt.errors import SdoptError
 from sdopt.util.children import python_path
-from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.files import read_json, write_whole
 from studies.four_gpus_table import EVALUATION, ONE, SERVICE, shown
 from studies.quality_gpus import check_gpus, scaled
 from studies.quality_runs import SCALED, counts_of
 from studies.service_load import so_far
+from studies.stored import read_stored
 
 SCHEMA = "sdopt-four-gpus/1"
 MARK = "gpus-{}"
@@ -130,14 +131,6 @@ def begun(options: argparse.Namespace) -> Run:
             )
         found = stored
     return Run(options=options, found=found, until=time.monotonic() + 60 * options.minutes)
-
-
-def stored(file: Path) -> dict[str, Any]:
-    """What a run found so far. Raises BrokenFileError for another program's file."""
-    found: dict[str, Any] = read_json(file)
-    if found.get("schema") != SCHEMA:
-        raise damaged(file, f"holds no {SCHEMA}, which `python -m studies.four_gpus` writes")
-    return found
 
 
 def evaluation(run: Run) -> None:
@@ -247,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.show:
-            found = stored(options.json)
+            found = read_stored(options.json, SCHEMA, "studies.four_gpus")
             print("\n".join(told(Run(options=options, found=found))))
             return 0
         run = begun(options)

@@ -27,9 +27,10 @@ from sdopt.service.queueing import Kind
 from sdopt.service.settings import Facts, Settings, Shape
 from sdopt.service.worker import Finish, Pixels, Wanted
 from sdopt.util.children import python_path
-from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.files import write_whole
 from sdopt.util.text import counted
 from studies.service_clients import LOOP, served, under_load
+from studies.stored import read_stored
 
 SCHEMA = "sdopt-service-front/1"
 MARK = "service-front"
@@ -90,41 +91,39 @@ def load(level: str, source: str, device: str | None) -> Waiting:
     return Waiting(float(source))
 
 
-def serve(options: argparse.Namespace) -> int:
+def serve(workers: int, clients: int, batch_ms: float) -> int:
     """The service, in this process."""
     settings = Settings(
         port=0,
-        source=str(options.ms),
-        devices=("cpu",) * options.workers,
+        source=str(batch_ms),
+        devices=("cpu",) * workers,
         max_batch=MAX_BATCH,
-        max_queue=options.clients,
+        max_queue=clients,
         maker="studies.service_front:load",
     )
     return server.run(settings, lambda url, _: print(f"listening on {url}", flush=True))
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One row. Raises SdoptError if an answer was lost."""
-    batch = min(MAX_BATCH, options.clients // options.workers)
-    rate = options.workers * batch * 1e3 / options.ms
-    given = {"--workers": options.workers, "--clients": options.clients, "--ms": options.ms}
+def measure(workers: int, clients_each: int, batch_ms: float, least: int) -> dict[str, Any]:
+    """One row, of `least` images or more. Raises SdoptError if an answer was lost."""
+    clients = workers * clients_each
+    rate = workers * min(MAX_BATCH, clients_each) * 1e3 / batch_ms
     command = [sys.executable, "-m", "studies.service_front", "--serve"]
-    for name, value in given.items():
-        command += [name, str(value)]
+    command += ["--workers", str(workers), "--clients", str(clients), "--ms", str(batch_ms)]
     environment = {**os.environ, "PYTHONPATH": python_path()}
-    images = max(options.images, IMAGES_A_CLIENT * options.clients)
+    images = max(least, IMAGES_A_CLIENT * clients)
     limit_s = STARTS_S + SLOWER * images / rate
     with served(command, environment, STARTS_S) as service:
-        under_load(service, {"prompt": "warm"}, options.clients, 2 * options.clients, limit_s)
+        under_load(service, {"prompt": "warm"}, clients, 2 * clients, limit_s)
         before = service.cpu_s()
-        seen = under_load(service, {"prompt": "noise"}, options.clients, images, limit_s)
+        seen = under_load(service, {"prompt": "noise"}, clients, images, limit_s)
         after = service.cpu_s()
     if seen.lost:
         raise SdoptError(f"{seen.lost} of {images} requests were lost: {', '.join(seen.errors)}")
     return {
-        "workers": options.workers,
-        "clients": options.clients,
-        "batch_ms": options.ms,
+        "workers": workers,
+        "clients": clients,
+        "batch_ms": batch_ms,
         "workers_images_per_s": rate,
         "images_per_s": seen.images_per_s,
         "cpu_s_per_image": {name: (after[name] - before[name]) / images for name in after},
@@ -187,13 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure each number of workers and print the table; 2 for a mistake or a lost answer."""
     options = _parser().parse_args(arguments)
     if options.serve:
-        return serve(_of(options, options.workers[0], options.clients))
+        return serve(options.workers[0], options.clients, options.ms)
     code, rows = 0, list[dict[str, Any]]()
     found: dict[str, Any] = {"schema": SCHEMA, "cores": len(os.sched_getaffinity(0)), "rows": rows}
     try:
         check(options)
         if options.show:
-            found = stored(options.json)
+            found = read_stored(options.json, SCHEMA, "studies.service_front")
         else:
             _measured(options, found)
         if options.page:
@@ -211,14 +210,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Raise SdoptError for what would fail only after minutes of measuring."""
-    open_at_once = most_connections(max(options.workers))
-    most = open_at_once // max(options.workers)
-    if options.clients > most:
+    workers, each = max(options.workers), options.clients
+    most = most_connections(workers)
+    if workers * each > most:
         raise SdoptError(
-            f"{max(options.workers)} workers with {counted(options.clients, 'client')} each are "
-            f"more than the {open_at_once} connections of a service; give --clients {most} or less"
-            if most
-            else f"--workers {max(options.workers)} is too many; give {open_at_once} or less"
+            f"{counted(workers, 'worker')} with {counted(each, 'client')} each are more than the "
+            f"{most} connections of a service; give fewer --workers or --clients"
         )
     if options.show and options.json is None:
         raise SdoptError("--show needs --json FILE, what to show")
@@ -228,26 +225,13 @@ def check(options: argparse.Namespace) -> None:
         filled(options.page, read_page(options.page), [], MARK)
 
 
-def stored(file: Path) -> dict[str, Any]:
-    """The rows of a file that this wrote. Raises BrokenFileError for another one."""
-    found: dict[str, Any] = read_json(file)
-    if found.get("schema") != SCHEMA:
-        raise damaged(file, f"holds no {SCHEMA}, which `python -m studies.service_front` writes")
-    return found
-
-
 def _measured(options: argparse.Namespace, found: dict[str, Any]) -> None:
     """Add a row for each number of workers, and keep it as soon as it is there."""
     for workers in options.workers:
         print(f"{counted(workers, 'worker')} ...", file=sys.stderr, flush=True)
-        found["rows"].append(measure(_of(options, workers, workers * options.clients)))
+        found["rows"].append(measure(workers, options.clients, options.ms, options.images))
         if options.json:
             write_whole(options.json, json.dumps(found, indent=1).encode() + b"\n")
-
-
-def _of(options: argparse.Namespace, workers: int, clients: int) -> argparse.Namespace:
-    """The options of one row: its own workers, and the clients of all of them."""
-    return argparse.Namespace(**{**vars(options), "workers": workers, "clients": clients})
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from typing import Any
 from sdopt.bench.report.results import markdown_table, write_table
 from sdopt.errors import SdoptError
 from sdopt.util.children import python_path
-from sdopt.util.files import damaged, read_json, write_whole
+from sdopt.util.files import write_whole
 from studies.service_clients import Load, Memory, Served, generated_alike, served, under_load
 from studies.service_engine import PROMPT, batch_of, device_count, devices_of, engine_rates
+from studies.stored import read_stored
 
 SCHEMA = "sdopt-service-load/1"
 TARGET = 0.95
@@ -203,14 +204,6 @@ def _loaded(
     return {**row, "cpu_s_per_image": host}
 
 
-def stored(file: Path) -> dict[str, Any]:
-    """What was measured. Raises BrokenFileError for another program's file."""
-    found: dict[str, Any] = read_json(file)
-    if found.get("schema") != SCHEMA:
-        raise damaged(file, f"holds no {SCHEMA}, which `python -m studies.service_load` writes")
-    return found
-
-
 def so_far(file: Path) -> Path:
     """Beside the file that is written at the end: what there is already."""
     return file.with_suffix(".so-far.json")
@@ -262,7 +255,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.show and options.json is None:
             raise SdoptError("--show needs --json FILE, what to show")
-        found = stored(options.json) if options.show else measure(options, given)
+        found = (
+            read_stored(options.json, SCHEMA, "studies.service_load")
+            if options.show
+            else measure(options, given)
+        )
         lines = told(found)
         if options.json and not options.show:
             _keep(options.json, found)

@@ -12,7 +12,7 @@ def unsaid(words: str, *loggers: str) -> Iterator[None]:
     """Inside, those loggers leave out what holds the words, and nothing else."""
 
     def keeps(record: logging.LogRecord) -> bool:
-        return words not in record.getMessage()
+        return words not in _message(record)
 
     found = [logging.getLogger(name) for name in loggers]
     for logger in found:
@@ -22,3 +22,11 @@ def unsaid(words: str, *loggers: str) -> Iterator[None]:
     finally:
         for logger in found:
             logger.removeFilter(keeps)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """As a handler has it; a handler reports what cannot be formatted, a filter would raise it."""
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        return str(record.msg)

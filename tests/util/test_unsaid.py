@@ -17,3 +17,19 @@ def test_only_those_words_of_that_logger_are_left_out(caplog: pytest.LogCaptureF
         other.warning("needs paint")
     one.warning("needs paint again")
     assert caplog.messages == ["something else", "needs paint", "needs paint again"]
+
+
+def test_what_cannot_be_formatted_is_left_to_the_handlers() -> None:
+    one, seen = logging.getLogger("sdopt-test.one"), list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = seen.append  # type: ignore[method-assign]
+    one.addHandler(handler)
+    one.propagate = False
+    try:
+        with unsaid("needs paint", one.name):
+            one.warning("odd", FutureWarning)
+            one.warning("needs paint", FutureWarning)
+    finally:
+        one.removeHandler(handler)
+        one.propagate = True
+    assert [record.msg for record in seen] == ["odd"]

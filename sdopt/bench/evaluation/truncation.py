@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from sdopt.pipelines.engine_call import TRUNCATED
 from sdopt.pipelines.engine_call import logger as engine_logger
 from sdopt.util.text import shown
+from sdopt.util.unsaid import unsaid
 
 UNSAID = {
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion": (
@@ -29,16 +30,16 @@ class Truncated:
 
     def __init__(self, level: str) -> None:
         self.level = level
-        self.longest: object = 0
+        self.limit: object = 0
         self.texts: dict[str, None] = {}
 
     def keeps(self, record: logging.LogRecord) -> bool:
-        """A filter of logs: notes a warning that it leaves out."""
+        """A filter of the engine's log: notes a warning that it leaves out."""
         if record.msg == TRUNCATED and isinstance(record.args, tuple):
-            text, longest = record.args
-            self.texts[str(text)], self.longest = None, longest
+            text, self.limit = record.args
+            self.texts[str(text)] = None
             return False
-        return UNSAID.get(record.name, TRUNCATED) not in str(record.msg)
+        return True
 
     def tell(self) -> None:
         """How many, and the first."""
@@ -46,19 +47,19 @@ class Truncated:
             first, *others = self.texts
             many = f"{len(self.texts)} prompts are" if others else "a prompt is"
             words = "%s: %s longer than the %d tokens that are used: %s"
-            logger.warning(words, self.level, many, self.longest, shown(first, SHOWN))
+            logger.warning(words, self.level, many, self.limit, shown(first, SHOWN))
 
 
 @contextmanager
 def truncation_told_once(level: str) -> Iterator[None]:
     """Inside, neither diffusers nor `engine_call.token_ids` says what is cut; at the end this."""
     found = Truncated(level)
-    loggers = [engine_logger, *map(logging.getLogger, UNSAID)]
-    for one in loggers:
-        one.addFilter(found.keeps)
+    engine_logger.addFilter(found.keeps)
     try:
-        yield
+        with ExitStack() as stack:
+            for name, words in UNSAID.items():
+                stack.enter_context(unsaid(words, name))
+            yield
     finally:
-        for one in loggers:
-            one.removeFilter(found.keeps)
+        engine_logger.removeFilter(found.keeps)
         found.tell()

@@ -65,13 +65,6 @@ def test_one_is_told_by_its_beginning_and_its_own_limit(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
-def test_a_warning_that_cannot_be_formatted_is_no_fault_of_the_evaluation() -> None:
-    logger = logging.getLogger(next(iter(UNSAID)))
-    with truncation_told_once("final"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging, "raiseExceptions", False)  # as handlers then treat it
-        logger.warning("odd", FutureWarning)
-
-
 def test_short_prompts_and_other_warnings_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     with truncation_told_once("final"):
         engine_logger.warning("the clock is slow")
